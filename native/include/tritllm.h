@@ -1,0 +1,158 @@
+/* tritllm: balanced-ternary codec for weight matrices. Plain C interface.
+ *
+ * Every function works on memory the caller owns and starts no thread. Functions that take a row
+ * range may run at the same time on disjoint ranges; ranges begin at a multiple of TRITLLM_TILE rows
+ * and results do not depend on how the rows are cut. Functions with an `isa` argument return
+ * TRITLLM_UNSUPPORTED where this machine or build lacks it; all instruction sets give equal bits.
+ * The definition of every value is src/tritllm/codec/reference.py.
+ */
+#ifndef TRITLLM_H
+#define TRITLLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define TRITLLM_API __declspec(dllexport)
+#else
+#define TRITLLM_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TRITLLM_ABI 1
+#define TRITLLM_GROUP 16   /* weights that share one scale */
+#define TRITLLM_ENTRIES 27 /* scales in a codebook */
+#define TRITLLM_TILE 16    /* rows in a tile of the per-group scratch arrays */
+#define TRITLLM_GRID 256   /* scales at which the fit tabulates the error */
+#define TRITLLM_SAMPLE 3072 /* most groups that the fit looks at */
+
+enum { TRITLLM_SCALAR = 0, TRITLLM_AVX2 = 1, TRITLLM_AVX512 = 2, TRITLLM_NEON = 3 };
+enum { TRITLLM_FLOAT16 = 0, TRITLLM_BFLOAT16 = 1, TRITLLM_FLOAT32 = 2 };
+enum {
+    TRITLLM_OK = 0,
+    TRITLLM_UNSUPPORTED = 1, /* instruction set */
+    TRITLLM_BAD_BYTE = 2,    /* a byte above 242 */
+    TRITLLM_BAD_PADDING = 3, /* a missing trit at a row's end is not zero */
+    TRITLLM_BAD_ARGUMENT = 4
+};
+
+/* Bit i set: instruction set i can run here. Scalar always can. */
+TRITLLM_API int tritllm_isas(void);
+TRITLLM_API int tritllm_abi(void);
+
+/* --- Encoding -------------------------------------------------------------------------------------
+ *
+ * The order of calls for one matrix (weights may be encoded at several depths at once):
+ *   tritllm_peak, all rows           -> the largest magnitude, hence the exponent
+ *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth; energy
+ *   tritllm_v2_codebook              -> the published codebook of a depth
+ *   v3: tritllm_sample, tritllm_gather, tritllm_tabulate, tritllm_fit -> the fitted codebook
+ *   tritllm_write, all rows          -> packed planes, scale indices, sums per row
+ */
+
+typedef struct {
+    const void *weight; /* row-major */
+    int32_t dtype;
+    int32_t exponent; /* magnitudes are |w| * 2**-exponent, the largest in [1, 2) */
+    int64_t rows;
+    int64_t columns;
+    int64_t row_stride; /* in elements */
+} tritllm_matrix;
+
+/* One float per group, in tiles of 16 rows: [ceil(rows / 16)][groups a row][16]. The number of
+ * floats of such an array is tritllm_tiled(rows, columns); rows past the last are zero. */
+TRITLLM_API int64_t tritllm_tiled(int64_t rows, int64_t columns);
+
+/* Bits of the largest magnitude of rows [begin, end) as a float32: above 0x7f7fffff where a weight
+ * is not finite (tritllm_first_nonfinite then finds it). `exponent` is not read. */
+TRITLLM_API int tritllm_peak(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
+                             uint32_t *bits);
+
+/* Row-major number of the first NaN or infinity, or -1. */
+TRITLLM_API int64_t tritllm_first_nonfinite(const tritllm_matrix *matrix);
+
+/* largest, scales[0..n_depths): tiled arrays; row_energy: [rows]. */
+TRITLLM_API int tritllm_measure(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
+                                int n_depths, const int32_t *depths, float *largest,
+                                float *const *scales, double *row_energy);
+
+/* codebook: 27 floats, all zero where no scale is positive. scratch: as many floats as scales. */
+TRITLLM_API int tritllm_v2_codebook(const float *scales, int64_t n, float *scratch,
+                                    float *codebook);
+
+typedef struct {
+    int64_t count;   /* groups in the sample; a multiple of 16 of them is stored, padded by zeros */
+    float largest;   /* of all groups */
+    double body_weight;
+    int64_t group[TRITLLM_SAMPLE];
+    uint8_t in_tail[TRITLLM_SAMPLE];
+} tritllm_sample_set;
+
+TRITLLM_API int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
+                               tritllm_sample_set *sample);
+
+/* magnitudes: [16][TRITLLM_SAMPLE] floats. */
+TRITLLM_API int tritllm_gather(const tritllm_matrix *matrix, const tritllm_sample_set *sample,
+                               float *magnitudes);
+
+/* The grid of a depth's fit, then rows [begin, end) of its table [TRITLLM_GRID][TRITLLM_SAMPLE]. */
+TRITLLM_API int tritllm_grid(const float *published, const tritllm_sample_set *sample, float *grid);
+TRITLLM_API int tritllm_tabulate(int isa, const float *magnitudes,
+                                 const tritllm_sample_set *sample, const float *grid, int depth,
+                                 int begin, int end, float *table);
+TRITLLM_API int tritllm_fit(const float *published, const tritllm_sample_set *sample,
+                            const float *grid, const float *table, float *codebook);
+
+typedef struct {
+    int32_t depth;
+    int32_t search;         /* 1: the entry with the least error; 0: the one nearest in log distance */
+    const float *codebook;  /* 27, on the scale of the magnitudes */
+    const float *published; /* v2's codebook: its error is summed into row_limit; or NULL */
+    const float *scales;    /* tiled v2 scales; read where search is 0 or published is given */
+    uint8_t *weight;        /* [depth][rows][ceil(columns / 5)] */
+    uint8_t *scale;         /* [rows][ceil(3 * groups / 5)] */
+    double *row_error;      /* [rows] */
+    double *row_limit;      /* [rows], with published */
+    double *row_dot;        /* [depth][rows]; row 0 is not written */
+    double *row_norm;       /* [depth][rows]; row 0 is not written */
+} tritllm_target;
+
+TRITLLM_API int tritllm_write(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
+                              int n_targets, const tritllm_target *targets);
+
+/* --- Trits ---------------------------------------------------------------------------------------- */
+
+TRITLLM_API void tritllm_pack_trits(const int8_t *trits, int64_t rows, int64_t n, uint8_t *packed);
+TRITLLM_API int tritllm_unpack_trits(const uint8_t *packed, int64_t rows, int64_t n, int8_t *trits);
+TRITLLM_API void tritllm_pack_scale_index(const uint8_t *index, int64_t rows, int64_t groups,
+                                          uint8_t *packed);
+TRITLLM_API int tritllm_unpack_scale_index(const uint8_t *packed, int64_t rows, int64_t groups,
+                                           uint8_t *index);
+
+/* --- Decoding ------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const uint8_t *weight; /* plane p of row i at weight + p * plane_stride + i * row_stride */
+    int64_t plane_stride;
+    int64_t row_stride;
+    const uint8_t *scale; /* row i at scale + i * scale_stride */
+    int64_t scale_stride;
+    const float *steps; /* 27 finite steps that apply at this number of planes */
+    int64_t columns;
+    int32_t planes;
+    int32_t dtype; /* of out */
+    void *out;     /* row i at element i * out_stride */
+    int64_t out_stride;
+} tritllm_packed;
+
+/* Writes rows [begin, end) of out. Where a row is refused, what it holds is unspecified. */
+TRITLLM_API int tritllm_decode(int isa, const tritllm_packed *packed, int64_t begin, int64_t end);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

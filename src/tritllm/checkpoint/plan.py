@@ -1,0 +1,250 @@
+"""What a run will write, worked out from headers alone, before the first byte is written."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import tritllm
+from tritllm.checkpoint.configs import Config
+from tritllm.checkpoint.linear_weights import Decision, decide
+from tritllm.checkpoint.model_folder import CHUNK_BYTES, model_dtype, shard_header
+from tritllm.checkpoint.safetensors_header import Header, TensorEntry
+from tritllm.checkpoint.source import Source, SourceShard
+from tritllm.codec import packed_shapes
+from tritllm.errors import OutputError, SourceError, TritError
+
+KINDS = ("packed", "model")
+_INTERPRETER_BYTES = 160 << 20  # Python, NumPy and the blocks the codec works on
+_PER_WEIGHT_BYTES = 1.5  # group statistics of the codec
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A source tensor and what becomes of it. `tied_to` names the equal tensor stored instead."""
+
+    entry: TensorEntry
+    decision: Decision
+    tied_to: str | None = None
+
+    @property
+    def module(self) -> str:
+        return self.entry.name.removesuffix(".weight")
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of a quantized tensor."""
+        rows, columns = self.entry.shape
+        return (columns, rows) if self.decision.transposed else (rows, columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run depends on. Two runs with equal fingerprints write equal bytes."""
+
+    source: Source
+    configs: list[Config]
+    kinds: tuple[str, ...]
+    codec: str
+    dtype: str
+    tensors: dict[str, list[PlannedTensor]]
+    fingerprint: dict[str, Any]
+
+    @property
+    def all_tensors(self) -> list[PlannedTensor]:
+        return [tensor for shard in self.tensors.values() for tensor in shard]
+
+    @property
+    def quantized(self) -> list[PlannedTensor]:
+        return [tensor for tensor in self.all_tensors if tensor.decision.quantize]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; a tied tensor counts once."""
+        return sum(tensor.entry.size for tensor in self.all_tensors if not tensor.tied_to)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the parameters that are quantized, 0..1."""
+        return sum(tensor.entry.size for tensor in self.quantized) / self.parameters
+
+    def header(self, shard: SourceShard, config: Config, kind: str) -> Header:
+        """The header of the output shard that belongs to a source shard."""
+        layout = []
+        for tensor in self.tensors[shard.name]:
+            if tensor.tied_to:
+                continue
+            if kind == "packed":
+                layout += packed_layout(tensor, config)
+            else:
+                dtype = model_dtype(tensor.entry.dtype, self.dtype)
+                layout.append((tensor.entry.name, dtype, tensor.entry.shape))
+        return shard_header(layout)
+
+    def output_bytes(self, config: Config, kind: str) -> int:
+        """Bytes of weights and side files of one output folder."""
+        weights = 0
+        for shard in self.source.shards:
+            header = self.header(shard, config, kind)
+            weights += len(header.raw) + sum(entry.nbytes for entry in header.entries.values())
+        return weights + sum(self.source.side_files.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(self.output_bytes(config, kind) for config in self.configs for kind in self.kinds)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Estimate: the interpreter, and the largest matrix with its results at every depth."""
+        need = CHUNK_BYTES * 4
+        for tensor in self.quantized:
+            depths = {config.depth_of(tensor.module) for config in self.configs}
+            packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
+            copies = 2 if tensor.decision.transposed else 1
+            need = max(
+                need,
+                tensor.entry.nbytes * copies
+                + int(tensor.entry.size * (packed + _PER_WEIGHT_BYTES)),
+            )
+        return _INTERPRETER_BYTES + need
+
+
+def packed_layout(
+    tensor: PlannedTensor, config: Config
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Names, dtypes and shapes that stand in a packed file for one source tensor."""
+    entry = tensor.entry
+    if not tensor.decision.quantize:
+        return [(entry.name, entry.dtype, entry.shape)]
+    shapes = packed_shapes(*tensor.matrix_shape, config.depth_of(tensor.module))
+    names = (entry.name, f"{entry.name}_scale", f"{entry.name}_codebook")
+    return list(zip(names, ("U8", "U8", "F32"), shapes, strict=True))
+
+
+def make_plan(
+    source: Source,
+    configs: Sequence[Config],
+    kinds: Sequence[str],
+    codec: str,
+    dtype: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> Plan:
+    """Decide on every tensor. Raises SourceError where a tensor cannot become what its name says."""
+    if not configs:
+        raise TritError("no config given; for example --configs uniform-d2")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise TritError(f"--write takes packed, model or both, not {','.join(kinds)!r}")
+    if dtype not in ("float16", "bfloat16"):
+        raise TritError(f"--dtype takes float16 or bfloat16, not {dtype!r}")
+    tied = _tied_duplicates(source)
+    tensors = {
+        shard.name: [
+            PlannedTensor(entry, Decision(False, f"tied to {tied[entry.name]}, stored once"),
+                          tied[entry.name])
+            if entry.name in tied
+            else PlannedTensor(entry, decide(entry, source.model_type, include, exclude))
+            for entry in shard.header.entries.values()
+        ]
+        for shard in source.shards
+    }  # fmt: skip
+    for shard in tensors.values():
+        for tensor in shard:
+            _check_dtype(tensor.entry, kinds)
+    fingerprint = {
+        "tool_version": tritllm.__version__,
+        "codec": codec,
+        "configs": [config.name for config in configs],
+        "depth_overrides": [f"{glob}={depth}" for glob, depth in configs[0].overrides],
+        "write": list(kinds),
+        "dtype": dtype,
+        "include": list(include),
+        "exclude": list(exclude),
+        "source": source.files.name,
+        "revision": source.files.revision,
+        "source_config": hashlib.sha256(repr(sorted(source.config.items())).encode()).hexdigest(),
+        "shards": {
+            shard.name: {
+                "size": shard.size,
+                "header_sha256": hashlib.sha256(shard.header.raw).hexdigest(),
+                "modified": source.files.stamp(shard.name),
+            }
+            for shard in source.shards
+        },
+    }
+    plan = Plan(source, list(configs), tuple(kinds), codec, dtype, tensors, fingerprint)
+    if not plan.quantized:
+        raise SourceError(
+            f"{source.files.name}: no linear weight recognised in model type {source.model_type}; "
+            "name them with --include 'GLOB'"
+        )
+    return plan
+
+
+def check_resources(plan: Plan, out: Path, already_written: int) -> None:
+    """Raise OutputError where the disk, or TritError where the memory, will not do."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    need = plan.disk_bytes - already_written
+    if need > free:
+        raise OutputError(
+            f"{out}: {need / 1e9:.2f} GB more are needed and {free / 1e9:.2f} GB are free; "
+            "free some, or write less (--write packed, fewer --configs)"
+        )
+    available = psutil.virtual_memory().available
+    if plan.peak_memory_bytes > available:
+        raise TritError(
+            f"about {plan.peak_memory_bytes / 1e9:.1f} GB of memory are needed and "
+            f"{available / 1e9:.1f} GB are available; run fewer --configs at once"
+        )
+
+
+def _check_dtype(entry: TensorEntry, kinds: Sequence[str]) -> None:
+    if entry.dtype.startswith("F8") or (entry.dtype == "F64" and "model" in kinds):
+        raise SourceError(
+            f"tensor {entry.name}: dtype {entry.dtype} is not supported; "
+            "convert the source to float16, bfloat16 or float32 first"
+        )
+
+
+def _tied_duplicates(source: Source) -> dict[str, str]:
+    """lm_head stored beside equal embeddings in a model that ties them: {lm_head: embedding}."""
+    text_config = source.config.get("text_config")
+    nested = text_config if isinstance(text_config, dict) else {}
+    if not source.config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False)):
+        return {}
+    by_name = {
+        entry.name: (shard, entry)
+        for shard in source.shards
+        for entry in shard.header.entries.values()
+    }
+    head = next((name for name in by_name if name.split(".")[-2:] == ["lm_head", "weight"]), None)
+    embedding = next(
+        (name for name in by_name if name.split(".")[-2:] in (["embed_tokens", "weight"],
+                                                             ["wte", "weight"])), None
+    )  # fmt: skip
+    if head is None or embedding is None or not _same_bytes(source, by_name[head], by_name[embedding]):
+        return {}
+    return {head: embedding}
+
+
+def _same_bytes(
+    source: Source, one: tuple[SourceShard, TensorEntry], other: tuple[SourceShard, TensorEntry]
+) -> bool:
+    (shard_a, a), (shard_b, b) = one, other
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    for offset in range(0, a.nbytes, CHUNK_BYTES):
+        length = min(CHUNK_BYTES, a.nbytes - offset)
+        if source.files.read(shard_a.name, a.begin + offset, length) != source.files.read(
+            shard_b.name, b.begin + offset, length
+        ):
+            return False
+    return True

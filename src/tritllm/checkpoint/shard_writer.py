@@ -1,0 +1,90 @@
+"""A safetensors file written tensor by tensor, in any order, and picked up again after a crash."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+from tritllm.checkpoint.safetensors_header import Header
+from tritllm.errors import OutputError
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing `path` into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {error.strerror}; make room or mend the folder and run the same command again, "
+            "finished tensors are kept"
+        ) from None
+
+
+class ShardWriter:
+    """Writes into `path`, whose size and header are known from the start.
+
+    The file takes its full size at once, so a full disk shows early. An existing file of the right
+    size and header is continued; anything else is begun anew.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self.header = header
+        size = max([len(header.raw)] + [entry.end for entry in header.entries.values()])
+        with output_errors(path):
+            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
+            head = self._file.read(len(header.raw))
+            if head != header.raw or os.fstat(self._file.fileno()).st_size != size:
+                self._file.truncate(0)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self._file.fileno(), 0, size)
+                else:
+                    self._file.truncate(size)
+                self._write_at(0, header.raw)
+
+    def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes of tensor `name`, from `offset` within it."""
+        entry = self.header.entries[name]
+        if offset + len(data) > entry.nbytes:
+            raise ValueError(f"{name}: {offset + len(data)} bytes for a tensor of {entry.nbytes}")
+        with output_errors(self.path):
+            self._write_at(entry.begin + offset, data)
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+        with output_errors(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_at(self, position: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self._file.seek(position)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file so that it is either absent, as before, or whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with output_errors(path):
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within `folder` durable, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,196 @@
+"""TritTensor: one quantized matrix in memory, in the very arrays the file stores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from tritllm.codec import engine, reference
+from tritllm.codec.reference import CODECS, DEPTHS, ENTRIES, GROUP, TRITS_PER_BYTE
+
+FLOAT_DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class TritTensor:
+    """A matrix [out_features, in_features] = [N, K] as balanced ternary digits and scale indices.
+
+    Attributes:
+        weight: uint8 [d, N, ceil(K/5)], trit planes, most significant first, five trits a byte.
+        scale: uint8 [N, ceil(3G/5)], the G = ceil(K/16) scale indices of each row.
+        codebook: float32 [d, 27]; row r-1 holds the steps that apply when r planes are read.
+        in_features: K, which the packed arrays do not tell.
+        error: sum of (w - w_hat)**2 over the matrix, float64; None for a tensor read from a file.
+        energy: sum of w**2, float64; None for a tensor read from a file.
+
+    Raises ValueError on construction where an array's dtype or shape does not follow from N, K and
+    d, or a row of the codebook is negative, not finite or not ascending.
+    """
+
+    weight: np.ndarray
+    scale: np.ndarray
+    codebook: np.ndarray
+    in_features: int
+    error: float | None = None
+    energy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 3:
+            raise ValueError(f"planes have shape {self.weight.shape}, expected [d, N, ceil(K/5)]")
+        depth, rows = self.weight.shape[:2]
+        if depth not in DEPTHS:
+            raise ValueError(f"depth is {depth}, expected 1..4")
+        shapes = packed_shapes(rows, self.in_features, depth)
+        arrays = (self.weight, self.scale, self.codebook)
+        dtypes = (np.uint8, np.uint8, np.float32)
+        for what, array, shape, dtype in zip(
+            ("planes", "scale indices", "codebook"), arrays, shapes, dtypes, strict=True
+        ):
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"{what} are {array.dtype} {list(array.shape)}, "
+                    f"expected {np.dtype(dtype)} {list(shape)}"
+                )
+        if not np.isfinite(self.codebook).all():
+            raise ValueError("codebook holds a value that is not finite")
+        if (self.codebook < 0).any() or (np.diff(self.codebook, axis=1) < 0).any():
+            raise ValueError("codebook is not ascending from zero or above")
+
+    @property
+    def depth(self) -> int:
+        """Trits a weight, 1..4."""
+        return self.weight.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.weight.shape[1], self.in_features
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays, as in the file."""
+        return self.weight.nbytes + self.scale.nbytes + self.codebook.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """File bits a weight: planes, scale indices and codebook."""
+        return 8 * self.nbytes / math.prod(self.shape)
+
+    @property
+    def nmse(self) -> float | None:
+        """error / energy; 0 for a matrix of zeros."""
+        if self.error is None or self.energy is None:
+            return None
+        return self.error / self.energy if self.energy else 0.0
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal to quantization noise, 10 log10(energy / error) dB; inf where the error is 0."""
+        nmse = self.nmse
+        return None if nmse is None else to_decibel(nmse)
+
+    def trits(self, planes: int | None = None) -> np.ndarray:
+        """int8 [planes, N, K] in {-1, 0, 1}, most significant plane first."""
+        return reference.unpack_trits(self.weight[: self._planes(planes)], self.in_features)
+
+    def levels(self, planes: int | None = None) -> np.ndarray:
+        """int8 [N, K]: the levels that the top `planes` planes hold, in [-L, L]."""
+        return reference.trits_to_levels(self.trits(planes))
+
+    def scale_index(self) -> np.ndarray:
+        """uint8 [N, G], 0..26."""
+        return reference.unpack_scale_index(self.scale, -(-self.in_features // GROUP))
+
+    def check_bytes(self) -> None:
+        """Raise ValueError where a byte is not five trits, or padding is not zero."""
+        groups = -(-self.in_features // GROUP)
+        for rows in reference.row_blocks(self.shape):
+            for plane in self.weight:
+                reference.unpack_trits(plane[rows], self.in_features)
+            reference.unpack_trits(self.scale[rows], 3 * groups)
+
+    def rows(self, start: int, stop: int) -> TritTensor:
+        """The rows start..stop-1, sharing memory."""
+        return TritTensor(
+            self.weight[:, start:stop], self.scale[start:stop], self.codebook, self.in_features
+        )
+
+    def decode(
+        self, planes: int | None = None, dtype: np.typing.DTypeLike = np.float32, threads: int = 1
+    ) -> np.ndarray:
+        """Weights [N, K] of `dtype` (float16, bfloat16 or float32) from the top `planes` planes.
+
+        float32(level) * step is rounded once, and once more to `dtype`, half to even; a value
+        beyond float16's range becomes infinite. Raises ValueError for planes outside 1..d, another
+        dtype, or bytes that are no trits.
+        """
+        out = np.empty(self.shape, dtype)
+        if out.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"dtype {out.dtype} is not one of float16, bfloat16, float32")
+        planes = self._planes(planes)
+        engine.decode(self.weight[:planes], self.scale, self.codebook[planes - 1], out, threads)
+        return out
+
+    def _planes(self, planes: int | None) -> int:
+        if planes is None:
+            return self.depth
+        if not 1 <= planes <= self.depth:
+            raise ValueError(f"planes is {planes}, expected 1..{self.depth}")
+        return planes
+
+
+def packed_shapes(
+    out_features: int, in_features: int, depth: int
+) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, int]]:
+    """Shapes of the three arrays: planes, scale indices, codebook."""
+    groups = -(-in_features // GROUP)
+    return (
+        (depth, out_features, -(-in_features // TRITS_PER_BYTE)),
+        (out_features, -(-3 * groups // TRITS_PER_BYTE)),
+        (depth, ENTRIES),
+    )
+
+
+def to_decibel(nmse: float) -> float:
+    """Signal to quantization noise in dB of a normalized mean squared error."""
+    return -10 * math.log10(nmse) if nmse else math.inf
+
+
+def encode(weight: np.ndarray, depth: int, codec: str = "v3", threads: int = 1) -> TritTensor:
+    """Encode a matrix [out_features, in_features] at one depth. See `encode_depths`."""
+    return encode_depths(weight, (depth,), codec, threads)[depth]
+
+
+def encode_depths(
+    weight: np.ndarray, depths: Sequence[int], codec: str = "v3", threads: int = 1
+) -> dict[int, TritTensor]:
+    """Encode a matrix at several depths, sharing one reading and its statistics.
+
+    Args:
+        weight: [out_features, in_features], float16, bfloat16 (ml_dtypes) or float32.
+        depths: trits a weight, each 1..4.
+        codec: "v3" (least error, the default) or "v2" (the published rule).
+        threads: threads to share the rows; the result is the same for any number.
+
+    Raises ValueError for another shape, dtype, depth or codec, and for the first weight that is
+    not finite, naming its position.
+    """
+    weight = np.asarray(weight)
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {list(weight.shape)}, expected a matrix [N, K]")
+    if weight.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"weight is {weight.dtype}, expected float16, bfloat16 or float32")
+    for depth in depths:
+        if depth not in DEPTHS:
+            raise ValueError(f"depth is {depth}, expected 1..4")
+    if codec not in CODECS:
+        raise ValueError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
+    encoded = engine.encode(weight, depths, codec, threads)
+    return {
+        depth: TritTensor(e.weight, e.scale, e.codebook, weight.shape[1], e.error, e.energy)
+        for depth, e in encoded.items()
+    }

@@ -1,0 +1,17 @@
+"""Errors a user can act on: one line that says what is wrong, where, and what to do."""
+
+
+class TritError(Exception):
+    """Base of every error tritllm raises on purpose. `str(error)` is one line."""
+
+
+class SourceError(TritError):
+    """The source model cannot be read or must not be: names the file and the tensor."""
+
+
+class FormatError(TritError):
+    """A packed checkpoint breaks the format: names the file and the tensor."""
+
+
+class OutputError(TritError):
+    """The output cannot be written: disk, permissions, or a folder that holds something else."""
