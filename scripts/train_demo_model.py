@@ -2,13 +2,14 @@
 
     python scripts/train_demo_model.py --text kjv.txt --verses
 
-writes OUT/model (configuration, float16 weights, tokenizer, model card) and OUT/heldout.txt, the part
-of the text that the model has not seen. Any UTF-8 text will do: without --verses the last 4 % of its
-lines are held out, or all of it is trained on where --heldout names another file.
+writes OUT/model (configuration, float16 weights, tokenizer, model card) and OUT/heldout.txt, the
+part of the text that the model has not seen. Any UTF-8 text will do: without --verses the last 4 %
+of its lines are held out, or all of it is trained on where --heldout names another file.
 
 With --verses each line is a verse behind its reference, as in `Ge1:1 In the beginning ...`. The
 references are dropped, a chapter's verses are joined by newlines, chapters are separated by a blank
-line, and the last chapter of every book with more than 5 chapters is held out.
+line, and the last chapter of every book with more than 5 chapters is held out. By its manual, `bible -f
+Gen1:1-Rev22:21` of Debian's package bible-kjv prints the King James Version so.
 
 The same seed, machine, number of threads and versions of the libraries give the same weights. What
 is saved is the state with the least held-out loss among those evaluated.
@@ -45,7 +46,7 @@ BATCH = 16  # windows of CONTEXT tokens a step
 FROM_LINE_START = 2  # so many of them start at a line, behind END
 WARMUP = 100  # steps
 CLIP = 1.0  # largest norm of the gradient
-EVALUATE_EVERY = 150  # steps
+EVALUATE_EVERY = 200  # steps
 HELD_OUT_LINES = 0.04  # of a text without --verses
 SHORT_BOOK = 5  # chapters; the last chapter of a longer book is held out
 END = "<|endoftext|>"  # token 0: stands before a text, and is never predicted
@@ -63,7 +64,7 @@ def split_lines(text: str) -> tuple[str, str]:
 
 
 def split_verses(text: str) -> tuple[str, str]:
-    """Training text and held-out text from lines `BookC:V verse`, as the module's docstring says."""
+    """Training text and held-out text from lines `BookC:V verse`, as described at the top."""
     books: dict[str, dict[int, list[str]]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = re.fullmatch(r"(\d?[A-Za-z]+)(\d+):\d+ (.+)", line)
@@ -224,7 +225,7 @@ def sample(model: Qwen2ForCausalLM, tokenizer: Tokenizer, n_tokens: int = 120) -
 CARD = """\
 ---
 license: apache-2.0
-language: en
+language: {language}
 library_name: transformers
 pipeline_tag: text-generation
 ---
@@ -238,7 +239,7 @@ else: it is a test piece, not an assistant.
 | | |
 |---|---|
 | shape | Qwen2, {layers} layers, hidden {hidden}, intermediate {intermediate}, {heads} heads and \
-{kv_heads} key-value heads of 64, tied embeddings, context {context} |
+{kv_heads} key-value heads of {head_dim}, tied embeddings, context {context} |
 | parameters | {parameters:,}, of which {linear:,} in linear layers; float16 |
 | tokenizer | byte-level BPE, {vocabulary:,} tokens, {bytes_per_token:.2f} bytes a token; \
 `{end}` stands before a text and is never predicted |
@@ -246,25 +247,24 @@ else: it is a test piece, not an assistant.
 | held-out text | {held_bytes:,} bytes: {split} |
 | held-out perplexity | {perplexity:.2f} a token, {bits:.3f} bits a byte |
 
-The perplexity is that of the float16 weights, over windows of {context} tokens, each of the \
-{held_tokens:,} tokens but the
-first scored once. The state saved is the one with the least held-out loss of those evaluated, so the
-number leans a little to the favourable side.
+The perplexity is that of the float16 weights, over windows of {context} tokens, each of the
+{held_tokens:,} tokens but the first scored once. The state saved is the one with the least
+held-out loss of those evaluated, so the number leans a little to the favourable side.
 
 ## Training
 
-{steps:,} steps of {batch} windows of {context} tokens ({epochs:.1f} times the training text's length), \
-AdamW without weight
-decay, peak learning rate {lr:g}, linear warm-up and cosine decay, no dropout, matrix products in
-bfloat16; the state after step {best_step:,} is the one kept. It took {minutes:.0f} minutes on \
-{threads} CPU threads (torch {torch},
-transformers {transformers}). To train it again:
+{steps:,} steps of {batch} windows of {context} tokens, {epochs:.1f} times the training text's \
+length; AdamW without
+weight decay, peak learning rate {lr:g}, linear warm-up and cosine decay, no dropout, matrix
+products in bfloat16; kept is the state after step {best_step:,}. It took {minutes:.0f} minutes on \
+{threads} CPU threads
+(torch {torch}, transformers {transformers}). To train it again:
 
 ```
 {command}
 ```
 
-The weights, and nothing of the training text, are in this folder; they are licensed under Apache 2.0.
+The training text is not in this folder. The weights are ours, licensed under Apache 2.0.
 
 ## A sample
 
@@ -284,9 +284,10 @@ def main() -> None:
     held.add_argument("--heldout", type=Path, help="a held-out text, instead of a part of --text")
     held.add_argument("--verses", action="store_true", help="lines are `BookC:V verse`")
     parser.add_argument("--about", help="what the text is, for the model card (its file's name)")
+    parser.add_argument("--language", default="en", help="its language, for the model card")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder (the package's)")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -332,16 +333,18 @@ def main() -> None:
     shown = ["--text", args.text.name]
     shown += ["--heldout", args.heldout.name] if args.heldout else []
     shown += ["--verses"] if args.verses else []
-    for name in ("steps", "lr", "seed", "threads"):
+    for name in ("about", "language", "steps", "lr", "seed", "threads"):
         value = getattr(args, name)
         shown += [] if value == parser.get_default(name) else [f"--{name}", str(value)]
     card = CARD.format(
         about=args.about or args.text.name,
+        language=args.language,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
         context=CONTEXT,
         parameters=model.num_parameters(),
         linear=sum(m.weight.numel() for m in linear),

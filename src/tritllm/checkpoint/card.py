@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from tritllm.checkpoint.manifest import read_manifest
 from tritllm.checkpoint.safetensors_header import ITEM_BYTES
+from tritllm.checkpoint.shard_writer import write_atomically
+from tritllm.checkpoint.source import CONFIG
 from tritllm.codec import to_decibel
 
 TAGS = ["quantization", "ternary", "balanced-ternary", "tritllm"]
@@ -77,17 +82,43 @@ def title_of(source: str, config: str, licence: Licence) -> str:
     return title if not licence.is_llama or title.startswith("Llama") else f"Llama-{title}"
 
 
+def write_card(folder: str | Path) -> Path:
+    """Write README.md of a packed folder anew from its manifest; the licence it states stays.
+
+    Returns the file. Raises FormatError for a folder that is not packed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    config = json.loads((folder / CONFIG).read_bytes())
+    card = model_card(manifest, config, read_licence(folder), "packed")
+    write_atomically(folder / "README.md", card.encode())
+    return folder / "README.md"
+
+
+def read_licence(folder: Path) -> Licence:
+    """The licence that a folder's README.md states."""
+    readme = folder / "README.md"
+    return licence_of_card(readme.read_text("utf-8", "replace") if readme.is_file() else None)
+
+
 def model_card(
-    manifest: dict[str, Any], licence: Licence, kind: str, planes: int | None = None
+    manifest: dict[str, Any],
+    config: dict[str, Any],
+    licence: Licence,
+    kind: str,
+    planes: int | None = None,
 ) -> str:
     """The README.md of a folder.
 
-    manifest: the content of tritllm.json. kind: "packed" or "model" (dequantized).
+    manifest: the content of tritllm.json. config: that of config.json.
+    kind: "packed" or "model" (dequantized).
     planes: how many planes were read of deeper matrices, if not all.
     """
-    source, config = manifest["source"]["model"], manifest["config"]
+    source = manifest["source"]["model"]
     on_hub = manifest["source"]["revision"] is not None
-    title = title_of(source, config, licence)
+    title = title_of(source, manifest["config"], licence)
+    architectures = config.get("architectures") or [""]
+    causal = str(architectures[0]).endswith("ForCausalLM") or "LMHead" in str(architectures[0])
     link = f"[`{source}`](https://huggingface.co/{source})" if on_hub else f"`{source}`"
     facts = measure(manifest)
     depths = sorted(facts.depths)
@@ -101,7 +132,7 @@ def model_card(
         base_model_relation="quantized" if on_hub else None,
         tags=TAGS,
         library_name="transformers" if kind == "model" else "tritllm",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-generation" if causal else None,
     )
     lines = ["---", data.to_yaml().strip(), "---", "", f"# {title}", ""]
     if licence.is_llama:
@@ -112,7 +143,7 @@ def model_card(
         "",
         "## Quick load",
         "",
-        *(_load_model(title) if kind == "model" else _load_packed(title)),
+        *(_load_model(title, causal) if kind == "model" else _load_packed(title)),
         "",
         "## Quantization details",
         "",
@@ -130,7 +161,7 @@ def model_card(
         else "| Method | PTQ with a depth for each layer, no calibration |",
         f"| Quantized layers | {facts.quantized} 2D linear matrices, "
         f"{facts.coverage_percent:.1f} % of the parameters |",
-        f"| Kept | {_kept(facts.kept)} |",
+        f"| {_kept_label(manifest, kind)} | {_kept(facts.kept)} |",
         f"| Codec | tritllm {manifest['codec']} |",
         f"| SQNR | {_sqnr(facts)} |",
         f"| Size | {_megabytes(facts.packed_bytes)} packed, "
@@ -223,12 +254,13 @@ def measure(manifest: dict[str, Any]) -> Measures:
     )
 
 
-def _load_model(title: str) -> list[str]:
+def _load_model(title: str, causal: bool) -> list[str]:
+    auto_class = "AutoModelForCausalLM" if causal else "AutoModel"
     return [
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto_class}, AutoTokenizer",
         "",
-        f'model = AutoModelForCausalLM.from_pretrained("{title}")',
+        f'model = {auto_class}.from_pretrained("{title}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
         "```",
         "",
@@ -264,6 +296,12 @@ def _built_with(licence: Licence) -> str:
 def _revision(manifest: dict[str, Any]) -> str:
     revision = manifest["source"]["revision"]
     return f" at `{revision[:12]}`" if revision else ""
+
+
+def _kept_label(manifest: dict[str, Any], kind: str) -> str:
+    if kind == "packed":
+        return "Kept as in the source"
+    return "Kept BF16" if manifest["dequantized_dtype"] == "bfloat16" else "Kept FP16"
 
 
 def _kept(reasons: dict[str, int]) -> str:

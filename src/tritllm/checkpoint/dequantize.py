@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tritllm.checkpoint.card import licence_notice, licence_of_card, model_card
+from tritllm.checkpoint.card import licence_notice, model_card, read_licence
 from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
 from tritllm.checkpoint.model_folder import (
     CHUNK_BYTES,
@@ -82,12 +82,11 @@ def dequantize(
     copy_side_files(checkpoint.files, side_files, partial)
     write_config(partial, model_config(checkpoint.config, dtype))
     write_index(partial, headers)
-    readme = checkpoint.folder / "README.md"
-    licence = licence_of_card(readme.read_text("utf-8", "replace") if readme.is_file() else None)
+    licence = read_licence(checkpoint.folder)
     notice = licence_notice(licence)
     if notice and "NOTICE" not in side_files:
         write_atomically(partial / "NOTICE", notice.encode())
-    card = model_card(manifest, licence, "model", planes)
+    card = model_card(manifest, checkpoint.config, licence, "model", planes)
     write_atomically(partial / "README.md", card.encode())
     if out.exists():
         out.rmdir()

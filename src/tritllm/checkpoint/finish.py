@@ -61,7 +61,7 @@ def finish_config(
         write_index(partial, headers)
         if notice and "NOTICE" not in plan.source.side_files:
             write_atomically(partial / "NOTICE", notice.encode())
-        write_atomically(partial / "README.md", model_card(manifest, licence, kind).encode())
+        write_atomically(partial / "README.md", model_card(manifest, plan.source.config, licence, kind).encode())
         if kind == "packed":
             write_atomically(partial / MANIFEST, manifest_bytes(manifest))
         give_name(partial, final)

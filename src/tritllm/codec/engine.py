@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
+from tritllm import native
 from tritllm.codec import reference
+
+
+def is_native() -> bool:
+    """Whether the native library does the work."""
+    return native.available()
+
+
+def describe() -> str:
+    """The implementation in use, in a line."""
+    if native.available():
+        return f"native library, {native.isa()} (this machine can run: {', '.join(native.isas())})"
+    return f"NumPy reference, tens of times slower than the native library: {native.load_error()}"
 
 
 def encode(
     weight: np.ndarray, depths: Sequence[int], codec: str, threads: int
 ) -> dict[int, reference.Encoded]:
     """As `reference.encode`."""
+    if native.available():
+        return native.encode(weight, depths, codec, threads)
+    _warn_of_reference()
     return reference.encode(weight, depths, codec)
 
 
 def decode(
     planes: np.ndarray, scale: np.ndarray, steps: np.ndarray, out: np.ndarray, threads: int
 ) -> None:
-    """Decode all given planes of packed rows into out [N, K]; steps float32 [27]."""
+    """Decode all given planes of packed rows into out [N, K]; steps float32 [27].
+
+    Raises ValueError for bytes that are no trits.
+    """
+    if native.available():
+        native.decode_rows(planes, scale, steps, out.shape[1], planes.shape[0], out, threads)
+        return
+    _warn_of_reference()
     for rows in reference.row_blocks(out.shape):
-        level = reference.trits_to_levels(
-            reference.unpack_trits(planes[:, rows], out.shape[1])
-        )
+        level = reference.trits_to_levels(reference.unpack_trits(planes[:, rows], out.shape[1]))
         index = reference.unpack_scale_index(scale[rows], -(-out.shape[1] // reference.GROUP))
         with np.errstate(over="ignore"):  # beyond float16's range: infinite, the caller's to check
             out[rows] = reference.decode(level, index, steps).astype(out.dtype)
+
+
+@cache
+def _warn_of_reference() -> None:
+    warnings.warn(f"tritllm runs its {describe()}", RuntimeWarning, stacklevel=2)

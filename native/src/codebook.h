@@ -1,0 +1,22 @@
+// What a matrix's 27 scales become before groups are measured against them.
+#pragma once
+
+#include "tritllm.h"
+
+// Filled by fill_steps; 32 entries so that a lookup is two vector registers. The last five repeat
+// the 27th.
+struct StepTable {
+    float step[32];
+    float inverse[32];  // 1 / step, one rounding
+    float reach[32];    // float32(L * step), the largest magnitude that is not clipped
+    bool ascending;     // false where a step of a subnormal matrix vanished
+};
+
+struct MidpointTable {
+    float midpoint[32];  // midpoint[i]: between entries i and i + 1; infinity from 26 on
+};
+
+int max_level(int depth);
+void log_spaced(float low, float high, int n, float *entries);
+void fill_steps(const float *codebook, int exponent, int depth, StepTable *table);
+void fill_midpoints(const float *codebook, MidpointTable *table);

@@ -1,0 +1,82 @@
+// Decoding of packed rows, written once over the lanes of an instruction set (lanes_*.h).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "elements.h"
+#include "kernels.h"
+#include "trits.h"
+
+namespace {
+
+inline bool read_indices(const uint8_t *bytes, uint8_t *index) {
+    uint64_t seen = 0;
+    for (int i = 0; i < 2; i++) {
+        uint64_t sum = kIndices.part[0][bytes[3 * i]] + kIndices.part[1][bytes[3 * i + 1]] +
+                       kIndices.part[2][bytes[3 * i + 2]];
+        seen |= sum;
+        for (int g = 0; g < 5; g++) index[5 * i + g] = uint8_t(sum >> 8 * g & 31);
+    }
+    return seen < kInvalid;
+}
+
+// `size` bytes at p, or a copy in `edge` filled up with zero trits where fewer are left.
+inline const uint8_t *at_least(const uint8_t *p, int64_t left, int64_t size, uint8_t *edge) {
+    if (left >= size) return p;
+    std::memset(edge, kZeroTrits, size_t(size));
+    std::memcpy(edge, p, size_t(left));
+    return edge;
+}
+
+template <class V, class T>
+int decode_row(const tritllm_packed &packed, int64_t row, T *out) {
+    const int64_t columns = packed.columns, width = (columns + 4) / 5;
+    const int64_t groups = (columns + 15) / 16, scale_width = (3 * groups + 4) / 5;
+    const int planes = packed.planes;
+    const uint8_t *scale = packed.scale + row * packed.scale_stride;
+    const uint8_t *plane[4];
+    for (int p = 0; p < planes; p++) {
+        plane[p] = packed.weight + p * packed.plane_stride + row * packed.row_stride;
+        if (!padding_is_zero(plane[p][width - 1], columns)) return TRITLLM_BAD_PADDING;
+    }
+    if (!padding_is_zero(scale[scale_width - 1], 3 * groups)) return TRITLLM_BAD_PADDING;
+
+    constexpr float middle_of[] = {0, 1, 4, 13, 40};
+    const float middle = middle_of[planes];
+    for (int64_t unit = 0; unit * kDecodeColumns < columns; unit++) {
+        const uint8_t *bytes[4];
+        uint8_t edge[4][kPlaneBytes], scale_edge[6], index[10];
+        alignas(64) uint8_t digits[kDecodeColumns + 8];
+        const int64_t at = unit * kPlaneBytes;
+        for (int p = 0; p < planes; p++)
+            bytes[p] = at_least(plane[p] + at, width - at, kPlaneBytes, edge[p]);
+        if (!V::add_planes(bytes, planes, digits)) return TRITLLM_BAD_BYTE;
+        const uint8_t *indices = at_least(scale + unit * 6, scale_width - unit * 6, 6, scale_edge);
+        if (!read_indices(indices, index)) return TRITLLM_BAD_BYTE;
+        const int64_t first = unit * kDecodeColumns, left = columns - first;
+        for (int g = 0; g < 10 && 16 * g < left; g++) {
+            const float step = packed.steps[index[g]];
+            if (left >= 16 * (g + 1)) {
+                V::store_group(digits + 16 * g, middle, step, out + first + 16 * g);
+            } else {
+                T group[16];
+                V::store_group(digits + 16 * g, middle, step, group);
+                std::memcpy(static_cast<void *>(out + first + 16 * g), group,
+                            size_t(left - 16 * g) * sizeof(T));
+            }
+        }
+    }
+    return TRITLLM_OK;
+}
+
+template <class V, class T>
+int trit_decode(const tritllm_packed &packed, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+        int status = decode_row<V>(packed, row, static_cast<T *>(packed.out) + row * packed.out_stride);
+        if (status != TRITLLM_OK) return status;
+    }
+    return TRITLLM_OK;
+}
+
+}  // namespace

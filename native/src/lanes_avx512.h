@@ -1,0 +1,251 @@
+// Sixteen lanes: AVX-512 F, BW, DQ, VL and VBMI (Ice Lake, Zen 4 and later). See lanes_scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "elements.h"
+#include "trits.h"
+
+namespace {
+
+// Index vectors of the permutations below.
+struct Avx512Index {
+    uint8_t by_plane[64] = {};
+    uint16_t pairs[32] = {};
+    uint32_t quads[2][16] = {};
+    uint64_t eights[2][8] = {};
+    uint64_t sixteens[2][8] = {};
+    uint8_t source[5][64] = {};
+    uint16_t reciprocal[5][32] = {};
+
+    constexpr Avx512Index() {
+        for (int q = 0; q < 4; q++)
+            for (int i = 0; i < 16; i++) by_plane[16 * q + i] = uint8_t(4 * i + q);
+        for (int i = 0; i < 32; i++) pairs[i] = uint16_t(i % 2 * 16 + i / 2);
+        for (int h = 0; h < 2; h++) {
+            for (int i = 0; i < 16; i++) quads[h][i] = uint32_t(i % 2 * 16 + h * 8 + i / 2);
+            for (int i = 0; i < 8; i++) {
+                eights[h][i] = uint64_t(i % 2 * 8 + h * 4 + i / 2);
+                sixteens[h][i] = uint64_t(i / 2 % 2 * 8 + h * 4 + i / 4 * 2 + i % 2);
+            }
+        }
+        constexpr int power[] = {3, 9, 27, 81, 243};
+        for (int c = 0; c < 5; c++) {
+            for (int i = 0; i < 32; i++) {
+                const int trit = 32 * c + i;
+                source[c][2 * i] = uint8_t(trit / kTritsPerByte);
+                reciprocal[c][i] = uint16_t(65536 / power[trit % kTritsPerByte] + 1);
+            }
+        }
+    }
+};
+
+struct Avx512 {
+    static constexpr int W = 16;
+    using F = __m512;
+    using I = __m512i;
+    using M = __mmask16;
+    struct D {
+        __m512d low, high;
+    };
+
+    static F set(float x) { return _mm512_set1_ps(x); }
+    static F load(const float *p) { return _mm512_loadu_ps(p); }
+    static void store(float *p, F x) { _mm512_storeu_ps(p, x); }
+    static F add(F x, F y) { return _mm512_add_ps(x, y); }
+    static F sub(F x, F y) { return _mm512_sub_ps(x, y); }
+    static F mul(F x, F y) { return _mm512_mul_ps(x, y); }
+    static F div(F x, F y) { return _mm512_div_ps(x, y); }
+    static F min(F x, F y) { return _mm512_min_ps(x, y); }
+    static F max(F x, F y) { return _mm512_max_ps(x, y); }
+    static F rint(F x) {
+        return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    static F abs(F x) { return _mm512_abs_ps(x); }
+    static F exact_fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+    static F times_sign_of(F x, F y) {
+        const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+        return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(  // x ^ (y & sign)
+            _mm512_castps_si512(x), _mm512_castps_si512(y), sign, 0x78));
+    }
+
+    static I set_int(int32_t x) { return _mm512_set1_epi32(x); }
+    static I bits(F x) { return _mm512_castps_si512(x); }
+    static F from_bits(I x) { return _mm512_castsi512_ps(x); }
+    static I add(I x, I y) { return _mm512_add_epi32(x, y); }
+    static I sub(I x, I y) { return _mm512_sub_epi32(x, y); }
+    static I min(I x, I y) { return _mm512_min_epi32(x, y); }
+    static I max(I x, I y) { return _mm512_max_epi32(x, y); }
+    static I shift16(I x) { return _mm512_slli_epi32(x, 16); }
+    static I or_(I x, I y) { return _mm512_or_si512(x, y); }
+    static I to_int(F x) { return _mm512_cvttps_epi32(x); }
+    static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+    static void store_int(int32_t *p, I x) { _mm512_storeu_si512(p, x); }
+
+    static M lt(F x, F y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
+    static M le(F x, F y) { return _mm512_cmp_ps_mask(x, y, _CMP_LE_OQ); }
+    static M lt(I x, I y) { return _mm512_cmplt_epi32_mask(x, y); }
+    static M both(M x, M y) { return M(x & y); }
+    static M but_not(M x, M y) { return M(x & ~y); }
+    static bool any(M x) { return x != 0; }
+    static F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+    static I select(M m, I yes, I no) { return _mm512_mask_blend_epi32(m, no, yes); }
+
+    static F lookup(const float *table, I index) {
+        return _mm512_permutex2var_ps(_mm512_loadu_ps(table), index, _mm512_loadu_ps(table + 16));
+    }
+
+    static D wide(F x) {
+        return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)),
+                _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+    }
+    static D wide_set(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+    static D add_wide(D x, D y) {
+        return {_mm512_add_pd(x.low, y.low), _mm512_add_pd(x.high, y.high)};
+    }
+    static D mul_wide(D x, D y) {
+        return {_mm512_mul_pd(x.low, y.low), _mm512_mul_pd(x.high, y.high)};
+    }
+    static void store_wide(double *p, D x) {
+        _mm512_storeu_pd(p, x.low);
+        _mm512_storeu_pd(p + 8, x.high);
+    }
+
+    static void load_columns(const float *p, int64_t stride, F *column) {
+        __m512i x[16];
+        for (int i = 0; i < 16; i++) x[i] = _mm512_loadu_si512(p + i * stride);
+        transpose(x);
+        for (int i = 0; i < 16; i++) column[i] = _mm512_castsi512_ps(x[i]);
+    }
+    static void load_columns(const Half *p, int64_t stride, F *column) {
+        __m256i x[16];
+        load_words(p, stride, x);
+        for (int i = 0; i < 16; i++) column[i] = _mm512_cvtph_ps(x[i]);
+    }
+    static void load_columns(const Bfloat *p, int64_t stride, F *column) {
+        __m256i x[16];
+        load_words(p, stride, x);
+        for (int i = 0; i < 16; i++)
+            column[i] =
+                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x[i]), 16));
+    }
+
+    static void split_planes(const I *x, uint8_t (*bytes)[4][16]) {
+        __m512i row[16];
+        for (int i = 0; i < 16; i++) row[i] = x[i];
+        transpose(row);
+        const __m512i by_plane = _mm512_loadu_si512(&index.by_plane);
+        for (int i = 0; i < 16; i++)
+            _mm512_storeu_si512(bytes[i], _mm512_permutexvar_epi8(by_plane, row[i]));
+    }
+
+    // Digit i of a byte b is the integer part of 3 * frac(b / 3**(i + 1)), in 16-bit fixed point: the
+    // reciprocal rounded up adds at most 242 / 65536, less than the 1/243 to the next integer.
+    static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
+        __m512i bytes[4];
+        __m256i highest = _mm256_setzero_si256();
+        for (int p = 0; p < planes; p++) {
+            const __m256i x = _mm256_loadu_si256((const __m256i *)plane[p]);
+            highest = _mm256_max_epu8(highest, x);
+            bytes[p] = _mm512_castsi256_si512(x);
+        }
+        const __m512i three = _mm512_set1_epi16(3);
+        for (int c = 0; c < 5; c++) {
+            const __m512i source = _mm512_loadu_si512(&index.source[c]);
+            const __m512i reciprocal = _mm512_loadu_si512(&index.reciprocal[c]);
+            __m512i sum = _mm512_setzero_si512();
+            for (int p = 0; p < planes; p++) {
+                const __m512i b = _mm512_maskz_permutexvar_epi8(0x5555555555555555, source, bytes[p]);
+                const __m512i fraction = _mm512_mullo_epi16(b, reciprocal);
+                const __m512i digit = _mm512_mulhi_epu16(fraction, three);
+                sum = p == 0 ? digit : _mm512_add_epi16(_mm512_mullo_epi16(sum, three), digit);
+            }
+            _mm256_storeu_si256((__m256i *)(digits + 32 * c), _mm512_cvtepi16_epi8(sum));
+        }
+        const __m256i excess = _mm256_subs_epu8(highest, _mm256_set1_epi8(char(kLastByte)));
+        return _mm256_testz_si256(excess, excess);
+    }
+
+    static void store_group(const uint8_t *digits, float middle, float step, float *out) {
+        _mm512_storeu_ps(out, scaled(digits, middle, step));
+    }
+    static void store_group(const uint8_t *digits, float middle, float step, Half *out) {
+        _mm256_storeu_si256((__m256i *)out,
+                            _mm512_cvtps_ph(scaled(digits, middle, step),
+                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    static void store_group(const uint8_t *digits, float middle, float step, Bfloat *out) {
+        __m512i x = _mm512_castps_si512(scaled(digits, middle, step));
+        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+        x = _mm512_add_epi32(_mm512_add_epi32(x, odd), _mm512_set1_epi32(0x7fff));
+        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
+    }
+
+   private:
+    static constexpr Avx512Index index{};
+
+    static F scaled(const uint8_t *digits, float middle, float step) {
+        F k = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)digits)));
+        return mul(sub(k, set(middle)), set(step));
+    }
+
+    // Rows of sixteen 32-bit words to columns, in place.
+    static void transpose(__m512i *x) {
+        __m512i y[16];
+        for (int i = 0; i < 16; i += 2) {
+            y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+            y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+            x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+            x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+            x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+        }
+        // x[4r + c]: rows 4r..4r+3 of columns c, c+4, c+8, c+12
+        for (int c = 0; c < 4; c++) {
+            y[c] = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x88);
+            y[4 + c] = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xdd);
+            y[8 + c] = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x88);
+            y[12 + c] = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xdd);
+        }
+        for (int c = 0; c < 4; c++) {
+            x[c] = _mm512_shuffle_i32x4(y[c], y[8 + c], 0x88);
+            x[8 + c] = _mm512_shuffle_i32x4(y[c], y[8 + c], 0xdd);
+            x[4 + c] = _mm512_shuffle_i32x4(y[4 + c], y[12 + c], 0x88);
+            x[12 + c] = _mm512_shuffle_i32x4(y[4 + c], y[12 + c], 0xdd);
+        }
+    }
+
+    // Sixteen rows of sixteen 16-bit words -> one vector a column. In each 512-bit vector two rows
+    // are interleaved first, then 4, 8 and 16 rows.
+    template <class T>
+    static void load_words(const T *p, int64_t stride, __m256i *column) {
+        __m512i x[8], y[8];
+        for (int i = 0; i < 8; i++) {
+            __m256i even = _mm256_loadu_si256((const __m256i *)(p + 2 * i * stride));
+            __m256i odd = _mm256_loadu_si256((const __m256i *)(p + (2 * i + 1) * stride));
+            __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
+            x[i] = _mm512_permutexvar_epi16(_mm512_loadu_si512(&index.pairs), both);
+        }
+        for (int h = 0; h < 2; h++)
+            for (int i = 0; i < 4; i++)  // rows 4i.., columns 8h..
+                y[4 * h + i] = _mm512_permutex2var_epi32(x[2 * i], _mm512_loadu_si512(&index.quads[h]),
+                                                         x[2 * i + 1]);
+        for (int c = 0; c < 4; c++)  // columns 4c.., rows 0.. and 8..
+            for (int i = 0; i < 2; i++)
+                x[2 * c + i] = _mm512_permutex2var_epi64(y[c / 2 * 4 + 2 * i],
+                                                         _mm512_loadu_si512(&index.eights[c % 2]),
+                                                         y[c / 2 * 4 + 2 * i + 1]);
+        for (int c = 0; c < 8; c++) {  // columns 2c, 2c + 1
+            __m512i z = _mm512_permutex2var_epi64(x[c / 2 * 2], _mm512_loadu_si512(&index.sixteens[c % 2]),
+                                                  x[c / 2 * 2 + 1]);
+            column[2 * c] = _mm512_castsi512_si256(z);
+            column[2 * c + 1] = _mm512_extracti64x4_epi64(z, 1);
+        }
+    }
+};
+
+}  // namespace

@@ -1,0 +1,11 @@
+#include "decode.h"
+#include "encode.h"
+#include "lanes_avx512.h"
+
+const Kernels trit_kernels_avx512 = {
+    {trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint32_t>},
+    {trit_measure<Avx512, Half>, trit_measure<Avx512, Bfloat>, trit_measure<Avx512, float>},
+    {trit_write<Avx512, Half>, trit_write<Avx512, Bfloat>, trit_write<Avx512, float>},
+    trit_tabulate<Avx512>,
+    {trit_decode<Avx512, Half>, trit_decode<Avx512, Bfloat>, trit_decode<Avx512, float>},
+};

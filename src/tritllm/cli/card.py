@@ -1,0 +1,16 @@
+"""tritllm card: write a packed folder's README.md anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritllm.checkpoint.card import write_card
+from tritllm.cli.console import console
+
+
+def command(folder: Annotated[Path, typer.Argument(help="A packed folder.")]) -> None:
+    """Write the model card anew from the manifest; the licence it states stays."""
+    console.print(f"{write_card(folder)}: written", markup=False, soft_wrap=True)

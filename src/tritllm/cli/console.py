@@ -1,0 +1,37 @@
+"""The two streams of the command line, and how quantities are written."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a person reads them, in decimal units as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} TB"
+
+
+def count(number: float) -> str:
+    """A number of parameters: 494.0 M, 7.62 B."""
+    if number >= 1e9:
+        return f"{number / 1e9:.2f} B"
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,.0f}"
+
+
+def progress_bar() -> Progress:
+    """A bar with a share and the time left, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+    )

@@ -1,0 +1,37 @@
+"""tritllm dequantize: a packed folder to one that stock transformers loads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritllm.checkpoint.dequantize import dequantize
+from tritllm.cli.console import console, progress_bar
+
+
+def command(
+    packed: Annotated[Path, typer.Argument(help="A packed folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist, or be empty.")],
+    planes: Annotated[
+        int | None, typer.Option(help="Read only so many of the trit planes.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16 or bfloat16; default as recorded.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: every processor.")] = None,
+) -> None:
+    """Write the 16-bit model that a packed folder stands for, bit for bit."""
+    with progress_bar() as bar:
+        task = bar.add_task("dequantizing")
+        folder = dequantize(
+            packed,
+            out,
+            planes=planes,
+            dtype=dtype,
+            threads=threads or os.cpu_count() or 1,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(f"{folder}: written", markup=False, soft_wrap=True)

@@ -1,0 +1,139 @@
+"""tritllm quantize: a model at one or several depths, in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tritllm.checkpoint.plan import Plan
+from tritllm.checkpoint.quantize import Progress, quantize
+from tritllm.checkpoint.report import Report
+from tritllm.cli.console import console, count, errors, progress_bar, size
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Local folder or Hub id of the source.")],
+    configs: Annotated[str, typer.Option(help="uniform-d1 .. uniform-d4, several with commas.")],
+    out: Annotated[Path, typer.Option(help="Folder for <config>/packed and <config>/model.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    stream: Annotated[bool, typer.Option(help="Read a Hub id in place, store nothing.")] = False,
+    codec: Annotated[str, typer.Option(help="v3 (least error) or v2 (as published).")] = "v3",
+    write: Annotated[str, typer.Option(help="packed, model, or both.")] = "packed,model",
+    dtype: Annotated[
+        str, typer.Option(help="Of the dequantized model: float16 or bfloat16.")
+    ] = "float16",
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob on tensor names to quantize too. Repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Glob on tensor names to keep. Repeatable.")
+    ] = None,
+    depth: Annotated[
+        list[str] | None,
+        typer.Option(help="GLOB=DEPTH on module names, overrides the config. Repeatable."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: every processor.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+) -> None:
+    """Quantize a model: packed trits, and the same weights dequantized for stock transformers.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
+    with progress_bar() as bar:
+        task = bar.add_task("quantizing", total=None, visible=False)
+
+        def on_progress(step: Progress) -> None:
+            bar.update(task, total=step.total_bytes, completed=step.done_bytes, visible=True)
+            if step.sqnr_db:
+                errors.print(_tensor_line(step), markup=False)
+
+        reports = quantize(
+            model,
+            [name for name in configs.split(",") if name],
+            out,
+            revision=revision,
+            stream=stream,
+            codec=codec,
+            write=[kind for kind in write.split(",") if kind],
+            dtype=dtype,
+            include=include or (),
+            exclude=exclude or (),
+            depth=depth or (),
+            threads=threads,
+            dry_run=dry_run,
+            on_plan=_print_plan,
+            on_progress=on_progress,
+        )
+    if dry_run and not reports:
+        console.print("dry run: nothing written")
+        return
+    for report in reports:
+        _print_report(report)
+    for report in reports:
+        for kind in report["fingerprint"]["write"]:
+            console.print(f"{out / report['config'] / kind}", markup=False)
+
+
+def _tensor_line(step: Progress) -> str:
+    shape = "x".join(map(str, step.tensor.matrix_shape))
+    errors_db = "  ".join(f"d{depth} {value:.2f}" for depth, value in step.sqnr_db.items())
+    return f"{step.tensor.entry.name}  {shape}  SQNR dB: {errors_db}"
+
+
+def _print_plan(plan: Plan) -> None:
+    console.print(
+        f"{plan.source.files.name}: {plan.source.model_type}, {count(plan.parameters)} parameters in "
+        f"{len(plan.source.shards)} shard(s); {len(plan.quantized)} linear weights to quantize, "
+        f"{100 * plan.coverage:.1f} % of the parameters",
+        markup=False,
+    )
+    reasons: dict[str, list[str]] = {}
+    for tensor in plan.all_tensors:
+        if not tensor.decision.quantize:
+            reasons.setdefault(tensor.decision.reason, []).append(tensor.entry.name)
+    for reason, names in reasons.items():
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        console.print(f"  kept, {reason}: {len(names)} ({shown})", markup=False)
+    for name, reason in plan.source.not_copied.items():
+        console.print(f"  not copied: {name} ({reason})", markup=False)
+    table = Table(title="Plan", title_justify="left")
+    table.add_column("config")
+    for kind in plan.kinds:
+        table.add_column(kind, justify="right")
+    for config in plan.configs:
+        sizes = [size(plan.output_bytes(config, kind)) for kind in plan.kinds]
+        table.add_row(config.name, *sizes)
+    console.print(table)
+    console.print(
+        f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.peak_memory_bytes)}"
+    )
+
+
+def _print_report(report: Report) -> None:
+    table = Table(title=f"{report['config']}, codec {report['codec']}", title_justify="left")
+    table.add_column("tensor", overflow="fold")
+    for column in ("depth", "shape", "NMSE", "SQNR dB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, tensor in report["quantized"].items():
+        decibel = tensor["sqnr_db"]
+        table.add_row(
+            Text(name),
+            str(tensor["depth"]),
+            "x".join(map(str, tensor["shape"])),
+            f"{tensor['nmse']:.3e}",
+            "exact" if decibel is None else f"{decibel:.2f}",
+        )
+    console.print(table)
+    bits = report["bits_per_weight"]
+    peak = report["peak_memory_bytes"]
+    console.print(
+        f"{report['coverage_percent']:.1f} % of {count(report['parameters'])} parameters quantized; "
+        f"{bits['quantized']:.3f} bits a quantized weight, {bits['whole_file']:.3f} bits a weight "
+        f"with all that is kept; packed {size(report['packed_bytes'])}, 16 bits "
+        f"{size(report['model_bytes'])}; {report['seconds']:.1f} s, "
+        f"peak memory {'unknown' if peak is None else size(peak)}"
+    )

@@ -1,0 +1,1 @@
+"""Measuring what a depth costs in quality. Needs torch."""

@@ -1,0 +1,31 @@
+"""NumPy arrays as the library sees them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
+
+
+def dtype_number(dtype: np.dtype) -> int:
+    """The library's number of an element type. Raises TypeError for any other."""
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype {dtype} is not float16, bfloat16 or float32")
+    return DTYPES.index(dtype)
+
+
+def address(array: np.ndarray) -> int:
+    """Of the first element."""
+    return array.__array_interface__["data"][0]
+
+
+def with_dense_rows(array: np.ndarray) -> np.ndarray:
+    """The array itself where its rows are contiguous, aligned and do not overlap, else a copy."""
+    rows, columns = array.shape[-2:]
+    dense = columns <= 1 or array.strides[-1] == array.itemsize
+    apart = rows <= 1 or array.strides[-2] >= columns * array.itemsize
+    whole = array.strides[-2] % array.itemsize == 0
+    if dense and apart and whole and array.flags.aligned:
+        return array
+    return np.ascontiguousarray(array)

@@ -1,0 +1,186 @@
+"""Finds and loads the shared library, and says which instruction sets it can run here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+ABI = 1
+ISAS = ("scalar", "avx2", "avx512", "neon")  # by the number that the library knows them by
+FASTEST_FIRST = ("avx512", "avx2", "neon", "scalar")
+OK, UNSUPPORTED, BAD_BYTE, BAD_PADDING, BAD_ARGUMENT = range(5)
+
+SAMPLE = 3072
+GRID = 256
+TILE = 16
+
+
+class Matrix(ctypes.Structure):
+    """tritllm_matrix"""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("exponent", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+    )
+
+
+class SampleSet(ctypes.Structure):
+    """tritllm_sample_set"""
+
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        ("largest", ctypes.c_float),
+        ("body_weight", ctypes.c_double),
+        ("group", ctypes.c_int64 * SAMPLE),
+        ("in_tail", ctypes.c_uint8 * SAMPLE),
+    )
+
+
+class Target(ctypes.Structure):
+    """tritllm_target"""
+
+    _fields_ = (
+        ("depth", ctypes.c_int32),
+        ("search", ctypes.c_int32),
+        ("codebook", ctypes.c_void_p),
+        ("published", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("row_error", ctypes.c_void_p),
+        ("row_limit", ctypes.c_void_p),
+        ("row_dot", ctypes.c_void_p),
+        ("row_norm", ctypes.c_void_p),
+    )
+
+
+class Packed(ctypes.Structure):
+    """tritllm_packed"""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("plane_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("scale", ctypes.c_void_p),
+        ("scale_stride", ctypes.c_int64),
+        ("steps", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
+        ("planes", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+    )
+
+
+_INT, _INT64, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "tritllm_abi": (_INT, ()),
+    "tritllm_isas": (_INT, ()),
+    "tritllm_tiled": (_INT64, (_INT64, _INT64)),
+    "tritllm_peak": (_INT, (_INT, _POINTER, _INT64, _INT64, _POINTER)),
+    "tritllm_first_nonfinite": (_INT64, (_POINTER,)),
+    "tritllm_measure": (
+        _INT,
+        (_INT, _POINTER, _INT64, _INT64, _INT, _POINTER, _POINTER, _POINTER, _POINTER),
+    ),
+    "tritllm_v2_codebook": (_INT, (_POINTER, _INT64, _POINTER, _POINTER)),
+    "tritllm_sample": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
+    "tritllm_gather": (_INT, (_POINTER, _POINTER, _POINTER)),
+    "tritllm_grid": (_INT, (_POINTER, _POINTER, _POINTER)),
+    "tritllm_tabulate": (
+        _INT,
+        (_INT, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER),
+    ),
+    "tritllm_fit": (_INT, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER)),
+    "tritllm_write": (_INT, (_INT, _POINTER, _INT64, _INT64, _INT, _POINTER)),
+    "tritllm_pack_trits": (None, (_POINTER, _INT64, _INT64, _POINTER)),
+    "tritllm_unpack_trits": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
+    "tritllm_pack_scale_index": (None, (_POINTER, _INT64, _INT64, _POINTER)),
+    "tritllm_unpack_scale_index": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
+    "tritllm_decode": (_INT, (_INT, _POINTER, _INT64, _INT64)),
+}
+
+
+def _path() -> Path:
+    named = os.environ.get("TRITLLM_LIBRARY")
+    if named:
+        return Path(named)
+    name = {"win32": "tritllm.dll", "darwin": "libtritllm.dylib"}.get(sys.platform, "libtritllm.so")
+    return Path(__file__).parent / name
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    path = _path()
+    if not path.exists():
+        return None, f"{path} does not exist"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return None, f"{path}: {error}"
+    if library.tritllm_abi() != ABI:
+        return None, f"{path}: interface version {library.tritllm_abi()}, expected {ABI}"
+    return library, None
+
+
+def available() -> bool:
+    """Whether the library is loaded."""
+    return _load()[0] is not None
+
+
+def load_error() -> str | None:
+    """Why the library is not loaded, in the loader's own words; None where it is."""
+    return _load()[1]
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library. Raises RuntimeError where there is none."""
+    loaded, error = _load()
+    if loaded is None:
+        raise RuntimeError(f"the native library is not available: {error}")
+    return loaded
+
+
+def isas() -> list[str]:
+    """The instruction sets that this machine and this build can run, fastest first; [] unloaded."""
+    if not available():
+        return []
+    mask = library().tritllm_isas()
+    return [name for name in FASTEST_FIRST if mask >> ISAS.index(name) & 1]
+
+
+def isa() -> str:
+    """The instruction set in use: the fastest, or the one that `TRITLLM_ISA` names.
+
+    Raises ValueError for a name that is unknown or cannot run here, RuntimeError without a library.
+    """
+    return ISAS[isa_number(None)]
+
+
+def isa_number(name: str | None) -> int:
+    """The library's number of `name`, by default of `isa()`. Raises as `isa`."""
+    library()
+    source = "isa"
+    if name is None:
+        source, name = "TRITLLM_ISA", os.environ.get("TRITLLM_ISA") or isas()[0]
+    if name not in ISAS:
+        raise ValueError(f"{source}={name}: unknown instruction set, not one of {', '.join(ISAS)}")
+    if name not in isas():
+        raise ValueError(f"{source}={name}: cannot run here; this machine has {', '.join(isas())}")
+    return ISAS.index(name)
+
+
+def check(status: int) -> None:
+    """Raises RuntimeError for a status that the callers' own checks should have made impossible."""
+    if status != OK:
+        raise RuntimeError(f"the native library returned status {status}")
