@@ -36,7 +36,9 @@ def diagnose() -> list[Finding]:
     findings = [
         Finding("tritllm", tritllm.__version__),
         Finding("python", f"{platform.python_version()} at {sys.executable}"),
-        Finding("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"),
+        Finding(
+            "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+        ),
         Finding("memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"),
         Finding("codec", engine.describe(), ok=engine.is_native()),
     ]

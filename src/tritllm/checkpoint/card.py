@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from tritllm.checkpoint.manifest import read_manifest
 from tritllm.checkpoint.safetensors_header import ITEM_BYTES
@@ -51,18 +52,29 @@ class Licence:
 
 def licence_of_card(text: str | None) -> Licence:
     """The licence in a README.md; unknown where there is no card, no front matter or no licence."""
+    data = _front_matter(text)
+    identifier, link = data.get("license"), data.get("license_link")
+    if not isinstance(identifier, str) or not identifier:
+        return Licence()
+    if identifier in _LLAMA and not str(link).startswith("http"):
+        link = _LLAMA[identifier][1]
+    return Licence(identifier, data.get("license_name"), link)
+
+
+def base_model_of_card(text: str | None) -> str | None:
+    """The base model(s) a README.md names, or None."""
+    base = _front_matter(text).get("base_model")
+    return ", ".join(map(str, base)) if isinstance(base, list) else base
+
+
+def _front_matter(text: str | None) -> dict[str, Any]:
     if not text or not text.startswith("---"):
-        return Licence()
+        return {}
     try:
-        data = ModelCard(text, ignore_metadata_errors=True).data
-    except ValueError:
-        return Licence()
-    if not isinstance(data.license, str) or not data.license:
-        return Licence()
-    link = data.get("license_link")
-    if data.license in _LLAMA and not str(link).startswith("http"):
-        link = _LLAMA[data.license][1]
-    return Licence(data.license, data.license_name, link)
+        data: dict[str, Any] = ModelCard(text, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
+    except (ValueError, YAMLError):
+        return {}
+    return data
 
 
 def licence_notice(licence: Licence) -> str | None:
@@ -138,8 +150,8 @@ def model_card(
     if licence.is_llama:
         lines += [f"**Built with {_built_with(licence)}**", ""]
     lines += [
-        f"Balanced ternary quantization of {link} at depth **{depth}** ({levels} levels per weight, "
-        f"**{facts.information_bits:.2f} bits per weight**).",
+        f"Balanced ternary quantization of {link} at depth **{depth}** "
+        f"({levels} levels per weight, **{facts.information_bits:.2f} bits per weight**).",
         "",
         "## Quick load",
         "",
@@ -264,8 +276,8 @@ def _load_model(title: str, causal: bool) -> list[str]:
         f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
         "```",
         "",
-        "The weights are dequantized for stock `transformers`: the size on disk is that of a 16-bit "
-        "model. The packed folder beside it holds the same weights as trits.",
+        "The weights are dequantized for stock `transformers`: the size on disk is that of a "
+        "16-bit model. The packed folder beside it holds the same weights as trits.",
     ]
 
 
@@ -274,7 +286,7 @@ def _load_packed(title: str) -> list[str]:
         "```bash",
         "pip install tritllm",
         f"tritllm verify {title}",
-        f"tritllm dequantize {title} model   # then from_pretrained(\"model\") in stock transformers",
+        f'tritllm dequantize {title} model   # then from_pretrained("model") in stock transformers',
         "```",
         "",
         "or one matrix at a time, reading as many planes as wanted:",
@@ -323,6 +335,8 @@ def _licence_text(licence: Licence) -> str:
         notice = (licence_notice(licence) or "").strip()
         return f"{notice} Licence: [{licence.id}]({licence.link})."
     if licence.id == "unknown":
-        return "Unknown: the source states none. Ask its authors before you use or share this model."
+        return (
+            "Unknown: the source states none. Ask its authors before you use or share this model."
+        )
     name = re.sub(r"\s+", " ", licence.name or licence.id)
     return f"That of the source: {f'[{name}]({licence.link})' if licence.link else name}."

@@ -34,7 +34,7 @@ def partial_folder(out: Path, config: Config, kind: str) -> Path:
 def finish_config(
     plan: Plan, config: Config, out: Path, records: list[dict[str, Any]], seconds: float
 ) -> Report:
-    """Complete the folders of one config and give them their names. May be run again after a kill."""
+    """Complete the folders of one config and give them their names; again, after a kill."""
     hashes: dict[str, str] = {}
     results: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -50,9 +50,7 @@ def finish_config(
         partial, final = partial_folder(out, config, kind), out / config.name / kind
         if final.exists():
             continue
-        manifest["side_files"] = copy_side_files(
-            plan.source.files, plan.source.side_files, partial
-        )
+        manifest["side_files"] = copy_side_files(plan.source.files, plan.source.side_files, partial)
         if kind == "packed":
             write_config(partial, _packed_config(plan, report))
         else:
@@ -61,7 +59,9 @@ def finish_config(
         write_index(partial, headers)
         if notice and "NOTICE" not in plan.source.side_files:
             write_atomically(partial / "NOTICE", notice.encode())
-        write_atomically(partial / "README.md", model_card(manifest, plan.source.config, licence, kind).encode())
+        write_atomically(
+            partial / "README.md", model_card(manifest, plan.source.config, licence, kind).encode()
+        )
         if kind == "packed":
             write_atomically(partial / MANIFEST, manifest_bytes(manifest))
         give_name(partial, final)

@@ -7,9 +7,10 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from tritllm.checkpoint.card import Licence, licence_of_card, measure
+from tritllm.checkpoint.card import Licence, base_model_of_card, licence_of_card, measure
 from tritllm.checkpoint.model_files import ModelFiles, open_files
 from tritllm.checkpoint.safetensors_header import TensorEntry, read_header
 from tritllm.checkpoint.source import CONFIG, INDEX, MANIFEST
@@ -56,9 +57,7 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
     entries = [
         entry
         for name in _shards(files, sizes)
-        for entry in read_header(
-            lambda offset, length, name=name: files.read(name, offset, length), sizes[name], name
-        ).entries.values()
+        for entry in read_header(partial(files.read, name), sizes[name], name).entries.values()
     ]
     weight_bytes = sum(entry.nbytes for entry in entries)
     packed = measure(_json(files, sizes, MANIFEST)) if MANIFEST in sizes else None
@@ -73,7 +72,7 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
         dtypes=_weights_by_dtype(entries),
         context_length=shape.get("max_position_embeddings") or shape.get("n_positions"),
         licence=licence_of_card(card),
-        base_model=_base_model(card),
+        base_model=base_model_of_card(card),
         depths=packed.depths if packed else {},
         information_bits=packed.information_bits if packed else None,
         file_bits=packed.file_bits if packed else 8 * weight_bytes / max(parameters, 1),
@@ -92,7 +91,9 @@ def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
         names = [name for name in sizes if name.endswith(".safetensors") and "/" not in name]
     missing = [name for name in names if name not in sizes]
     if missing or not names:
-        raise SourceError(f"{files.name}: {missing[0] if missing else 'safetensors weights'} missing")
+        raise SourceError(
+            f"{files.name}: {missing[0] if missing else 'safetensors weights'} missing"
+        )
     return names
 
 
@@ -116,15 +117,6 @@ def _weights_by_dtype(entries: list[TensorEntry]) -> dict[str, int]:
     for entry in entries:
         counts[entry.dtype] += entry.size
     return dict(counts.most_common())
-
-
-def _base_model(card: str | None) -> str | None:
-    from huggingface_hub import ModelCard
-
-    if not card or not card.startswith("---"):
-        return None
-    base = ModelCard(card, ignore_metadata_errors=True).data.base_model
-    return ", ".join(base) if isinstance(base, list) else base
 
 
 def _cache_bytes(shape: dict[str, Any]) -> int | None:

@@ -51,7 +51,7 @@ class Journal:
                     f"finish it as it was begun, or delete {out} and start again"
                 )
         with output_errors(path):
-            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
+            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
             self._file.truncate(sum(len(line) + 1 for line in kept))
             self._file.seek(0, os.SEEK_END)
             if not records:

@@ -108,8 +108,8 @@ def decide(
         )
     if tensor.dtype not in NUMPY_OF_SAFETENSORS:
         raise SourceError(
-            f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 can); "
-            f"quantize from the unquantized source, or {remedy}"
+            f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 "
+            f"can); quantize from the unquantized source, or {remedy}"
         )
     return Decision(True, "linear weight" if linear else "included on request", family.transposed)
 

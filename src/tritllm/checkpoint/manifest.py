@@ -42,11 +42,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FormatError(
             f"{path}: format version {version} is newer than {FORMAT_VERSION}; upgrade tritllm"
         )
-    error = jsonschema.exceptions.best_match(
+    fault = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema()).iter_errors(manifest)
     )
-    if error:
-        raise FormatError(f"{path}: {error.json_path}: {error.message.splitlines()[0][:200]}")
+    if fault:
+        raise FormatError(f"{path}: {fault.json_path}: {fault.message.splitlines()[0][:200]}")
     result: dict[str, Any] = manifest
     return result
 

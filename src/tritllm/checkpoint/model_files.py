@@ -34,6 +34,7 @@ class LocalFiles:
         self.revision = revision
 
     def sizes(self) -> dict[str, int]:
+        """As `ModelFiles.sizes`."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder)
@@ -42,6 +43,7 @@ class LocalFiles:
         return found
 
     def read(self, name: str, offset: int, length: int) -> bytes:
+        """As `ModelFiles.read`."""
         try:
             with open(self.folder / name, "rb", buffering=0) as file:
                 file.seek(offset)
@@ -53,6 +55,7 @@ class LocalFiles:
         return _complete(data, length, f"{self.folder / name}", offset)
 
     def stamp(self, name: str) -> str:
+        """As `ModelFiles.stamp`."""
         return str((self.folder / name).stat().st_mtime_ns)
 
 
@@ -69,9 +72,11 @@ class HubFiles:
         self._files = HfFileSystem()
 
     def sizes(self) -> dict[str, int]:
+        """As `ModelFiles.sizes`."""
         return dict(self._sizes)
 
     def read(self, name: str, offset: int, length: int) -> bytes:
+        """As `ModelFiles.read`."""
         path = f"{self.name}/{name}"
         if not length:
             return b""
@@ -84,6 +89,7 @@ class HubFiles:
         return _complete(data, length, path, offset)
 
     def stamp(self, name: str) -> str:
+        """As `ModelFiles.stamp`."""
         return self.revision or ""
 
 

@@ -1,4 +1,4 @@
-"""Files that every model folder has beside its shards, built the same way wherever one is written."""
+"""What every model folder has beside its shards' bytes, built the same way wherever written."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,7 @@ class PackedCheckpoint:
             if name not in sizes:
                 raise FormatError(f"{self.folder / name}: missing")
             headers[name] = read_header(
-                lambda offset, length, name=name: self.files.read(name, offset, length),
-                sizes[name],
-                str(self.folder / name),
+                partial(self.files.read, name), sizes[name], str(self.folder / name)
             )
         for name in sizes:
             if name.endswith(".safetensors") and name not in headers:
@@ -135,7 +134,9 @@ class PackedCheckpoint:
             record = self._records[name]
             where = f"{self.folder / record['file']}: tensor {name}"
             if len(record["shape"]) != 3 or record["shape"][0] != record["depth"]:
-                raise FormatError(f"{where} has shape {record['shape']}, expected [d, N, ceil(K/5)]")
+                raise FormatError(
+                    f"{where} has shape {record['shape']}, expected [d, N, ceil(K/5)]"
+                )
             shapes = packed_shapes(record["shape"][1], record["in_features"], record["depth"])
             for suffix, shape, dtype in zip(PARTS, shapes, ("U8", "U8", "F32"), strict=True):
                 part = self._records.get(name + suffix)

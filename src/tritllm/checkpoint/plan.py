@@ -35,6 +35,7 @@ class PlannedTensor:
 
     @property
     def module(self) -> str:
+        """The tensor's name without `.weight`."""
         return self.entry.name.removesuffix(".weight")
 
     @property
@@ -58,10 +59,12 @@ class Plan:
 
     @property
     def all_tensors(self) -> list[PlannedTensor]:
+        """Every source tensor, in stored order."""
         return [tensor for shard in self.tensors.values() for tensor in shard]
 
     @property
     def quantized(self) -> list[PlannedTensor]:
+        """The tensors that are quantized."""
         return [tensor for tensor in self.all_tensors if tensor.decision.quantize]
 
     @property
@@ -97,7 +100,10 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        return sum(self.output_bytes(config, kind) for config in self.configs for kind in self.kinds)
+        """Bytes of all outputs together."""
+        return sum(
+            self.output_bytes(config, kind) for config in self.configs for kind in self.kinds
+        )
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -115,9 +121,7 @@ class Plan:
         return _INTERPRETER_BYTES + need
 
 
-def packed_layout(
-    tensor: PlannedTensor, config: Config
-) -> list[tuple[str, str, tuple[int, ...]]]:
+def packed_layout(tensor: PlannedTensor, config: Config) -> list[tuple[str, str, tuple[int, ...]]]:
     """Names, dtypes and shapes that stand in a packed file for one source tensor."""
     entry = tensor.entry
     if not tensor.decision.quantize:
@@ -136,7 +140,10 @@ def make_plan(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> Plan:
-    """Decide on every tensor. Raises SourceError where a tensor cannot become what its name says."""
+    """Decide on every tensor.
+
+    Raises SourceError where a tensor cannot become what its name says, TritError for an argument.
+    """
     if not configs:
         raise TritError("no config given; for example --configs uniform-d2")
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -230,7 +237,11 @@ def _tied_duplicates(source: Source) -> dict[str, str]:
         (name for name in by_name if name.split(".")[-2:] in (["embed_tokens", "weight"],
                                                              ["wte", "weight"])), None
     )  # fmt: skip
-    if head is None or embedding is None or not _same_bytes(source, by_name[head], by_name[embedding]):
+    if (
+        head is None
+        or embedding is None
+        or not _same_bytes(source, by_name[head], by_name[embedding])
+    ):
         return {}
     return {head: embedding}
 

@@ -31,8 +31,8 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
     licence = read_licence(folder)
     if licence.is_llama and not repository.split("/")[-1].startswith("Llama"):
         raise TritError(
-            f"{repository}: the {licence.id} licence wants the name of a derived model to begin with "
-            "Llama; rename the repository"
+            f"{repository}: the {licence.id} licence wants the name of a derived model to begin "
+            "with Llama; rename the repository"
         )
     api = HfApi()
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tritllm.checkpoint.configs import Config, parse_config
+from tritllm.checkpoint.configs import parse_config
 from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
 from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.checkpoint.finish import finish_config, partial_folder
@@ -73,11 +73,13 @@ def quantize(
         codec: "v3" (least error) or "v2" (the published rule).
         write: "packed", "model" (dequantized, for stock transformers), or both.
         dtype: of the dequantized model, "float16" or "bfloat16".
-        include, exclude: globs on tensor names, to add or leave out weights.
+        include: globs on tensor names to quantize although their names are not recognised.
+        exclude: globs on tensor names to keep.
         depth: overrides GLOB=DEPTH on module names.
         threads: for the codec; default is the number of processors.
         dry_run: stop after the plan.
-        on_plan, on_progress: called with the plan before writing, and after each tensor.
+        on_plan: called with the plan before anything is written.
+        on_progress: called after each tensor.
 
     Returns one report a config (none for a dry run).
 
@@ -148,7 +150,9 @@ def _check_folder(plan: Plan, out: Path) -> None:
             continue
         if path.name in wanted and resuming:
             continue
-        raise OutputError(f"{out}: holds {path.name}, which is not of this run; choose another folder")
+        raise OutputError(
+            f"{out}: holds {path.name}, which is not of this run; choose another folder"
+        )
 
 
 def _bytes_below(folder: Path) -> int:

@@ -35,6 +35,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
+        """Its bytes in the file."""
         return self.end - self.begin
 
     @property
@@ -64,7 +65,9 @@ def read_header(read: Callable[[int, int], bytes], file_size: int, where: str) -
     leaves holes, or points outside of the file.
     """
     if file_size < 8:
-        raise FormatError(f"{where}: {file_size} bytes is too short for safetensors; fetch it again")
+        raise FormatError(
+            f"{where}: {file_size} bytes is too short for safetensors; fetch it again"
+        )
     length = int.from_bytes(read(0, 8), "little")
     if length > MAX_HEADER_BYTES or 8 + length > file_size:
         raise FormatError(
@@ -100,7 +103,7 @@ def read_header(read: Callable[[int, int], bytes], file_size: int, where: str) -
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> Header:
-    """Lay out (name, dtype, shape) in the given order, contiguous, after an 8-byte aligned header."""
+    """Lay out (name, dtype, shape) in the given order, contiguous, after an aligned header."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for name, dtype, shape in tensors:

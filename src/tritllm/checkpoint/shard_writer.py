@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tritllm.checkpoint.safetensors_header import Header
@@ -18,8 +18,8 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path}: {error.strerror}; make room or mend the folder and run the same command again, "
-            "finished tensors are kept"
+            f"{path}: {error.strerror}; make room or mend the folder and run the same command "
+            "again, finished tensors are kept"
         ) from None
 
 
@@ -35,7 +35,7 @@ class ShardWriter:
         self.header = header
         size = max([len(header.raw)] + [entry.end for entry in header.entries.values()])
         with output_errors(path):
-            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
+            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
             head = self._file.read(len(header.raw))
             if head != header.raw or os.fstat(self._file.fileno()).st_size != size:
                 self._file.truncate(0)
@@ -59,6 +59,7 @@ class ShardWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; what is written stays."""
         self._file.close()
 
     def _write_at(self, position: int, data: bytes | memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -41,6 +42,7 @@ class Source:
 
     @property
     def model_type(self) -> str:
+        """The family, as config.json names it."""
         return str(self.config.get("model_type", "unknown"))
 
     @property
@@ -70,9 +72,7 @@ def open_source(files: ModelFiles) -> Source:
     names, weight_map = _shard_names(files, sizes)
     shards = []
     for name in names:
-        header = read_header(
-            lambda offset, length, name=name: files.read(name, offset, length), sizes[name], name
-        )
+        header = read_header(partial(files.read, name), sizes[name], name)
         shards.append(SourceShard(name, sizes[name], header))
     _check_index(shards, weight_map)
 
@@ -115,7 +115,11 @@ def _shard_names(
             raise SourceError(f"{INDEX}: no weight_map")
         names = sorted(set(map(str, weight_map.values())))
         for name in names:
-            if PurePosixPath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            if (
+                PurePosixPath(name).name != name
+                or "\\" in name
+                or not name.endswith(".safetensors")
+            ):
                 raise SourceError(f"{INDEX}: shard name {name!r} is not a plain .safetensors name")
             if name not in sizes:
                 raise SourceError(f"{files.name}: shard {name} is missing; fetch it again")
@@ -131,8 +135,9 @@ def _shard_names(
     pickled = [name for name in sizes if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickled:
         raise SourceError(
-            f"{files.name}: {pickled[0]} is a pickle, which can run code when loaded, and is refused; "
-            "where you trust it, load it with transformers and save_pretrained (writes safetensors)"
+            f"{files.name}: {pickled[0]} is a pickle, which can run code when loaded, and is "
+            "refused; where you trust it, load it with transformers and save_pretrained, which "
+            "writes safetensors"
         )
     raise SourceError(f"{files.name}: no safetensors weights")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.checkpoint.model_folder import CHUNK_BYTES
+from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.errors import FormatError
 
 
@@ -45,9 +46,7 @@ def verify(
     total += sum(sizes[name] for name in side_files)
     done = 0
 
-    def check(
-        where: str, size: int, read: Callable[[int, int], bytes], expected: str
-    ) -> None:
+    def check(where: str, size: int, read: Callable[[int, int], bytes], expected: str) -> None:
         nonlocal done
         digest = hashlib.sha256()
         for offset in range(0, size, CHUNK_BYTES):
@@ -63,7 +62,7 @@ def verify(
         check(
             f"{checkpoint.folder / record['file']}: tensor {name}",
             checkpoint.entry(name).nbytes,
-            lambda offset, length, name=name: checkpoint.read_range(name, offset, length),
+            partial(checkpoint.read_range, name),
             record["sha256"],
         )
         if "depth" in record:
@@ -72,7 +71,7 @@ def verify(
         check(
             str(checkpoint.folder / name),
             sizes[name],
-            lambda offset, length, name=name: checkpoint.files.read(name, offset, length),
+            partial(checkpoint.files.read, name),
             expected,
         )
     return Verified(len(tensors), len(checkpoint.quantized), len(side_files), total)

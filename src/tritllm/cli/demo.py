@@ -18,7 +18,9 @@ def command(
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("demo-out"),
     model: Annotated[Path | None, typer.Option(help="Another causal model's folder.")] = None,
     text: Annotated[Path | None, typer.Option(help="Another held-out text.")] = None,
-    prompt: Annotated[str, typer.Option(help="What each depth continues.")] = "And the LORD said unto",
+    prompt: Annotated[
+        str, typer.Option(help="What each depth continues.")
+    ] = "And the LORD said unto",
 ) -> None:
     """Quantize a small model at four depths in one pass, verify, measure, and let it speak."""
     console.print("quantizing at four depths in one pass, verifying, measuring ...")

@@ -50,7 +50,10 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
                 f"{facts.information_bits:.2f} information, {facts.file_bits:.3f} in the file, "
                 f"{8 * facts.weight_bytes / facts.parameters:.2f} with all that is kept",
             ),
-            ("SQNR", "exact" if facts.sqnr_mean_db is None else f"{facts.sqnr_mean_db:.2f} dB mean"),
+            (
+                "SQNR",
+                "exact" if facts.sqnr_mean_db is None else f"{facts.sqnr_mean_db:.2f} dB mean",
+            ),
         ]
     else:
         dtypes = ", ".join(f"{name} {count(n)}" for name, n in facts.dtypes.items())

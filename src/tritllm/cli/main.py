@@ -33,6 +33,7 @@ app.command("demo")(demo_command.command)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    """Options of the program itself."""
     if version:
         print(f"tritllm {tritllm.__version__}")
         raise typer.Exit

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from tritllm.checkpoint.plan import Plan
 from tritllm.checkpoint.quantize import Progress, quantize
@@ -71,25 +70,25 @@ def command(
     if dry_run and not reports:
         console.print("dry run: nothing written")
         return
-    for report in reports:
-        _print_report(report)
+    _print_reports(reports)
     for report in reports:
         for kind in report["fingerprint"]["write"]:
-            console.print(f"{out / report['config'] / kind}", markup=False)
+            console.print(f"{out / report['config'] / kind}", markup=False, soft_wrap=True)
 
 
 def _tensor_line(step: Progress) -> str:
     shape = "x".join(map(str, step.tensor.matrix_shape))
-    errors_db = "  ".join(f"d{depth} {value:.2f}" for depth, value in step.sqnr_db.items())
-    return f"{step.tensor.entry.name}  {shape}  SQNR dB: {errors_db}"
+    decibels = "  ".join(f"d{depth} {value:.2f}" for depth, value in step.sqnr_db.items())
+    return f"{step.tensor.entry.name}  {shape}  SQNR dB: {decibels}"
 
 
 def _print_plan(plan: Plan) -> None:
     console.print(
-        f"{plan.source.files.name}: {plan.source.model_type}, {count(plan.parameters)} parameters in "
-        f"{len(plan.source.shards)} shard(s); {len(plan.quantized)} linear weights to quantize, "
+        f"{plan.source.files.name}: {plan.source.model_type}, {count(plan.parameters)} parameters "
+        f"in {len(plan.source.shards)} shard(s); {len(plan.quantized)} linear weights to quantize, "
         f"{100 * plan.coverage:.1f} % of the parameters",
         markup=False,
+        soft_wrap=True,
     )
     reasons: dict[str, list[str]] = {}
     for tensor in plan.all_tensors:
@@ -97,9 +96,9 @@ def _print_plan(plan: Plan) -> None:
             reasons.setdefault(tensor.decision.reason, []).append(tensor.entry.name)
     for reason, names in reasons.items():
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        console.print(f"  kept, {reason}: {len(names)} ({shown})", markup=False)
+        console.print(f"  kept, {reason}: {len(names)} ({shown})", markup=False, soft_wrap=True)
     for name, reason in plan.source.not_copied.items():
-        console.print(f"  not copied: {name} ({reason})", markup=False)
+        console.print(f"  not copied: {name} ({reason})", markup=False, soft_wrap=True)
     table = Table(title="Plan", title_justify="left")
     table.add_column("config")
     for kind in plan.kinds:
@@ -113,27 +112,35 @@ def _print_plan(plan: Plan) -> None:
     )
 
 
-def _print_report(report: Report) -> None:
-    table = Table(title=f"{report['config']}, codec {report['codec']}", title_justify="left")
-    table.add_column("tensor", overflow="fold")
-    for column in ("depth", "shape", "NMSE", "SQNR dB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, tensor in report["quantized"].items():
-        decibel = tensor["sqnr_db"]
-        table.add_row(
-            Text(name),
-            str(tensor["depth"]),
-            "x".join(map(str, tensor["shape"])),
-            f"{tensor['nmse']:.3e}",
-            "exact" if decibel is None else f"{decibel:.2f}",
+def _print_reports(reports: list[Report]) -> None:
+    """One row a tensor, the configs side by side; then one line a config."""
+    names = list(reports[0]["quantized"])
+    width = max(map(len, names))
+    console.print(f"{'linear weight':<{width}}  {'shape':>12}  depth, NMSE and SQNR dB")
+    for name in names:
+        results = [report["quantized"][name] for report in reports]
+        shape = "x".join(map(str, results[0]["shape"]))
+        cells = "   ".join(
+            f"{result['depth']} {result['nmse']:.2e} {_decibel(result['sqnr_db']):>5}"
+            for result in results
         )
-    console.print(table)
-    bits = report["bits_per_weight"]
-    peak = report["peak_memory_bytes"]
+        console.print(f"{name:<{width}}  {shape:>12}  {cells}", markup=False, soft_wrap=True)
+    for report in reports:
+        bits = report["bits_per_weight"]
+        console.print(
+            f"{report['config']}, codec {report['codec']}: {report['coverage_percent']:.1f} % of "
+            f"{count(report['parameters'])} parameters at {bits['quantized']:.3f} bits a weight in "
+            f"the file, {bits['whole_file']:.3f} with all that is kept; SQNR mean "
+            f"{_decibel(report['sqnr_db']['mean'])} dB, lowest "
+            f"{_decibel(report['sqnr_db']['lowest'])} dB; packed {size(report['packed_bytes'])}, "
+            f"16-bit {size(report['model_bytes'])}",
+            soft_wrap=True,
+        )
+    peak = reports[-1]["peak_memory_bytes"]
     console.print(
-        f"{report['coverage_percent']:.1f} % of {count(report['parameters'])} parameters quantized; "
-        f"{bits['quantized']:.3f} bits a quantized weight, {bits['whole_file']:.3f} bits a weight "
-        f"with all that is kept; packed {size(report['packed_bytes'])}, 16 bits "
-        f"{size(report['model_bytes'])}; {report['seconds']:.1f} s, "
-        f"peak memory {'unknown' if peak is None else size(peak)}"
+        f"{reports[-1]['seconds']:.1f} s, peak memory {'unknown' if peak is None else size(peak)}"
     )
+
+
+def _decibel(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.2f}"

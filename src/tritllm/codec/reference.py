@@ -8,7 +8,7 @@ function of the input bits, whatever the machine, the number of threads or the w
 * a sum runs in index order: over the 16 weights of a group (float32), over the groups of a row
   (float64), over the rows (float64).
 
-Magnitudes are held as [16, n_groups] so that one NumPy operation works on one weight of every group.
+Magnitudes are held as [16, n_groups]: one NumPy operation works on one weight of every group.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def unpack_trits(packed: np.ndarray, n: int) -> np.ndarray:
     """
     if packed.size and packed.max() > 242:
         where = np.unravel_index(int(np.argmax(packed > 242)), packed.shape)
-        raise ValueError(f"byte {packed[where]} at {tuple(map(int, where))} is not five trits (0..242)")
+        raise ValueError(
+            f"byte {packed[where]} at {tuple(map(int, where))} is not five trits (0..242)"
+        )
     trits = _TRITS_OF_BYTE[packed].reshape(*packed.shape[:-1], -1)
     if trits[..., n:].any():
         raise ValueError(f"padding after trit {n} of a row is not zero")
@@ -89,7 +91,7 @@ def unpack_trits(packed: np.ndarray, n: int) -> np.ndarray:
 
 
 def pack_scale_index(index: np.ndarray) -> np.ndarray:
-    """Indices 0..26 uint8 [N, G] -> bytes uint8 [N, ceil(3G/5)]; each is the three trits of j - 13."""
+    """Indices 0..26 uint8 [N, G] -> bytes uint8 [N, ceil(3G/5)]; each j as the trits of j - 13."""
     trits = levels_to_trits(index.astype(np.int16) - 13, 3)  # [3, N, G]
     return pack_trits(np.moveaxis(trits, 0, -1).reshape(index.shape[0], -1))
 
@@ -110,7 +112,7 @@ def decode(level: np.ndarray, index: np.ndarray, steps: np.ndarray) -> np.ndarra
 
 
 def log_spaced(low: float, high: float, n: int = ENTRIES) -> np.ndarray:
-    """n float32 from low to high (float32 values, 0 < low <= high), each r times the one before.
+    """N float32 from low to high (float32 values, 0 < low <= high), each r times the one before.
 
     r is the largest float64 whose (n-1)-fold repeated product does not exceed high / low; found by
     bisection, so that no platform's pow or exp enters the result.
@@ -145,7 +147,7 @@ def nearest_entry(scale: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 def quantize_magnitudes(a: np.ndarray, step: np.ndarray, depth: int) -> np.ndarray:
-    """k = min(rint(a * (1 / step)), L) as float32, half to even; a [16, n], step [n]."""
+    """K = min(rint(a * (1 / step)), L) as float32, half to even; a [16, n], step [n]."""
     k = np.rint(a * (np.float32(1) / step))
     return np.minimum(k, np.float32(max_level(depth)))
 
@@ -177,7 +179,7 @@ class Groups:
 
     exponent: magnitudes below are |w| * 2**-exponent, so the largest lies in [1, 2): sums of
     squares neither overflow nor vanish, and nothing else changes, for the factor is exact.
-    order: float32 [4, N*G], the candidates of the v2 rule; order[3] is the group's largest magnitude.
+    order: float32 [4, N*G], the candidates of the v2 rule; order[3] is the largest magnitude.
     energy: sum of the squared magnitudes.
     """
 
@@ -188,6 +190,7 @@ class Groups:
 
     @property
     def per_row(self) -> int:
+        """G, the groups of a row."""
         return -(-self.weight.shape[1] // GROUP)
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -234,7 +237,9 @@ def gather_statistics(weight: np.ndarray) -> Groups:
         if not np.isfinite(top):
             row, column = np.argwhere(~np.isfinite(block))[0]
             value = weight[rows][row, column]
-            raise ValueError(f"weight[{rows.start + row}, {column}] is {value}, not a finite number")
+            raise ValueError(
+                f"weight[{rows.start + row}, {column}] is {value}, not a finite number"
+            )
         largest = max(largest, top)
     exponent = int(np.frexp(largest)[1]) - 1 if largest else 0
 
@@ -312,7 +317,9 @@ def fit_codebook(groups: Groups, initial: np.ndarray, depth: int) -> np.ndarray:
     a = groups.gather(group)
     top = np.minimum(initial[-1] * np.float32(1.25), groups.order[3].max())
     grid = log_spaced(initial[0] * np.float32(0.5), top, GRID)
-    table = np.stack([group_error(a, scale / np.float32(max_level(depth)), depth) for scale in grid])
+    table = np.stack(
+        [group_error(a, scale / np.float32(max_level(depth)), depth) for scale in grid]
+    )
 
     def total(low: int, high: int) -> float:
         rows = [low + (2 * j * (high - low) + 26) // 52 for j in range(ENTRIES)]
@@ -323,7 +330,12 @@ def fit_codebook(groups: Groups, initial: np.ndarray, depth: int) -> np.ndarray:
     best = total(low, high)
     stride = 32
     while stride:
-        moves = ((low - stride, high), (low + stride, high), (low, high - stride), (low, high + stride))
+        moves = (
+            (low - stride, high),
+            (low + stride, high),
+            (low, high - stride),
+            (low, high + stride),
+        )
         inside = [(p, q) for p, q in moves if 0 <= p <= q < GRID]
         errors = [total(p, q) for p, q in inside]
         if errors and min(errors) < best:
@@ -460,5 +472,5 @@ def _write(groups: Groups, depth: int, codebook: np.ndarray, index: np.ndarray |
         norm = _ordered_sum(row_norm[r])
         gain = _ordered_sum(row_dot[r]) / norm if norm else 1.0
         table[r - 1] = gain * (table[depth - 1].astype(np.float64) * 3 ** (depth - r))
-    error = _rescaled(_ordered_sum(row_error), groups)
-    return Encoded(packed, scale, table, error, _rescaled(groups.energy, groups))
+    total = _rescaled(_ordered_sum(row_error), groups)
+    return Encoded(packed, scale, table, total, _rescaled(groups.energy, groups))

@@ -82,7 +82,7 @@ class TritTensor:
 
     @property
     def nmse(self) -> float | None:
-        """error / energy; 0 for a matrix of zeros."""
+        """Error / energy; 0 for a matrix of zeros."""
         if self.error is None or self.energy is None:
             return None
         return self.error / self.energy if self.energy else 0.0

@@ -90,7 +90,9 @@ def demo(
             report["config"]: _load(transformers, out / "configs" / report["config"] / "model")
             for report in reports
         }
-        ids = tokenizer(heldout.read_text("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(heldout.read_text("utf-8"), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         rows = _measure(reports, float_model, models, ids, tokenizer, prompt)
     measured = time.monotonic()
     plot = _plot(out, rows, source.name if model else "demo model")
@@ -106,9 +108,13 @@ def _clear(out: Path) -> None:
     """Remove an earlier demo's results, and nothing else."""
     if not out.exists():
         return
-    foreign = [path.name for path in out.iterdir() if path.name not in ("configs", "perplexity.png")]
+    foreign = [
+        path.name for path in out.iterdir() if path.name not in ("configs", "perplexity.png")
+    ]
     if foreign:
-        raise TritError(f"{out}: holds {foreign[0]}, not of a demo; choose another folder with --out")
+        raise TritError(
+            f"{out}: holds {foreign[0]}, not of a demo; choose another folder with --out"
+        )
     shutil.rmtree(out)
 
 
@@ -182,6 +188,8 @@ def _plot(out: Path, rows: list[Row], name: str) -> Path:
     from tritllm.evaluation.plot import plot_perplexity
 
     path = out / "perplexity.png"
-    points = [(row.name.removeprefix("uniform-"), row.bits_per_weight, row.perplexity) for row in rows]
+    points = [
+        (row.name.removeprefix("uniform-"), row.bits_per_weight, row.perplexity) for row in rows
+    ]
     plot_perplexity(path, points[1:], rows[0].perplexity, f"{name}: what a depth costs")
     return path
