@@ -82,6 +82,7 @@ def large_input(shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def zero_groups() -> np.ndarray:
+    """Groups of zeros among others."""
     w = bell((2, 48), 101)
     w[0, 16:32] = 0
     w[1, 0:16] = w[1, 32:48] = 0
@@ -89,12 +90,14 @@ def zero_groups() -> np.ndarray:
 
 
 def all_zero() -> np.ndarray:
+    """A matrix of zeros, one of them negative."""
     w = np.zeros((2, 17), np.float32)
     w[1, 3] = -0.0
     return w
 
 
 def negative_zero() -> np.ndarray:
+    """Negative zeros have level 0 and come back as +0.0."""
     w = bell((2, 20), 102)
     w[:, ::3] = -0.0
     w[1, 16:] = -0.0
@@ -114,27 +117,30 @@ def ties_of_candidates() -> np.ndarray:
     return np.stack([row, -row[::-1]])
 
 
-def ties_of_entries() -> np.ndarray:
-    """All groups have one scale, so all 27 entries are equal; and then two scales far apart."""
+def two_scales() -> np.ndarray:
+    """Scales that are far apart, and nothing between them."""
     w = np.full((2, 32), 0.25, np.float32)
     w[:, ::2] = -0.25
     w[1, 16:] *= 2.0**-12
     return w
 
 
-def one_scale() -> np.ndarray:
+def ties_of_entries() -> np.ndarray:
+    """All groups have one scale, so v2's 27 entries are equal: the index is 0."""
     w = np.full((2, 33), 0.75, np.float32)
     w[1] = -0.75
     return w
 
 
 def outlier() -> np.ndarray:
+    """One weight a thousand times the others."""
     w = bell((2, 80), 103)
     w[1, 37] *= 1000
     return w
 
 
 def negative_rows() -> np.ndarray:
+    """A row without a positive weight."""
     w = bell((2, 32), 104)
     w[0] = -np.abs(w[0])
     return w
@@ -147,6 +153,7 @@ def wide_range() -> np.ndarray:
 
 
 def huge() -> np.ndarray:
+    """Up to the largest float32: sums of squares would overflow without the exponent."""
     w = bell((2, 32), 106) * np.float32(8)
     w = (w / np.abs(w).max()).astype(np.float32) * np.float32(3e38)
     w[1, 5] = np.finfo(np.float32).max
@@ -182,6 +189,7 @@ class Special:
 
     @property
     def name(self) -> str:
+        """What the file calls it."""
         return self.make.__name__
 
 
@@ -192,8 +200,8 @@ SPECIAL = (
     Special(negative_zero, "float16", (1, 3)),
     Special(ties_of_rint, "float32", (2,)),
     Special(ties_of_candidates, "float32", (1,)),
-    Special(ties_of_entries, "float16", (1, 3)),
-    Special(one_scale, "bfloat16", (1, 2, 3, 4)),
+    Special(two_scales, "float16", (1, 3)),
+    Special(ties_of_entries, "bfloat16", DEPTHS),
     Special(outlier, "float32", DEPTHS, ("v3",)),
     Special(outlier, "bfloat16", (2, 4), ("v2",)),
     Special(negative_rows, "float16", (2,)),
@@ -297,7 +305,7 @@ def test_vectors() -> dict[str, Any]:
     """The whole file."""
     trits = reference.unpack_trits(np.arange(243, dtype=np.uint8)[:, None], 5)
     cases = []
-    dtypes = itertools.cycle(DTYPES)  # of three, so each width and depth meets each of them
+    dtypes = itertools.cycle(DTYPES)  # each width meets all three
     for width, depth, codec in itertools.product(WIDTHS, DEPTHS, CODECS):
         weight = bell((2, width), 1000 * width + depth)
         cases.append(case(f"width{width}-d{depth}-{codec}", weight, next(dtypes), depth, codec))
@@ -319,6 +327,7 @@ def test_vectors() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write the file named on the command line, docs/test_vectors.json without one."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     vectors = test_vectors()
     parts = [f'"about": {json.dumps(vectors["about"], indent=1)}']

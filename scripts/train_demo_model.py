@@ -8,8 +8,8 @@ of its lines are held out, or all of it is trained on where --heldout names anot
 
 With --verses each line is a verse behind its reference, as in `Ge1:1 In the beginning ...`. The
 references are dropped, a chapter's verses are joined by newlines, chapters are separated by a blank
-line, and the last chapter of every book with more than 5 chapters is held out. By its manual, `bible -f
-Gen1:1-Rev22:21` of Debian's package bible-kjv prints the King James Version so.
+line, and the last chapter of every book with more than 5 chapters is held out. By its manual,
+`bible -f Gen1:1-Rev22:21` of Debian's package bible-kjv prints the King James Version so.
 
 The same seed, machine, number of threads and versions of the libraries give the same weights. What
 is saved is the state with the least held-out loss among those evaluated.
@@ -42,11 +42,11 @@ SHAPE = {
 }
 VOCABULARY = 1536
 CONTEXT = 256  # tokens
-BATCH = 16  # windows of CONTEXT tokens a step
-FROM_LINE_START = 2  # so many of them start at a line, behind END
-WARMUP = 100  # steps
+BATCH = 8  # windows of CONTEXT tokens a step
+FROM_LINE_START = 1  # so many of them start at a line, behind END
+WARMUP = 60  # steps
 CLIP = 1.0  # largest norm of the gradient
-EVALUATE_EVERY = 200  # steps
+EVALUATE_EVERY = 250  # steps
 HELD_OUT_LINES = 0.04  # of a text without --verses
 SHORT_BOOK = 5  # chapters; the last chapter of a longer book is held out
 END = "<|endoftext|>"  # token 0: stands before a text, and is never predicted
@@ -286,8 +286,8 @@ def main() -> None:
     parser.add_argument("--about", help="what the text is, for the model card (its file's name)")
     parser.add_argument("--language", default="en", help="its language, for the model card")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder (the package's)")
-    parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

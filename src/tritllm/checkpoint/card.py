@@ -18,6 +18,7 @@ from tritllm.checkpoint.safetensors_header import ITEM_BYTES
 from tritllm.checkpoint.shard_writer import write_atomically
 from tritllm.checkpoint.source import CONFIG
 from tritllm.codec import to_decibel
+from tritllm.errors import FormatError
 
 TAGS = ["quantization", "ternary", "balanced-ternary", "tritllm"]
 _LLAMA = {
@@ -72,7 +73,7 @@ def _front_matter(text: str | None) -> dict[str, Any]:
         return {}
     try:
         data: dict[str, Any] = ModelCard(text, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
-    except (ValueError, YAMLError):
+    except (ValueError, TypeError, YAMLError):
         return {}
     return data
 
@@ -101,7 +102,10 @@ def write_card(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    config = json.loads((folder / CONFIG).read_bytes())
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        raise FormatError(f"{folder / CONFIG}: missing, or not valid JSON") from None
     card = model_card(manifest, config, read_licence(folder), "packed")
     write_atomically(folder / "README.md", card.encode())
     return folder / "README.md"

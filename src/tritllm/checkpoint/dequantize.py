@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ from tritllm.checkpoint.model_folder import (
 from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.checkpoint.safetensors_header import Header
 from tritllm.checkpoint.shard_writer import ShardWriter, output_errors, write_atomically
-from tritllm.errors import OutputError, TritError
+from tritllm.checkpoint.source import CONFIG, INDEX
+from tritllm.errors import FormatError, OutputError, TritError
 
 
 def dequantize(
@@ -47,7 +49,7 @@ def dequantize(
 
     Raises TritError: FormatError for a broken checkpoint, OutputError for the output.
     """
-    out = Path(out)
+    out = Path(os.path.abspath(out))
     checkpoint = PackedCheckpoint(packed)
     manifest = checkpoint.manifest
     deepest = max(manifest["tensors"][name]["depth"] for name in checkpoint.quantized)
@@ -58,7 +60,9 @@ def dequantize(
     dtype = dtype or manifest["dequantized_dtype"]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: exists and is not empty; choose another folder")
-    partial = out.with_name(f"{out.name}.partial")
+    if checkpoint.folder.resolve() in out.resolve().parents:
+        raise OutputError(f"{out}: lies in the packed folder; choose another")
+    partial = out.with_name(f".{out.name}.partial")  # hidden: not a folder a user would make
     with output_errors(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -78,7 +82,12 @@ def dequantize(
             writer.close()
 
     sizes = checkpoint.files.sizes()
-    side_files = {name: sizes[name] for name in manifest["side_files"] if name in sizes}
+    missing = [name for name in manifest["side_files"] if name not in sizes]
+    if missing:
+        raise FormatError(f"{checkpoint.folder / missing[0]}: missing")
+    side_files = {
+        name: sizes[name] for name in manifest["side_files"] if name not in (CONFIG, INDEX)
+    }
     copy_side_files(checkpoint.files, side_files, partial)
     write_config(partial, model_config(checkpoint.config, dtype))
     write_index(partial, headers)
@@ -96,9 +105,11 @@ def dequantize(
 
 def model_headers(checkpoint: PackedCheckpoint, dtype: str) -> dict[str, Header]:
     """Headers of the dequantized model's shards by file name."""
-    layouts: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
+    layouts: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
+        file: [] for file in checkpoint.headers
+    }
     for name, record in checkpoint.manifest["tensors"].items():
-        layout = layouts.setdefault(record["file"], [])
+        layout = layouts[record["file"]]
         if "depth" in record:
             shape = (record["shape"][1], record["in_features"])
             shape = shape[::-1] if record["transposed"] else shape

@@ -26,7 +26,9 @@ def write_cast(
     try:
         cast = cast_checked(np.frombuffer(chunk, NUMPY_OF_SAFETENSORS[entry.dtype]), dtype)
     except OverflowError as error:
-        raise SourceError(f"tensor {entry.name}: {error}; use --dtype bfloat16") from None
+        raise SourceError(
+            f"{writer.path.name}: tensor {entry.name}: {error}; use --dtype bfloat16"
+        ) from None
     offset = position // ITEM_BYTES[entry.dtype] * ITEM_BYTES[dtype]
     writer.write(entry.name, offset, memoryview(cast.view(np.uint8)))
 
@@ -53,7 +55,8 @@ def write_decoded(
         values = rows.decode(None, NUMPY_OF_SAFETENSORS[dtype], threads)
         if not np.isfinite(values.astype(np.float32)).all():
             raise SourceError(
-                f"tensor {name}: a decoded weight does not fit {values.dtype}; use --dtype bfloat16"
+                f"{writer.path.name}: tensor {name}: a decoded weight does not fit {values.dtype}; "
+                "use --dtype bfloat16"
             )
         data = np.ascontiguousarray(values.T if transposed else values).view(np.uint8)
         writer.write(name, position, memoryview(data).cast("B"))

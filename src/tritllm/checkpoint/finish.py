@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ from tritllm.checkpoint.configs import Config
 from tritllm.checkpoint.manifest import FORMAT_VERSION, manifest_bytes
 from tritllm.checkpoint.model_files import LocalFiles
 from tritllm.checkpoint.model_folder import (
+    check_shards,
     copy_side_files,
     give_name,
     model_config,
@@ -22,7 +24,7 @@ from tritllm.checkpoint.model_folder import (
 from tritllm.checkpoint.plan import Plan
 from tritllm.checkpoint.report import REPORT, Report, make_report
 from tritllm.checkpoint.shard_writer import write_atomically
-from tritllm.checkpoint.source import MANIFEST
+from tritllm.checkpoint.source import CONFIG, INDEX, MANIFEST
 from tritllm.codec import GROUP
 
 
@@ -56,6 +58,7 @@ def finish_config(
         else:
             write_config(partial, model_config(plan.source.config, plan.dtype))
         headers = {shard.name: plan.header(shard, config, kind) for shard in plan.source.shards}
+        check_shards(partial, headers)
         write_index(partial, headers)
         if notice and "NOTICE" not in plan.source.side_files:
             write_atomically(partial / "NOTICE", notice.encode())
@@ -63,6 +66,10 @@ def finish_config(
             partial / "README.md", model_card(manifest, plan.source.config, licence, kind).encode()
         )
         if kind == "packed":
+            for name in (CONFIG, INDEX, "NOTICE"):
+                if (partial / name).is_file():
+                    digest = hashlib.sha256((partial / name).read_bytes())
+                    manifest["side_files"][name] = digest.hexdigest()
             write_atomically(partial / MANIFEST, manifest_bytes(manifest))
         give_name(partial, final)
     write_atomically(out / config.name / REPORT, (json.dumps(report, indent=1) + "\n").encode())
@@ -84,8 +91,11 @@ def _manifest(
     results: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
+    headers: dict[str, str] = {}
     for shard in plan.source.shards:
-        entries = plan.header(shard, config, "packed").entries
+        header = plan.header(shard, config, "packed")
+        headers[shard.name] = hashlib.sha256(header.raw).hexdigest()
+        entries = header.entries
         for tensor in plan.tensors[shard.name]:
             name = tensor.entry.name
             if tensor.tied_to:
@@ -125,6 +135,7 @@ def _manifest(
             "revision": plan.source.files.revision,
             "shards": {r["shard"]: r["shard_sha256"] for r in records if "shard_sha256" in r},
         },
+        "headers": headers,
         "tensors": tensors,
         "not_stored": {
             tensor.entry.name: tensor.decision.reason

@@ -101,7 +101,7 @@ def _json(files: ModelFiles, sizes: dict[str, int], name: str) -> dict[str, Any]
     text = _text(files, sizes, name)
     try:
         value = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FormatError(f"{files.name}/{name}: missing, or not valid JSON") from None
     if not isinstance(value, dict):
         raise FormatError(f"{files.name}/{name}: not a JSON object")

@@ -42,7 +42,10 @@ class Journal:
         path = self.folder / "journal.jsonl"
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         kept = lines[:-1]  # what follows the last newline is torn or empty
-        records = [json.loads(line) for line in kept]
+        try:
+            records = [json.loads(line) for line in kept]
+        except ValueError:
+            raise OutputError(f"{path}: damaged; delete {out} and start again") from None
         if records:
             differing = differences(records[0], fingerprint)
             if differing:

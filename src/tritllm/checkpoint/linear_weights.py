@@ -111,7 +111,9 @@ def decide(
             f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 "
             f"can); quantize from the unquantized source, or {remedy}"
         )
-    return Decision(True, "linear weight" if linear else "included on request", family.transposed)
+    if linear:
+        return Decision(True, "linear weight", family.transposed)
+    return Decision(True, "included on request")
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

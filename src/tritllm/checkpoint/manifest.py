@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cache
 from importlib.resources import files
@@ -14,6 +15,16 @@ from tritllm.checkpoint.source import MANIFEST
 from tritllm.errors import FormatError
 
 FORMAT_VERSION = 1
+_ZEROS = "0" * 64  # stand in for the file's own hash while it is computed
+
+
+# 2.0 is an integer to JSON schema, but no size to Python.
+_VALIDATOR = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: type(value) is int
+    ),
+)
 
 
 @cache
@@ -35,16 +46,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FormatError(f"{folder}: no {MANIFEST}; not a packed checkpoint, or an incomplete one")
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not valid JSON ({error})") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise FormatError(
             f"{path}: format version {version} is newer than {FORMAT_VERSION}; upgrade tritllm"
         )
-    fault = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema()).iter_errors(manifest)
-    )
+    fault = jsonschema.exceptions.best_match(_VALIDATOR(schema()).iter_errors(manifest))
     if fault:
         raise FormatError(f"{path}: {fault.json_path}: {fault.message.splitlines()[0][:200]}")
     result: dict[str, Any] = manifest
@@ -52,5 +61,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """Serialised in one way only, so that equal manifests are equal files."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    """Serialised in one way only, so that equal manifests are equal files; `sha256` is put in."""
+    unsigned = {"sha256": _ZEROS} | manifest | {"sha256": _ZEROS}  # first, whether new or not
+    text = (json.dumps(unsigned, indent=1, ensure_ascii=False) + "\n").encode()
+    return text.replace(_ZEROS.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
+
+
+def is_unchanged(text: bytes, sha256: str) -> bool:
+    """Whether the bytes of a tritllm.json are those that its `sha256` was computed from."""
+    unsigned = text.replace(sha256.encode(), _ZEROS.encode(), 1)
+    return hashlib.sha256(unsigned).hexdigest() == sha256

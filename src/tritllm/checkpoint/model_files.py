@@ -119,14 +119,13 @@ def open_files(model: str, revision: str | None = None, stream: bool = False) ->
         raise SourceError(f"{model}: no such folder, and not a Hub id (owner/name)")
 
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         if stream:
             return HubFiles(model, revision)
         unwanted = [f"*{suffix}" for suffix in WEIGHT_SUFFIXES]
         folder = Path(snapshot_download(model, revision=revision, ignore_patterns=unwanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # whatever the network or the client library raises
         raise SourceError(
             f"{model}: not a local folder, and the Hub says: {_first_line(error)}"
         ) from None

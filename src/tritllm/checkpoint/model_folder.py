@@ -14,6 +14,7 @@ from tritllm.checkpoint.model_files import ModelFiles
 from tritllm.checkpoint.safetensors_header import ITEM_BYTES, Header, build_header
 from tritllm.checkpoint.shard_writer import output_errors, sync_folder, write_atomically
 from tritllm.checkpoint.source import CONFIG, INDEX, SINGLE
+from tritllm.errors import OutputError
 
 CHUNK_BYTES = 16 << 20  # files and kept tensors pass through in pieces of this size
 
@@ -55,6 +56,17 @@ def write_index(folder: Path, headers: Mapping[str, Header]) -> None:
             total += entry.nbytes
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_atomically(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+
+
+def check_shards(folder: Path, headers: Mapping[str, Header]) -> None:
+    """Raise OutputError if a shard finished earlier has gone, or changed its size, since."""
+    for shard, header in headers.items():
+        path = folder / shard
+        size = len(header.raw) + sum(entry.nbytes for entry in header.entries.values())
+        if not path.is_file() or path.stat().st_size != size:
+            raise OutputError(
+                f"{path}: gone or changed since it was written; delete the output and start again"
+            )
 
 
 def copy_side_files(files: ModelFiles, sizes: Mapping[str, int], folder: Path) -> dict[str, str]:

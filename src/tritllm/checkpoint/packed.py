@@ -91,7 +91,7 @@ class PackedCheckpoint:
         try:
             config = json.loads(path.read_bytes())
             method = config["quantization_config"]["quant_method"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise FormatError(f"{path}: missing, or has no quantization_config") from None
         if method != "tritllm":
             raise FormatError(f"{path}: quant_method is {method!r}, expected 'tritllm'")
@@ -101,8 +101,7 @@ class PackedCheckpoint:
     def _read_headers(self) -> dict[str, Header]:
         headers = {}
         sizes = self.files.sizes()
-        shards = sorted({record["file"] for record in self._records.values()})
-        for name in shards:
+        for name in self.manifest["headers"]:
             if name not in sizes:
                 raise FormatError(f"{self.folder / name}: missing")
             headers[name] = read_header(
@@ -119,7 +118,8 @@ class PackedCheckpoint:
                 if name not in self._records or self._records[name]["file"] != file:
                     raise FormatError(f"{self.folder / file}: tensor {name} is not in the manifest")
         for name, record in self._records.items():
-            entry = self.headers[record["file"]].entries.get(name)
+            shard = self.headers.get(record["file"])
+            entry = shard.entries.get(name) if shard else None
             if entry is None:
                 raise FormatError(f"{self.folder / record['file']}: tensor {name} is missing")
             if (entry.dtype, list(entry.shape)) != (record["dtype"], record["shape"]):
@@ -159,7 +159,7 @@ class PackedCheckpoint:
             raise FormatError(f"{path}: missing")
         try:
             weight_map = json.loads(path.read_bytes())["weight_map"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise FormatError(f"{path}: not a safetensors index") from None
         if weight_map != {name: record["file"] for name, record in self._records.items()}:
             raise FormatError(f"{path}: does not name the tensors that are here")

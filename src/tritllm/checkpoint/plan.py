@@ -157,14 +157,14 @@ def make_plan(
             PlannedTensor(entry, Decision(False, f"tied to {tied[entry.name]}, stored once"),
                           tied[entry.name])
             if entry.name in tied
-            else PlannedTensor(entry, decide(entry, source.model_type, include, exclude))
+            else PlannedTensor(entry, _decide(shard, entry, source.model_type, include, exclude))
             for entry in shard.header.entries.values()
         ]
         for shard in source.shards
     }  # fmt: skip
-    for shard in tensors.values():
-        for tensor in shard:
-            _check_dtype(tensor.entry, kinds)
+    for name, planned in tensors.items():
+        for tensor in planned:
+            _check_dtype(name, tensor.entry, kinds)
     fingerprint = {
         "tool_version": tritllm.__version__,
         "codec": codec,
@@ -213,10 +213,23 @@ def check_resources(plan: Plan, out: Path, already_written: int) -> None:
         )
 
 
-def _check_dtype(entry: TensorEntry, kinds: Sequence[str]) -> None:
+def _decide(
+    shard: SourceShard,
+    entry: TensorEntry,
+    model_type: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> Decision:
+    try:
+        return decide(entry, model_type, include, exclude)
+    except SourceError as error:
+        raise SourceError(f"{shard.name}: {error}") from None
+
+
+def _check_dtype(file: str, entry: TensorEntry, kinds: Sequence[str]) -> None:
     if entry.dtype.startswith("F8") or (entry.dtype == "F64" and "model" in kinds):
         raise SourceError(
-            f"tensor {entry.name}: dtype {entry.dtype} is not supported; "
+            f"{file}: tensor {entry.name}: dtype {entry.dtype} is not supported; "
             "convert the source to float16, bfloat16 or float32 first"
         )
 

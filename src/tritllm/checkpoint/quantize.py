@@ -98,13 +98,15 @@ def quantize(
     plan = make_plan(source, parsed, kinds, codec, dtype, include, exclude)
     if on_plan:
         on_plan(plan)
-    finished = _finished_reports(plan, out)
+    with output_errors(out):
+        finished = _finished_reports(plan, out)
     if finished or dry_run:
         if not finished:
             check_resources(plan, out, 0)
         return finished or []
-    _check_folder(plan, out)
-    check_resources(plan, out, _bytes_below(out))
+    with output_errors(out):
+        _check_folder(plan, out)
+    check_resources(plan, out, sum(_bytes_below(out / config.name) for config in parsed))
     with Journal(out, plan.fingerprint) as journal:
         run = _Run(plan, out, journal, threads or os.cpu_count() or 1, on_progress)
         for shard in source.shards:
@@ -132,12 +134,26 @@ def _finished_reports(plan: Plan, out: Path) -> list[Report]:
                 f"{out / config.name}: already holds a finished result of other settings "
                 f"({differing}); choose another folder, or delete it"
             )
+        for kind in plan.kinds:
+            if not (out / config.name / kind).is_dir():
+                raise OutputError(
+                    f"{out / config.name / kind}: is gone, though the run was finished; "
+                    f"delete {out / config.name} and start again"
+                )
         reports.append(report)
     return reports
 
 
 def _check_folder(plan: Plan, out: Path) -> None:
-    """Raise OutputError if `out` holds anything but this tool's own folders."""
+    """Raise OutputError if `out` holds anything but this tool's own folders, or lies in the source.
+
+    What is written into the source would be taken for its side files when the run is resumed.
+    """
+    if os.path.isdir(plan.source.files.name) and Path(plan.source.files.name) in (
+        out.resolve(),
+        *out.resolve().parents,
+    ):
+        raise OutputError(f"{out}: lies in the source's own folder; choose another")
     if not out.exists():
         return
     if not out.is_dir():
@@ -187,7 +203,7 @@ class _Run:
         if records and "shard_sha256" in records[-1]:
             return
         digest = self._digest_of_done(shard, tensors[:done], records)
-        writers = self._open_writers(shard)
+        writers = self._open_writers(shard, resume=done > 0)
         try:
             pending: list[dict[str, Any]] = []
             uncommitted = 0
@@ -230,7 +246,7 @@ class _Run:
             )
         return digest
 
-    def _open_writers(self, shard: SourceShard) -> dict[Key, ShardWriter]:
+    def _open_writers(self, shard: SourceShard, resume: bool) -> dict[Key, ShardWriter]:
         writers: dict[Key, ShardWriter] = {}
         try:
             for config in self.plan.configs:
@@ -239,7 +255,7 @@ class _Run:
                     with output_errors(folder):
                         folder.mkdir(parents=True, exist_ok=True)
                     header = self.plan.header(shard, config, kind)
-                    writers[config.name, kind] = ShardWriter(folder / shard.name, header)
+                    writers[config.name, kind] = ShardWriter(folder / shard.name, header, resume)
         except BaseException:
             for writer in writers.values():
                 writer.close()

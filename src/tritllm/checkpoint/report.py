@@ -12,6 +12,7 @@ from tritllm.checkpoint.model_folder import model_dtype
 from tritllm.checkpoint.plan import Plan
 from tritllm.checkpoint.safetensors_header import ITEM_BYTES
 from tritllm.codec import to_decibel
+from tritllm.errors import OutputError
 
 REPORT = "report.json"
 Report = dict[str, Any]
@@ -81,8 +82,12 @@ def make_report(
 
 
 def read_report(path: Path) -> Report:
-    """Read a report.json."""
-    report: Report = json.loads(path.read_bytes())
+    """Read a report.json. Raises OutputError where it is none of ours."""
+    try:
+        report: Report = json.loads(path.read_bytes())
+        report["fingerprint"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OutputError(f"{path}: not a report of tritllm; choose another folder") from None
     return report
 
 

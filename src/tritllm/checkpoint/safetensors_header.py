@@ -132,10 +132,12 @@ def _entry(name: str, field: Any, data_start: int, where: str) -> TensorEntry:
         dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise FormatError(f"{where}: tensor {name} lacks dtype, shape or data_offsets") from None
+    if not name.isprintable():
+        raise FormatError(f"{where}: tensor name {name!r} holds a character that cannot be printed")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
         raise FormatError(f"{where}: tensor {name} has a shape or offset that is no size")
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise FormatError(f"{where}: tensor {name} has unknown dtype {dtype!r}")
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:

@@ -27,10 +27,11 @@ class ShardWriter:
     """Writes into `path`, whose size and header are known from the start.
 
     The file takes its full size at once, so a full disk shows early. An existing file of the right
-    size and header is continued; anything else is begun anew.
+    size and header is continued; anything else is begun anew, or refused if `resume` says that
+    finished tensors must be in it.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: Header, resume: bool = False) -> None:
         self.path = path
         self.header = header
         size = max([len(header.raw)] + [entry.end for entry in header.entries.values()])
@@ -38,6 +39,11 @@ class ShardWriter:
             self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
             head = self._file.read(len(header.raw))
             if head != header.raw or os.fstat(self._file.fileno()).st_size != size:
+                if resume:
+                    raise OutputError(
+                        f"{path}: gone or changed since the run began; "
+                        "delete the output and start again"
+                    )
                 self._file.truncate(0)
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(self._file.fileno(), 0, size)

@@ -64,7 +64,7 @@ def open_source(files: ModelFiles) -> Source:
     """
     sizes = files.sizes()
     config = _read_json(files, CONFIG, sizes)
-    if MANIFEST in sizes or "quantization_config" in config:
+    if MANIFEST in sizes or config.get("quantization_config") is not None:
         raise SourceError(
             f"{files.name}: already quantized (config.json or {MANIFEST} says so); "
             "quantize from the original weights"
@@ -79,8 +79,8 @@ def open_source(files: ModelFiles) -> Source:
     side_files, not_copied = {}, {}
     for name, size in sizes.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
-            raise SourceError(f"{files.name}: file name {name!r} leads out of the folder")
+        if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
+            raise SourceError(f"{files.name}: file name {name!r} is not a plain relative path")
         if name in names or name in (INDEX, CONFIG):
             continue
         if name.endswith((".safetensors", ".safetensors.index.json", ".bin.index.json")):
@@ -99,7 +99,7 @@ def _read_json(files: ModelFiles, name: str, sizes: dict[str, int]) -> dict[str,
         raise SourceError(f"{files.name}: no {name}; is this a model folder?")
     try:
         value = json.loads(files.read(name, 0, sizes[name]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{files.name}/{name}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise SourceError(f"{files.name}/{name}: not a JSON object")

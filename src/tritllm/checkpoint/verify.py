@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tritllm.checkpoint.manifest import is_unchanged
 from tritllm.checkpoint.model_folder import CHUNK_BYTES
 from tritllm.checkpoint.packed import PackedCheckpoint
+from tritllm.checkpoint.source import MANIFEST
 from tritllm.errors import FormatError
 
 
@@ -28,14 +30,24 @@ def verify(
 ) -> Verified:
     """Recompute everything a packed folder claims.
 
-    Headers, shapes, index and manifest agree (`PackedCheckpoint`); every tensor and side file has
-    its SHA-256; every byte is five trits, paddings are zero, codebooks are finite and ascending.
+    Headers, shapes, index and manifest agree (`PackedCheckpoint`); every tensor, header and file
+    but the card has its SHA-256, the manifest its own; every byte is five trits, paddings are
+    zero, codebooks are finite and ascending.
 
     on_progress: called with bytes done and in all.
 
     Raises FormatError with the first fault: file, tensor and what is wrong.
     """
     checkpoint = PackedCheckpoint(folder)
+    path = checkpoint.folder / MANIFEST
+    if not is_unchanged(path.read_bytes(), checkpoint.manifest["sha256"]):
+        raise FormatError(f"{path}: SHA-256 differs from the one it states; the file was changed")
+    for name, expected in checkpoint.manifest["headers"].items():
+        if hashlib.sha256(checkpoint.headers[name].raw).hexdigest() != expected:
+            raise FormatError(
+                f"{checkpoint.folder / name}: SHA-256 of the header differs from the manifest; "
+                "the file was changed"
+            )
     tensors = checkpoint.manifest["tensors"]
     side_files = checkpoint.manifest["side_files"]
     sizes = checkpoint.files.sizes()

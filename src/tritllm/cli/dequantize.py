@@ -21,7 +21,7 @@ def command(
     dtype: Annotated[
         str | None, typer.Option(help="float16 or bfloat16; default as recorded.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Default: every processor.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
 ) -> None:
     """Write the 16-bit model that a packed folder stands for, bit for bit."""
     with progress_bar() as bar:

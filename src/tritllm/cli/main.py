@@ -13,6 +13,8 @@ from tritllm.cli import demo as demo_command
 from tritllm.cli.console import errors
 from tritllm.errors import TritError
 
+STOPPED = 130
+
 app = typer.Typer(
     help="Balanced-ternary quantization of language models: quantize, prove, read, publish.",
     no_args_is_help=True,
@@ -46,6 +48,7 @@ def run(application: typer.Typer = app) -> None:
     except TritError as error:
         errors.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("stopped; run the same command again to go on", style="yellow")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == STOPPED:  # what typer makes of a KeyboardInterrupt
+            errors.print("stopped; run the same command again to go on", style="yellow")
+        raise

@@ -35,7 +35,7 @@ def command(
         list[str] | None,
         typer.Option(help="GLOB=DEPTH on module names, overrides the config. Repeatable."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Default: every processor.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
 ) -> None:
     """Quantize a model: packed trits, and the same weights dequantized for stock transformers.
@@ -48,7 +48,7 @@ def command(
         def on_progress(step: Progress) -> None:
             bar.update(task, total=step.total_bytes, completed=step.done_bytes, visible=True)
             if step.sqnr_db:
-                errors.print(_tensor_line(step), markup=False)
+                errors.print(_tensor_line(step), markup=False, soft_wrap=True)
 
         reports = quantize(
             model,
