@@ -152,6 +152,16 @@ def wide_range() -> np.ndarray:
     return np.ldexp(w, -np.arange(160).reshape(2, 80) // 2).astype(np.float32)
 
 
+def flush() -> np.ndarray:
+    """The largest is 1.5: 2**-64 is still a magnitude, what is below it counts as zero."""
+    w = np.zeros((2, 48), np.float32)
+    w[:, :16] = np.where(bell((2, 16), 109) < 0, -1.5, 1)
+    w[:, 16:32] = 2.0**-64
+    w[0, 32:] = 2.0**-64 * (1 - 2.0**-24)
+    w[1, 32:] = 2.0**-65
+    return w
+
+
 def huge() -> np.ndarray:
     """Up to the largest float32: sums of squares would overflow without the exponent."""
     w = bell((2, 32), 106) * np.float32(8)
@@ -205,7 +215,8 @@ SPECIAL = (
     Special(outlier, "float32", DEPTHS, ("v3",)),
     Special(outlier, "bfloat16", (2, 4), ("v2",)),
     Special(negative_rows, "float16", (2,)),
-    Special(wide_range, "float32", (1, 4)),
+    Special(wide_range, "float32", (1, 4), ("v3",)),
+    Special(flush, "float32", (1, 2)),
     Special(huge, "float32", DEPTHS, ("v3",)),
     Special(huge, "float32", (4,), ("v2",)),
     Special(subnormal, "float32", DEPTHS, ("v3",)),
@@ -213,7 +224,7 @@ SPECIAL = (
     Special(tiniest, "float32", (1, 2, 4)),
     Special(subnormal_half, "float16", (1, 2, 4)),
 )
-LARGE_SHAPE, LARGE_SEED = (64, 1040), 7
+LARGE = (((50, 1280), 1), ((50, 1280), 2), ((61, 1033), 3))  # shape and seed
 
 
 # --- Cases --------------------------------------------------------------------------------------
@@ -282,15 +293,17 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(little.tobytes()).hexdigest()
 
 
-def large_case(weight: np.ndarray, encoded: reference.Encoded, depth: int, codec: str) -> Any:
+def large_case(
+    weight: np.ndarray, seed: int, encoded: reference.Encoded, depth: int, codec: str
+) -> dict[str, Any]:
     """One matrix by its hashes."""
     columns = weight.shape[1]
     return {
-        "name": f"large-d{depth}-{codec}",
+        "name": f"large{seed}-d{depth}-{codec}",
         "codec": codec,
         "depth": depth,
         "shape": list(weight.shape),
-        "seed": LARGE_SEED,
+        "seed": seed,
         "input": digest(weight),
         "planes": digest(encoded.weight),
         "scale": digest(encoded.scale),
@@ -313,11 +326,11 @@ def test_vectors() -> dict[str, Any]:
         for depth, codec in itertools.product(special.depths, special.codecs):
             name = f"{special.name}-d{depth}-{codec}"
             cases.append(case(name, special.make(), special.dtype, depth, codec))
-    weight = large_input(LARGE_SHAPE, LARGE_SEED)
     large = []
-    for codec in CODECS:
+    for (shape, seed), codec in itertools.product(LARGE, CODECS):
+        weight = large_input(shape, seed)
         encoded = reference.encode(weight, DEPTHS, codec)
-        large += [large_case(weight, encoded[depth], depth, codec) for depth in DEPTHS]
+        large += [large_case(weight, seed, encoded[depth], depth, codec) for depth in DEPTHS]
     return {
         "about": ABOUT,
         "bytes": {"valid": trit_rows(trits), "invalid": list(range(243, 256))},

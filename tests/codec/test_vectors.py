@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
+import textwrap
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -85,15 +89,32 @@ def test_encode(engine, case):
 
 @every_engine
 @every_case
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_decode(engine, case, dtype):
+def test_decode(engine, case):
     planes, scale = from_hex(case["planes"], np.uint8), from_hex(case["scale"], np.uint8)
-    codebook = from_hex(case["codebook"], np.float32)
-    expected = from_hex(case["dequantized"][dtype], DTYPES[dtype])
-    for r in range(1, case["depth"] + 1):
-        steps, columns = codebook[r - 1], case["shape"][1]
-        got = decode(engine, planes, scale, steps, columns, r, DTYPES[dtype])
-        assert_same_bits(got, expected[r - 1])
+    codebook, columns = from_hex(case["codebook"], np.float32), case["shape"][1]
+    for name, dtype in DTYPES.items():
+        expected = from_hex(case["dequantized"][name], dtype)
+        assert len(expected) == case["depth"]
+        for r, weight in enumerate(expected, 1):
+            got = decode(engine, planes, scale, codebook[r - 1], columns, r, dtype)
+            assert_same_bits(got, weight)
+
+
+@every_case
+def test_the_decoder_of_the_specification(case):
+    """The ten lines of docs/format.md, run as they stand there."""
+    text = (ROOT / "docs" / "format.md").read_text("utf-8")
+    code = text.split("## A decoder\n")[1].split("**Size**")[0]
+    names = {"ceil": math.ceil, "float32": np.float32}
+    exec(textwrap.dedent(code), names)
+    tensors = SimpleNamespace(
+        weight=from_hex(case["planes"], np.uint8).tobytes(),
+        scale=from_hex(case["scale"], np.uint8).tobytes(),
+        codebook=from_hex(case["codebook"], np.float32),
+    )
+    for r, expected in enumerate(case["dequantized"]["float32"], 1):
+        decoded = np.array(list(names["decode"](tensors, *case["shape"], r)))
+        assert_same_bits(decoded.reshape(case["shape"]), from_hex(expected, np.float32))
 
 
 @pytest.mark.parametrize("codec", [reference, native][: len(ENGINES)], ids=lambda m: m.__name__)
@@ -123,7 +144,7 @@ def test_bytes(codec):
 @every_engine
 @every_large
 def test_large(engine, case):
-    weight = large_input(case["shape"], case["seed"])
+    weight = large_input(*case["shape"], case["seed"])
     assert digest(weight) == case["input"]
     encoded = encode(engine, weight, case["depth"], case["codec"], threads=2)
     assert digest(encoded.weight) == case["planes"]
@@ -135,7 +156,8 @@ def test_large(engine, case):
         assert digest(got) == expected
 
 
-def large_input(shape, seed):
+@cache
+def large_input(rows, columns, seed):
     """Written again from the words in the file's header."""
 
     def draws():
@@ -144,7 +166,6 @@ def large_input(shape, seed):
             x = (x * 1664525 + 1013904223) % 2**32
             yield x >> 16
 
-    rows, columns = shape
     u = np.fromiter(islice(draws(), 4 * rows * columns), np.int64).reshape(rows, columns, 4)
     w = np.ldexp((u.sum(axis=2) - 131070).astype(np.float32), np.arange(rows)[:, None] % 7 - 20)
     w[u[:, :, 0] < 64] *= 32

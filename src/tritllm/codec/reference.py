@@ -112,7 +112,7 @@ def decode(level: np.ndarray, index: np.ndarray, steps: np.ndarray) -> np.ndarra
 
 
 def log_spaced(low: float, high: float, n: int = ENTRIES) -> np.ndarray:
-    """N float32 from low to high (float32 values, 0 < low <= high), each r times the one before.
+    """The n float32 from low to high (float32 values, 0 < low <= high), each r times the last.
 
     r is the largest float64 whose (n-1)-fold repeated product does not exceed high / low; found by
     bisection, so that no platform's pow or exp enters the result.
@@ -147,7 +147,7 @@ def nearest_entry(scale: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 def quantize_magnitudes(a: np.ndarray, step: np.ndarray, depth: int) -> np.ndarray:
-    """K = min(rint(a * (1 / step)), L) as float32, half to even; a [16, n], step [n]."""
+    """Levels k = min(rint(a * (1 / step)), L) as float32, half to even; a [16, n], step [n]."""
     k = np.rint(a * (np.float32(1) / step))
     return np.minimum(k, np.float32(max_level(depth)))
 
@@ -439,6 +439,12 @@ def _rescaled(squares: float, groups: Groups) -> float:
     return float(np.ldexp(squares, 2 * groups.exponent))
 
 
+def lower_steps(steps: np.ndarray, gain: float, depth: int, r: int) -> np.ndarray:
+    """float64 [27]: the steps of the r top planes, cut so that no decoded weight overflows."""
+    largest = float(np.finfo(np.float32).max) / max_level(r)
+    return np.minimum(gain * (steps.astype(np.float64) * 3 ** (depth - r)), largest)
+
+
 def _write(groups: Groups, depth: int, codebook: np.ndarray, index: np.ndarray | None) -> Encoded:
     """Last pass: choose indices unless given, quantize, pack, and fit one gain a lower depth."""
     n_rows, n_columns = groups.weight.shape
@@ -471,6 +477,6 @@ def _write(groups: Groups, depth: int, codebook: np.ndarray, index: np.ndarray |
     for r in range(1, depth):
         norm = _ordered_sum(row_norm[r])
         gain = _ordered_sum(row_dot[r]) / norm if norm else 1.0
-        table[r - 1] = gain * (table[depth - 1].astype(np.float64) * 3 ** (depth - r))
+        table[r - 1] = lower_steps(table[depth - 1], gain, depth, r)
     total = _rescaled(_ordered_sum(row_error), groups)
     return Encoded(packed, scale, table, total, _rescaled(groups.energy, groups))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,8 @@ from tritllm.codec import reference
 from tritllm.codec.reference import CODECS, DEPTHS, ENTRIES, GROUP, Encoded
 from tritllm.native import library, threads
 from tritllm.native.arrays import address, dtype_number, with_dense_rows
+
+LARGEST_FINITE = 0x7F7FFFFF  # the bits of float32's largest number
 
 
 def encode(
@@ -95,7 +97,7 @@ class _Call:
             self._fall_back([o for o in outputs if not self._is_better(o)], published)
         return {o.depth: self._encoded(o, exponent, energy) for o in outputs}
 
-    def _by_rows(self, function: object, *arguments: object) -> None:
+    def _by_rows(self, function: Callable[..., int], *arguments: object) -> None:
         """Calls function(isa, matrix, begin, end, *arguments) on parts of the rows."""
 
         def part(begin: int, end: int) -> None:
@@ -114,13 +116,15 @@ class _Call:
             return status
 
         self._by_rows(peak)
-        largest = np.uint32(max(bits)).view(np.float32)
-        if not np.isfinite(largest):
+        largest = max(bits)  # of a float32; taken apart as an integer, whatever the thread's mode
+        if largest > LARGEST_FINITE:
             first = self.library.tritllm_first_nonfinite(ctypes.byref(self.matrix))
             row, column = divmod(first, self.columns)
             value = self.weight[row, column]
             raise ValueError(f"weight[{row}, {column}] is {value}, not a finite number")
-        return int(np.frexp(largest)[1]) - 1 if largest else 0
+        if largest < 1 << 23:  # zero or subnormal: a multiple of 2**-149
+            return largest.bit_length() - 150 if largest else 0
+        return (largest >> 23) - 127
 
     def _measure(self, largest: np.ndarray, scales: dict[int, np.ndarray]) -> float:
         row_energy = np.empty(self.rows, np.float64)
@@ -239,7 +243,7 @@ class _Call:
         for r in range(1, o.depth):
             norm = _ordered_sum(o.row_norm[r])
             gain = _ordered_sum(o.row_dot[r]) / norm if norm else 1.0
-            table[r - 1] = gain * (table[-1].astype(np.float64) * 3 ** (o.depth - r))
+            table[r - 1] = reference.lower_steps(table[-1], gain, o.depth, r)
         squares = _ordered_sum(o.row_error), energy
         return Encoded(o.weight, o.scale, table, *(_rescaled(s, exponent) for s in squares))
 

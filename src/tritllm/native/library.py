@@ -19,7 +19,7 @@ TILE = 16
 
 
 class Matrix(ctypes.Structure):
-    """tritllm_matrix"""
+    """tritllm_matrix of native/include/tritllm.h."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
@@ -32,7 +32,7 @@ class Matrix(ctypes.Structure):
 
 
 class SampleSet(ctypes.Structure):
-    """tritllm_sample_set"""
+    """tritllm_sample_set of native/include/tritllm.h."""
 
     _fields_ = (
         ("count", ctypes.c_int64),
@@ -44,7 +44,7 @@ class SampleSet(ctypes.Structure):
 
 
 class Target(ctypes.Structure):
-    """tritllm_target"""
+    """tritllm_target of native/include/tritllm.h."""
 
     _fields_ = (
         ("depth", ctypes.c_int32),
@@ -62,7 +62,7 @@ class Target(ctypes.Structure):
 
 
 class Packed(ctypes.Structure):
-    """tritllm_packed"""
+    """tritllm_packed of native/include/tritllm.h."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
