@@ -31,7 +31,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
 
 SHAPE = {
     "hidden_size": 256,
@@ -84,7 +90,12 @@ def split_verses(text: str) -> tuple[str, str]:
 
 
 def train_tokenizer(text: str) -> Tokenizer:
-    """A byte-level BPE, lossless for any text; END is token 0."""
+    """A byte-level BPE, lossless for any text in Unicode's form NFC; END is token 0.
+
+    It splits text as transformers' class for
+    Qwen2 does, because that class ignores what tokenizer.json says about it; on ordinary text the
+    tokens are those of the split that the merges were learnt with.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -95,6 +106,9 @@ def train_tokenizer(text: str) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
+    tokenizer.normalizer = qwen2.normalizer
+    tokenizer.pre_tokenizer = qwen2.pre_tokenizer
     return tokenizer
 
 
@@ -201,6 +215,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
