@@ -1,8 +1,8 @@
 /* tritllm: balanced-ternary codec for weight matrices. Plain C interface.
  *
  * Every function works on memory the caller owns and starts no thread. Functions that take a row
- * range may run at the same time on disjoint ranges; ranges begin at a multiple of TRITLLM_TILE rows
- * and results do not depend on how the rows are cut. Functions with an `isa` argument return
+ * range may run at the same time on disjoint ranges; ranges begin at a multiple of TRITLLM_TILE
+ * rows and results do not depend on how the rows are cut. Functions with an `isa` argument return
  * TRITLLM_UNSUPPORTED where this machine or build lacks it; all instruction sets give equal bits.
  * The definition of every value is src/tritllm/codec/reference.py.
  */
@@ -23,10 +23,10 @@ extern "C" {
 #endif
 
 #define TRITLLM_ABI 1
-#define TRITLLM_GROUP 16   /* weights that share one scale */
-#define TRITLLM_ENTRIES 27 /* scales in a codebook */
-#define TRITLLM_TILE 16    /* rows in a tile of the per-group scratch arrays */
-#define TRITLLM_GRID 256   /* scales at which the fit tabulates the error */
+#define TRITLLM_GROUP 16    /* weights that share one scale */
+#define TRITLLM_ENTRIES 27  /* scales in a codebook */
+#define TRITLLM_TILE 16     /* rows in a tile of the per-group scratch arrays */
+#define TRITLLM_GRID 256    /* scales at which the fit tabulates the error */
 #define TRITLLM_SAMPLE 3072 /* most groups that the fit looks at */
 
 enum { TRITLLM_SCALAR = 0, TRITLLM_AVX2 = 1, TRITLLM_AVX512 = 2, TRITLLM_NEON = 3 };
@@ -43,14 +43,15 @@ enum {
 TRITLLM_API int tritllm_isas(void);
 TRITLLM_API int tritllm_abi(void);
 
-/* --- Encoding -------------------------------------------------------------------------------------
+/* --- Encoding
+ * -------------------------------------------------------------------------------------
  *
  * The order of calls for one matrix (weights may be encoded at several depths at once):
  *   tritllm_peak, all rows           -> the largest magnitude, hence the exponent
- *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth; energy
- *   tritllm_v2_codebook              -> the published codebook of a depth
- *   v3: tritllm_sample, tritllm_gather, tritllm_tabulate, tritllm_fit -> the fitted codebook
- *   tritllm_write, all rows          -> packed planes, scale indices, sums per row
+ *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth;
+ * energy tritllm_v2_codebook              -> the published codebook of a depth v3: tritllm_sample,
+ * tritllm_gather, tritllm_tabulate, tritllm_fit -> the fitted codebook tritllm_write, all rows ->
+ * packed planes, scale indices, sums per row
  */
 
 typedef struct {
@@ -84,8 +85,8 @@ TRITLLM_API int tritllm_v2_codebook(const float *scales, int64_t n, float *scrat
                                     float *codebook);
 
 typedef struct {
-    int64_t count;   /* groups in the sample; a multiple of 16 of them is stored, padded by zeros */
-    float largest;   /* of all groups */
+    int64_t count; /* groups in the sample; a multiple of 16 of them is stored, padded by zeros */
+    float largest; /* of all groups */
     double body_weight;
     int64_t group[TRITLLM_SAMPLE];
     uint8_t in_tail[TRITLLM_SAMPLE];
@@ -100,15 +101,14 @@ TRITLLM_API int tritllm_gather(const tritllm_matrix *matrix, const tritllm_sampl
 
 /* The grid of a depth's fit, then rows [begin, end) of its table [TRITLLM_GRID][TRITLLM_SAMPLE]. */
 TRITLLM_API int tritllm_grid(const float *published, const tritllm_sample_set *sample, float *grid);
-TRITLLM_API int tritllm_tabulate(int isa, const float *magnitudes,
-                                 const tritllm_sample_set *sample, const float *grid, int depth,
-                                 int begin, int end, float *table);
+TRITLLM_API int tritllm_tabulate(int isa, const float *magnitudes, const tritllm_sample_set *sample,
+                                 const float *grid, int depth, int begin, int end, float *table);
 TRITLLM_API int tritllm_fit(const float *published, const tritllm_sample_set *sample,
                             const float *grid, const float *table, float *codebook);
 
 typedef struct {
     int32_t depth;
-    int32_t search;         /* 1: the entry with the least error; 0: the one nearest in log distance */
+    int32_t search; /* 1: the entry with the least error; 0: the one nearest in log distance */
     const float *codebook;  /* 27, on the scale of the magnitudes */
     const float *published; /* v2's codebook: its error is summed into row_limit; or NULL */
     const float *scales;    /* tiled v2 scales; read where search is 0 or published is given */
@@ -123,7 +123,8 @@ typedef struct {
 TRITLLM_API int tritllm_write(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
                               int n_targets, const tritllm_target *targets);
 
-/* --- Trits ---------------------------------------------------------------------------------------- */
+/* --- Trits
+ * ---------------------------------------------------------------------------------------- */
 
 TRITLLM_API void tritllm_pack_trits(const int8_t *trits, int64_t rows, int64_t n, uint8_t *packed);
 TRITLLM_API int tritllm_unpack_trits(const uint8_t *packed, int64_t rows, int64_t n, int8_t *trits);
@@ -132,7 +133,8 @@ TRITLLM_API void tritllm_pack_scale_index(const uint8_t *index, int64_t rows, in
 TRITLLM_API int tritllm_unpack_scale_index(const uint8_t *packed, int64_t rows, int64_t groups,
                                            uint8_t *index);
 
-/* --- Decoding ------------------------------------------------------------------------------------- */
+/* --- Decoding
+ * ------------------------------------------------------------------------------------- */
 
 typedef struct {
     const uint8_t *weight; /* plane p of row i at weight + p * plane_stride + i * row_stride */

@@ -42,6 +42,10 @@ void fill_steps(const float *codebook, int exponent, int depth, StepTable *table
         table->step[j] = step > 0 ? step : 4.0f;
         table->inverse[j] = 1.0f / table->step[j];
         table->reach[j] = level * table->step[j];
+        float half = 0.5f * table->step[j];
+        while (half * table->inverse[j] <= 0.5f) half = std::nextafter(half, 4.0f);
+        while (half * table->inverse[j] > 0.5f) half = std::nextafter(half, 0.0f);
+        table->half[j] = half;
         if (j > 0 && table->step[j] < table->step[j - 1]) table->ascending = false;
     }
 }
@@ -53,6 +57,21 @@ void fill_midpoints(const float *codebook, MidpointTable *table) {
                                  : INFINITY;
 }
 
+void summarize(const float *values, int64_t n, float *largest, int64_t *positive) {
+    float top[kBlock] = {};
+    *positive = 0;
+    for (int64_t block = 0; block < n; block += kBlock) {
+        int found = 0;
+        for (int i = 0; i < kBlock; i++) {
+            const float x = values[block + i];
+            top[i] = x > top[i] ? x : top[i];
+            found += x > 0;
+        }
+        *positive += found;
+    }
+    *largest = *std::max_element(top, top + kBlock);
+}
+
 // v2: from the 0.1th percentile of the positive scales to their maximum.
 //
 // Only the smallest thousandth is wanted, so the scales at or below a threshold are collected and
@@ -61,8 +80,7 @@ int tritllm_v2_codebook(const float *scales, int64_t n, float *scratch, float *c
     const IeeeArithmetic ieee;
     float high = 0;
     int64_t positive = 0;
-    for (int64_t i = 0; i < n; i++) high = scales[i] > high ? scales[i] : high;
-    for (int64_t i = 0; i < n; i++) positive += scales[i] > 0;
+    summarize(scales, n, &high, &positive);
     if (positive == 0) {
         std::fill(codebook, codebook + TRITLLM_ENTRIES, 0.0f);
         return TRITLLM_OK;
@@ -75,16 +93,16 @@ int tritllm_v2_codebook(const float *scales, int64_t n, float *scratch, float *c
     const int64_t stride = std::max<int64_t>(1, n / kSample);
     for (int64_t i = 0; i < n && sampled < kSample; i += stride)
         if (scales[i] > 0) sample[sampled++] = scales[i];
-    std::sort(sample, sample + sampled);
     for (int64_t tried = sampled / 200;; tried = 4 * tried + 4) {
+        if (tried < sampled) std::nth_element(sample, sample + tried, sample + sampled);
         const float threshold = tried < sampled ? sample[tried] : high;
         int64_t count = 0;
-        for (int64_t block = 0; block < n; block += 16) {
-            const int64_t end = std::min(n, block + 16);
-            bool found = false;  // most blocks hold none: a loop that the compiler vectorises
-            for (int64_t i = block; i < end; i++) found |= (scales[i] > 0) & (scales[i] <= threshold);
+        for (int64_t block = 0; block < n; block += kBlock) {
+            int found = 0;  // most blocks hold none: a loop that the compiler vectorises
+            for (int64_t i = block; i < block + kBlock; i++)
+                found += (scales[i] > 0) & (scales[i] <= threshold);
             if (!found) continue;
-            for (int64_t i = block; i < end; i++)
+            for (int64_t i = block; i < block + kBlock; i++)
                 if (scales[i] > 0 && scales[i] <= threshold) scratch[count++] = scales[i];
         }
         if (count > rank) {

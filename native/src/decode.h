@@ -29,8 +29,26 @@ inline const uint8_t *at_least(const uint8_t *p, int64_t left, int64_t size, uin
     return edge;
 }
 
+// The weight of every level (by its digits) at every step, for instruction sets that look up 16-bit
+// outputs instead of computing them.
+template <class T>
+struct LevelTable {
+    alignas(64) T weight[TRITLLM_ENTRIES][kLevelSlots];
+};
+
 template <class V, class T>
-int decode_row(const tritllm_packed &packed, int64_t row, T *out) {
+void fill_levels(const tritllm_packed &packed, float middle, LevelTable<T> *table) {
+    uint8_t digits[kLevelSlots];
+    for (int i = 0; i < kLevelSlots; i++) digits[i] = uint8_t(i);
+    for (int j = 0; j < TRITLLM_ENTRIES; j++)
+        for (int i = 0; i < int(2 * middle) + 1; i += 16)
+            V::store_group(digits + i, middle, packed.steps[j], table->weight[j] + i);
+}
+
+constexpr float kMiddle[] = {0, 1, 4, 13, 40};  // the digits of level 0
+
+template <class V, class T>
+int decode_row(const tritllm_packed &packed, int64_t row, const LevelTable<T> &table, T *out) {
     const int64_t columns = packed.columns, width = (columns + 4) / 5;
     const int64_t groups = (columns + 15) / 16, scale_width = (3 * groups + 4) / 5;
     const int planes = packed.planes;
@@ -42,8 +60,6 @@ int decode_row(const tritllm_packed &packed, int64_t row, T *out) {
     }
     if (!padding_is_zero(scale[scale_width - 1], 3 * groups)) return TRITLLM_BAD_PADDING;
 
-    constexpr float middle_of[] = {0, 1, 4, 13, 40};
-    const float middle = middle_of[planes];
     for (int64_t unit = 0; unit * kDecodeColumns < columns; unit++) {
         const uint8_t *bytes[4];
         uint8_t edge[4][kPlaneBytes], scale_edge[6], index[10];
@@ -51,17 +67,24 @@ int decode_row(const tritllm_packed &packed, int64_t row, T *out) {
         const int64_t at = unit * kPlaneBytes;
         for (int p = 0; p < planes; p++)
             bytes[p] = at_least(plane[p] + at, width - at, kPlaneBytes, edge[p]);
-        if (!V::add_planes(bytes, planes, digits)) return TRITLLM_BAD_BYTE;
         const uint8_t *indices = at_least(scale + unit * 6, scale_width - unit * 6, 6, scale_edge);
         if (!read_indices(indices, index)) return TRITLLM_BAD_BYTE;
         const int64_t first = unit * kDecodeColumns, left = columns - first;
+        if constexpr (V::template looks_up<T>) {
+            if (left >= kDecodeColumns) {
+                if (!V::decode_unit(bytes, planes, index, table.weight, out + first))
+                    return TRITLLM_BAD_BYTE;
+                continue;
+            }
+        }
+        if (!V::add_planes(bytes, planes, digits)) return TRITLLM_BAD_BYTE;
         for (int g = 0; g < 10 && 16 * g < left; g++) {
             const float step = packed.steps[index[g]];
             if (left >= 16 * (g + 1)) {
-                V::store_group(digits + 16 * g, middle, step, out + first + 16 * g);
+                V::store_group(digits + 16 * g, kMiddle[planes], step, out + first + 16 * g);
             } else {
                 T group[16];
-                V::store_group(digits + 16 * g, middle, step, group);
+                V::store_group(digits + 16 * g, kMiddle[planes], step, group);
                 std::memcpy(static_cast<void *>(out + first + 16 * g), group,
                             size_t(left - 16 * g) * sizeof(T));
             }
@@ -72,8 +95,11 @@ int decode_row(const tritllm_packed &packed, int64_t row, T *out) {
 
 template <class V, class T>
 int trit_decode(const tritllm_packed &packed, int64_t begin, int64_t end) {
+    LevelTable<T> table;
+    if constexpr (V::template looks_up<T>) fill_levels<V>(packed, kMiddle[packed.planes], &table);
+    T *out = static_cast<T *>(packed.out);
     for (int64_t row = begin; row < end; row++) {
-        int status = decode_row<V>(packed, row, static_cast<T *>(packed.out) + row * packed.out_stride);
+        const int status = decode_row<V>(packed, row, table, out + row * packed.out_stride);
         if (status != TRITLLM_OK) return status;
     }
     return TRITLLM_OK;

@@ -1,6 +1,13 @@
 // The C interface: picks the kernels of an instruction set and checks what a caller can get wrong.
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "codebook.h"
 #include "ieee.h"
@@ -10,19 +17,39 @@
 namespace {
 
 #if defined(__x86_64__) || defined(_M_X64)
+#if defined(_MSC_VER)
+void cpuid(int leaf, uint32_t *r) { __cpuidex(reinterpret_cast<int *>(r), leaf, 0); }
+uint64_t enabled_state() { return _xgetbv(0); }
+#else
+void cpuid(int leaf, uint32_t *r) { __cpuid_count(leaf, 0, r[0], r[1], r[2], r[3]); }
+uint64_t enabled_state() {
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t(high) << 32 | low;
+}
+#endif
+
 int detect() {
-    __builtin_cpu_init();
     int isas = 1 << TRITLLM_SCALAR;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
-        isas |= 1 << TRITLLM_AVX2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vbmi"))
+    uint32_t zero[4], one[4], seven[4];  // eax, ebx, ecx, edx of a leaf
+    cpuid(0, zero);
+    cpuid(1, one);
+    auto has = [](uint32_t word, std::initializer_list<int> bits) {
+        for (int bit : bits)
+            if (!(word >> bit & 1)) return false;
+        return true;
+    };
+    // FMA, OSXSAVE, AVX, F16C; the system must also keep the wide registers.
+    if (zero[0] < 7 || !has(one[2], {12, 27, 28, 29}) || (enabled_state() & 0x06) != 0x06)
+        return isas;
+    cpuid(7, seven);
+    if (!has(seven[1], {5})) return isas;
+    isas |= 1 << TRITLLM_AVX2;
+    // F, DQ, BW, VL; VBMI
+    if (has(seven[1], {16, 17, 30, 31}) && has(seven[2], {1}) && (enabled_state() & 0xe6) == 0xe6)
         isas |= 1 << TRITLLM_AVX512;
     return isas;
 }
-
 #elif defined(__aarch64__)
 int detect() { return 1 << TRITLLM_SCALAR | 1 << TRITLLM_NEON; }
 

@@ -21,11 +21,11 @@ uint32_t bin_of(float x) { return bits_of(x) >> 16; }
 template <class Visit>
 void for_each_from(const float *values, int64_t n, uint32_t lowest, Visit visit) {
     const float least = float_of(lowest << 16);
-    for (int64_t block = 0; block < n; block += 16) {  // n is a multiple of 16
-        bool found = false;
-        for (int64_t i = block; i < block + 16; i++) found |= values[i] >= least;
+    for (int64_t block = 0; block < n; block += kBlock) {
+        int found = 0;
+        for (int64_t i = block; i < block + kBlock; i++) found += values[i] >= least;
         if (!found) continue;
-        for (int64_t i = block; i < block + 16; i++)
+        for (int64_t i = block; i < block + kBlock; i++)
             if (values[i] >= least) visit(i);
     }
 }
@@ -35,18 +35,20 @@ uint32_t tail_bin(const float *largest, int64_t n) {
     std::vector<float> sample;
     const int64_t stride = std::max<int64_t>(1, n / 8192);
     for (int64_t i = 0; i < n; i += stride) sample.push_back(largest[i]);
-    std::sort(sample.begin(), sample.end());
     std::vector<int32_t> count(kBins);
     // A guess that leaves somewhat more than the tail above it, lowered until it does.
     int64_t above = 4 * kTailSample / stride + 8;
     for (;; above *= 8) {
-        const uint32_t lowest = above < int64_t(sample.size())
-                                    ? bin_of(sample[sample.size() - size_t(above)])
-                                    : 1;  // bin 0 holds zero groups only, which no one samples
+        uint32_t lowest = 1;  // bin 0 holds zero groups only, which no one samples
+        if (above < int64_t(sample.size())) {
+            const auto at = sample.end() - above;
+            std::nth_element(sample.begin(), at, sample.end());
+            lowest = std::max(lowest, bin_of(*at));
+        }
         std::fill(count.begin(), count.end(), 0);
-        for_each_from(largest, n, std::max(lowest, 1u), [&](int64_t i) { count[bin_of(largest[i])]++; });
+        for_each_from(largest, n, lowest, [&](int64_t i) { count[bin_of(largest[i])]++; });
         int64_t sum = 0;
-        for (uint32_t bin = kBins - 1; bin >= std::max(lowest, 1u); bin--) {
+        for (uint32_t bin = kBins - 1; bin >= lowest; bin--) {
             sum += count[bin];
             if (sum > kTailSample) return bin + 1;
         }
@@ -84,7 +86,8 @@ int64_t tritllm_tiled(int64_t rows, int64_t columns) {
            ((columns + TRITLLM_GROUP - 1) / TRITLLM_GROUP);
 }
 
-int tritllm_sample(const float *largest, int64_t rows, int64_t columns, tritllm_sample_set *sample) {
+int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
+                   tritllm_sample_set *sample) {
     const IeeeArithmetic ieee;
     const Tiling tiling{rows, (columns + TRITLLM_GROUP - 1) / TRITLLM_GROUP};
     const int64_t n = rows * tiling.groups, stored = tritllm_tiled(rows, columns);
@@ -100,10 +103,8 @@ int tritllm_sample(const float *largest, int64_t rows, int64_t columns, tritllm_
     }
     std::sort(chosen.begin(), chosen.end());
 
-    int64_t present = 0;
-    sample->largest = 0;
-    for (int64_t i = 0; i < stored; i++) present += largest[i] > 0;
-    for (int64_t i = 0; i < stored; i++) sample->largest = std::max(sample->largest, largest[i]);
+    int64_t present;
+    summarize(largest, stored, &sample->largest, &present);
     sample->count = int64_t(chosen.size());
     const int64_t n_body = sample->count - n_tail;
     sample->body_weight = n_body ? double(present - n_tail) / double(n_body) : 0.0;
@@ -162,11 +163,12 @@ int tritllm_fit(const float *published, const tritllm_sample_set *sample, const 
     };
 
     int low = int(std::lower_bound(grid, grid + TRITLLM_GRID, published[0]) - grid);
-    int high = int(std::lower_bound(grid, grid + TRITLLM_GRID, published[TRITLLM_ENTRIES - 1]) - grid);
+    int high =
+        int(std::lower_bound(grid, grid + TRITLLM_GRID, published[TRITLLM_ENTRIES - 1]) - grid);
     double best = total(low, high);
     for (int stride = 32; stride;) {
-        const int moves[4][2] = {{low - stride, high}, {low + stride, high},
-                                 {low, high - stride}, {low, high + stride}};
+        const int moves[4][2] = {
+            {low - stride, high}, {low + stride, high}, {low, high - stride}, {low, high + stride}};
         double least_error = INFINITY;
         int chosen = -1;
         for (int i = 0; i < 4; i++) {

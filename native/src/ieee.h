@@ -10,14 +10,14 @@
 // A caller's thread may flush subnormals (torch.set_flush_denormal does); its mode comes back when
 // the object ends.
 class IeeeArithmetic {
-   public:
+ public:
     IeeeArithmetic(const IeeeArithmetic &) = delete;
     IeeeArithmetic &operator=(const IeeeArithmetic &) = delete;
 #if defined(__x86_64__) || defined(_M_X64)
     IeeeArithmetic() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
     ~IeeeArithmetic() { _mm_setcsr(saved_); }
 
-   private:
+ private:
     unsigned saved_;
 #elif defined(__aarch64__)
     IeeeArithmetic() {
@@ -26,7 +26,7 @@ class IeeeArithmetic {
     }
     ~IeeeArithmetic() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
 
-   private:
+ private:
     uint64_t saved_;
 #else
     IeeeArithmetic() {}

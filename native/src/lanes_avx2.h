@@ -29,11 +29,10 @@ struct Avx2 {
     static F div(F x, F y) { return _mm256_div_ps(x, y); }
     static F min(F x, F y) { return _mm256_min_ps(x, y); }
     static F max(F x, F y) { return _mm256_max_ps(x, y); }
-    static F rint(F x) {
-        return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    }
+    static F rint(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static F fraction(F x) { return sub(x, rint(x)); }
     static F abs(F x) { return _mm256_andnot_ps(set(-0.0f), x); }
-    static F exact_fma(F x, F y, F z) { return _mm256_fmadd_ps(x, y, z); }
+    static F fma(F x, F y, F z) { return _mm256_fmadd_ps(x, y, z); }
     static F times_sign_of(F x, F y) { return _mm256_xor_ps(x, _mm256_and_ps(y, set(-0.0f))); }
 
     static I set_int(int32_t x) { return _mm256_set1_epi32(x); }
@@ -52,7 +51,9 @@ struct Avx2 {
     static M lt(F x, F y) { return _mm256_cmp_ps(x, y, _CMP_LT_OQ); }
     static M le(F x, F y) { return _mm256_cmp_ps(x, y, _CMP_LE_OQ); }
     static M lt(I x, I y) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(y, x)); }
+    static M le(I x, I y) { return lt(sub(x, set_int(1)), y); }
     static M both(M x, M y) { return _mm256_and_ps(x, y); }
+    static M either(M x, M y) { return _mm256_or_ps(x, y); }
     static M but_not(M x, M y) { return _mm256_andnot_ps(y, x); }
     static bool any(M x) { return _mm256_movemask_ps(x) != 0; }
     static F select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
@@ -96,8 +97,7 @@ struct Avx2 {
         __m128i x[16];
         load_words(p, stride, x);
         for (int i = 0; i < 16; i++)
-            column[i] =
-                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x[i]), 16));
+            column[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x[i]), 16));
     }
 
     static void split_planes(const I *x, uint8_t (*bytes)[4][16]) {
@@ -117,6 +117,9 @@ struct Avx2 {
             }
         }
     }
+
+    template <class T>
+    static constexpr bool looks_up = false;
 
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         return ::add_planes(plane, planes, digits);
@@ -139,7 +142,7 @@ struct Avx2 {
         _mm256_storeu_si256((__m256i *)out, x);
     }
 
-   private:
+ private:
     static F scaled(const uint8_t *digits, float middle, float step) {
         F k = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)digits)));
         return mul(sub(k, set(middle)), set(step));
@@ -183,7 +186,8 @@ struct Avx2 {
                 y[4 + i] = _mm_unpackhi_epi16(x[2 * i], x[2 * i + 1]);  // columns 4..7
             }
             for (int h = 0; h < 8; h += 4) {
-                __m128i a = _mm_unpacklo_epi32(y[h], y[h + 1]), b = _mm_unpackhi_epi32(y[h], y[h + 1]);
+                __m128i a = _mm_unpacklo_epi32(y[h], y[h + 1]),
+                        b = _mm_unpackhi_epi32(y[h], y[h + 1]);
                 __m128i c = _mm_unpacklo_epi32(y[h + 2], y[h + 3]);
                 __m128i d = _mm_unpackhi_epi32(y[h + 2], y[h + 3]);
                 column[half + h] = _mm_unpacklo_epi64(a, c);

@@ -63,8 +63,9 @@ struct Avx512 {
     static F rint(F x) {
         return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
+    static F fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT); }
     static F abs(F x) { return _mm512_abs_ps(x); }
-    static F exact_fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+    static F fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
     static F times_sign_of(F x, F y) {
         const __m512i sign = _mm512_set1_epi32(INT32_MIN);
         return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(  // x ^ (y & sign)
@@ -87,7 +88,9 @@ struct Avx512 {
     static M lt(F x, F y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
     static M le(F x, F y) { return _mm512_cmp_ps_mask(x, y, _CMP_LE_OQ); }
     static M lt(I x, I y) { return _mm512_cmplt_epi32_mask(x, y); }
+    static M le(I x, I y) { return _mm512_cmple_epi32_mask(x, y); }
     static M both(M x, M y) { return M(x & y); }
+    static M either(M x, M y) { return M(x | y); }
     static M but_not(M x, M y) { return M(x & ~y); }
     static bool any(M x) { return x != 0; }
     static F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
@@ -128,8 +131,7 @@ struct Avx512 {
         __m256i x[16];
         load_words(p, stride, x);
         for (int i = 0; i < 16; i++)
-            column[i] =
-                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x[i]), 16));
+            column[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x[i]), 16));
     }
 
     static void split_planes(const I *x, uint8_t (*bytes)[4][16]) {
@@ -141,31 +143,28 @@ struct Avx512 {
             _mm512_storeu_si512(bytes[i], _mm512_permutexvar_epi8(by_plane, row[i]));
     }
 
-    // Digit i of a byte b is the integer part of 3 * frac(b / 3**(i + 1)), in 16-bit fixed point: the
-    // reciprocal rounded up adds at most 242 / 65536, less than the 1/243 to the next integer.
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         __m512i bytes[4];
-        __m256i highest = _mm256_setzero_si256();
-        for (int p = 0; p < planes; p++) {
-            const __m256i x = _mm256_loadu_si256((const __m256i *)plane[p]);
-            highest = _mm256_max_epu8(highest, x);
-            bytes[p] = _mm512_castsi256_si512(x);
+        const bool valid = load_planes(plane, planes, bytes);
+        for (int c = 0; c < 5; c++)
+            _mm256_storeu_si256((__m256i *)(digits + 32 * c),
+                                _mm512_cvtepi16_epi8(sum_digits(bytes, planes, c)));
+        return valid;
+    }
+
+    template <class T>
+    static constexpr bool looks_up = sizeof(T) == 2;
+
+    // 160 weights, 32 at a time, from a table of the weights of every level at every step.
+    template <class T>
+    static bool decode_unit(const uint8_t *const *plane, int planes, const uint8_t *step,
+                            const T (*table)[kLevelSlots], T *out) {
+        switch (planes) {
+            case 1: return decode_unit<1>(plane, step, table, out);
+            case 2: return decode_unit<2>(plane, step, table, out);
+            case 3: return decode_unit<3>(plane, step, table, out);
+            default: return decode_unit<4>(plane, step, table, out);
         }
-        const __m512i three = _mm512_set1_epi16(3);
-        for (int c = 0; c < 5; c++) {
-            const __m512i source = _mm512_loadu_si512(&index.source[c]);
-            const __m512i reciprocal = _mm512_loadu_si512(&index.reciprocal[c]);
-            __m512i sum = _mm512_setzero_si512();
-            for (int p = 0; p < planes; p++) {
-                const __m512i b = _mm512_maskz_permutexvar_epi8(0x5555555555555555, source, bytes[p]);
-                const __m512i fraction = _mm512_mullo_epi16(b, reciprocal);
-                const __m512i digit = _mm512_mulhi_epu16(fraction, three);
-                sum = p == 0 ? digit : _mm512_add_epi16(_mm512_mullo_epi16(sum, three), digit);
-            }
-            _mm256_storeu_si256((__m256i *)(digits + 32 * c), _mm512_cvtepi16_epi8(sum));
-        }
-        const __m256i excess = _mm256_subs_epu8(highest, _mm256_set1_epi8(char(kLastByte)));
-        return _mm256_testz_si256(excess, excess);
     }
 
     static void store_group(const uint8_t *digits, float middle, float step, float *out) {
@@ -183,8 +182,67 @@ struct Avx512 {
         _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
     }
 
-   private:
+ private:
     static constexpr Avx512Index index{};
+
+    // The bytes of the planes; returns whether all are valid.
+    static bool load_planes(const uint8_t *const *plane, int planes, __m512i *bytes) {
+        __m256i highest = _mm256_setzero_si256();
+        for (int p = 0; p < planes; p++) {
+            const __m256i x = _mm256_loadu_si256((const __m256i *)plane[p]);
+            highest = _mm256_max_epu8(highest, x);
+            bytes[p] = _mm512_castsi256_si512(x);
+        }
+        const __m256i excess = _mm256_subs_epu8(highest, _mm256_set1_epi8(char(kLastByte)));
+        return _mm256_testz_si256(excess, excess);
+    }
+
+    // Of weights 32 * c on, in 16-bit lanes. Digit i of a byte b is the integer part of
+    // 3 * frac(b / 3**(i + 1)), in 16-bit fixed point: the reciprocal rounded up adds at most
+    // 242 / 65536, less than the 1/243 to the next integer.
+    static __m512i sum_digits(const __m512i *bytes, int planes, int c) {
+        const __m512i three = _mm512_set1_epi16(3);
+        const __m512i source = _mm512_loadu_si512(&index.source[c]);
+        const __m512i reciprocal = _mm512_loadu_si512(&index.reciprocal[c]);
+        __m512i sum = _mm512_setzero_si512();
+        for (int p = 0; p < planes; p++) {
+            const __m512i b = _mm512_maskz_permutexvar_epi8(0x5555555555555555, source, bytes[p]);
+            const __m512i digit = _mm512_mulhi_epu16(_mm512_mullo_epi16(b, reciprocal), three);
+            const __m512i tripled = _mm512_add_epi16(_mm512_add_epi16(sum, sum), sum);
+            sum = p == 0 ? digit : _mm512_add_epi16(tripled, digit);
+        }
+        return sum;
+    }
+
+    template <int kPlanes, class T>
+    static bool decode_unit(const uint8_t *const *plane, const uint8_t *step,
+                            const T (*table)[kLevelSlots], T *out) {
+        __m512i bytes[4];
+        const bool valid = load_planes(plane, kPlanes, bytes);
+        constexpr __mmask32 upper = 0xffff0000;  // of two groups the second
+        for (int c = 0; c < 5; c++) {
+            const __m512i sum = sum_digits(bytes, kPlanes, c);
+            const T *x = table[step[2 * c]], *y = table[step[2 * c + 1]];
+            const __m512i x0 = _mm512_loadu_si512(x), y0 = _mm512_loadu_si512(y);
+            __m512i w;
+            if (kPlanes <= 3) {
+                w = _mm512_permutexvar_epi16(sum, x0);
+                w = _mm512_mask_permutexvar_epi16(w, upper, sum, y0);
+            } else {
+                const __m512i first =
+                    _mm512_permutex2var_epi16(x0, sum, _mm512_loadu_si512(x + 32));
+                const __m512i second =
+                    _mm512_permutex2var_epi16(y0, sum, _mm512_loadu_si512(y + 32));
+                const __mmask32 high = _mm512_cmpge_epu16_mask(sum, _mm512_set1_epi16(64));
+                w = _mm512_mask_blend_epi16(upper, first, second);
+                w = _mm512_mask_permutexvar_epi16(w, high & ~upper, sum,
+                                                  _mm512_loadu_si512(x + 64));
+                w = _mm512_mask_permutexvar_epi16(w, high & upper, sum, _mm512_loadu_si512(y + 64));
+            }
+            _mm512_storeu_si512(out + 32 * c, w);
+        }
+        return valid;
+    }
 
     static F scaled(const uint8_t *digits, float middle, float step) {
         F k = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)digits)));
@@ -232,16 +290,16 @@ struct Avx512 {
         }
         for (int h = 0; h < 2; h++)
             for (int i = 0; i < 4; i++)  // rows 4i.., columns 8h..
-                y[4 * h + i] = _mm512_permutex2var_epi32(x[2 * i], _mm512_loadu_si512(&index.quads[h]),
-                                                         x[2 * i + 1]);
+                y[4 * h + i] = _mm512_permutex2var_epi32(
+                    x[2 * i], _mm512_loadu_si512(&index.quads[h]), x[2 * i + 1]);
         for (int c = 0; c < 4; c++)  // columns 4c.., rows 0.. and 8..
             for (int i = 0; i < 2; i++)
                 x[2 * c + i] = _mm512_permutex2var_epi64(y[c / 2 * 4 + 2 * i],
                                                          _mm512_loadu_si512(&index.eights[c % 2]),
                                                          y[c / 2 * 4 + 2 * i + 1]);
         for (int c = 0; c < 8; c++) {  // columns 2c, 2c + 1
-            __m512i z = _mm512_permutex2var_epi64(x[c / 2 * 2], _mm512_loadu_si512(&index.sixteens[c % 2]),
-                                                  x[c / 2 * 2 + 1]);
+            __m512i z = _mm512_permutex2var_epi64(
+                x[c / 2 * 2], _mm512_loadu_si512(&index.sixteens[c % 2]), x[c / 2 * 2 + 1]);
             column[2 * c] = _mm512_castsi512_si256(z);
             column[2 * c + 1] = _mm512_extracti64x4_epi64(z, 1);
         }

@@ -30,8 +30,9 @@ struct Neon {
     static F min(F x, F y) { return vminq_f32(x, y); }
     static F max(F x, F y) { return vmaxq_f32(x, y); }
     static F rint(F x) { return vrndnq_f32(x); }
+    static F fraction(F x) { return vsubq_f32(x, vrndnq_f32(x)); }
     static F abs(F x) { return vabsq_f32(x); }
-    static F exact_fma(F x, F y, F z) { return vfmaq_f32(z, x, y); }
+    static F fma(F x, F y, F z) { return vfmaq_f32(z, x, y); }
     static F times_sign_of(F x, F y) {
         const uint32x4_t sign = vandq_u32(vreinterpretq_u32_f32(y), vdupq_n_u32(0x80000000u));
         return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), sign));
@@ -53,7 +54,9 @@ struct Neon {
     static M lt(F x, F y) { return vcltq_f32(x, y); }
     static M le(F x, F y) { return vcleq_f32(x, y); }
     static M lt(I x, I y) { return vcltq_s32(x, y); }
+    static M le(I x, I y) { return vcleq_s32(x, y); }
     static M both(M x, M y) { return vandq_u32(x, y); }
+    static M either(M x, M y) { return vorrq_u32(x, y); }
     static M but_not(M x, M y) { return vbicq_u32(x, y); }
     static bool any(M x) { return vmaxvq_u32(x) != 0; }
     static F select(M m, F yes, F no) { return vbslq_f32(m, yes, no); }
@@ -107,6 +110,9 @@ struct Neon {
         }
     }
 
+    template <class T>
+    static constexpr bool looks_up = false;
+
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         return ::add_planes(plane, planes, digits);
     }
@@ -134,7 +140,7 @@ struct Neon {
         }
     }
 
-   private:
+ private:
     static void scaled(const uint8_t *digits, float middle, float step, F *w) {
         const uint8x16_t x = vld1q_u8(digits);
         const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
@@ -159,8 +165,8 @@ struct Neon {
             for (int i = 0; i < 4; i++) x[i] = vld1_u16(p + i * stride + quarter);
             const uint16x4x2_t a = vtrn_u16(x[0], x[1]), b = vtrn_u16(x[2], x[3]);
             for (int i = 0; i < 2; i++) {
-                const uint32x2x2_t c = vtrn_u32(vreinterpret_u32_u16(a.val[i]),
-                                                vreinterpret_u32_u16(b.val[i]));
+                const uint32x2x2_t c =
+                    vtrn_u32(vreinterpret_u32_u16(a.val[i]), vreinterpret_u32_u16(b.val[i]));
                 column[quarter + i] = vreinterpret_u16_u32(c.val[0]);
                 column[quarter + 2 + i] = vreinterpret_u16_u32(c.val[1]);
             }

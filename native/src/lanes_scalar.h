@@ -71,9 +71,10 @@ struct Scalar {
     static F max(F x, F y) { return x > y ? x : y; }
     // Half to even for 0 <= x < 2**22; larger values stay large, which is all that a min needs.
     static F rint(F x) { return x + 12582912.0f - 12582912.0f; }
+    static F fraction(F x) { return x - rint(x); }
     static F abs(F x) { return std::fabs(x); }
-    // x * y + z where no rounding can occur, so that a fused instruction is as good.
-    static F exact_fma(F x, F y, F z) { return x * y + z; }
+    // x * y + z, rounded once or twice: for exact results and for estimates only.
+    static F fma(F x, F y, F z) { return x * y + z; }
     static F times_sign_of(F x, F y) { return float_of(bits_of(x) ^ (bits_of(y) & 0x80000000u)); }
 
     static I set_int(int32_t x) { return x; }
@@ -92,7 +93,9 @@ struct Scalar {
     static M lt(F x, F y) { return x < y; }
     static M le(F x, F y) { return x <= y; }
     static M lt(I x, I y) { return x < y; }
+    static M le(I x, I y) { return x <= y; }
     static M both(M x, M y) { return x && y; }
+    static M either(M x, M y) { return x || y; }
     static M but_not(M x, M y) { return x && !y; }
     static bool any(M x) { return x; }
     static F select(M m, F yes, F no) { return m ? yes : no; }
@@ -118,6 +121,10 @@ struct Scalar {
         for (int i = 0; i < 16; i++)
             for (int q = 0; q < 4; q++) bytes[0][q][i] = uint8_t(uint32_t(x[i]) >> 8 * q);
     }
+
+    // Whether `decode_unit` is there for outputs of type T.
+    template <class T>
+    static constexpr bool looks_up = false;
 
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         return ::add_planes(plane, planes, digits);

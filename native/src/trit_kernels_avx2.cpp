@@ -1,6 +1,8 @@
 #include "decode.h"
-#include "encode.h"
 #include "lanes_avx2.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
 
 const Kernels trit_kernels_avx2 = {
     {trit_peak<Avx2, uint16_t>, trit_peak<Avx2, uint16_t>, trit_peak<Avx2, uint32_t>},

@@ -1,6 +1,8 @@
 #include "decode.h"
-#include "encode.h"
 #include "lanes_avx512.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
 
 const Kernels trit_kernels_avx512 = {
     {trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint32_t>},

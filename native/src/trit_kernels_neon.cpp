@@ -1,6 +1,8 @@
 #include "decode.h"
-#include "encode.h"
 #include "lanes_neon.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
 
 const Kernels trit_kernels_neon = {
     {trit_peak<Neon, uint16_t>, trit_peak<Neon, uint16_t>, trit_peak<Neon, uint32_t>},

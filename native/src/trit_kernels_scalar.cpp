@@ -1,6 +1,8 @@
 #include "decode.h"
-#include "encode.h"
 #include "lanes_scalar.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
 
 const Kernels trit_kernels_scalar = {
     {trit_peak<Scalar, uint16_t>, trit_peak<Scalar, uint16_t>, trit_peak<Scalar, uint32_t>},

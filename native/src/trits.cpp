@@ -16,7 +16,8 @@ void tritllm_pack_trits(const int8_t *trits, int64_t rows, int64_t n, uint8_t *p
         }
         if (b < width) {
             int byte = kZeroTrits;
-            for (int64_t i = 5 * b, power = 1; i < n; i++, power *= 3) byte += int(trits[i] * power);
+            for (int64_t i = 5 * b, power = 1; i < n; i++, power *= 3)
+                byte += int(trits[i] * power);
             packed[b] = uint8_t(byte);
         }
     }
@@ -53,7 +54,8 @@ void tritllm_pack_scale_index(const uint8_t *index, int64_t rows, int64_t groups
     }
 }
 
-int tritllm_unpack_scale_index(const uint8_t *packed, int64_t rows, int64_t groups, uint8_t *index) {
+int tritllm_unpack_scale_index(const uint8_t *packed, int64_t rows, int64_t groups,
+                               uint8_t *index) {
     const int64_t n = 3 * groups, width = (n + 4) / 5;
     for (int64_t i = 0; i < rows * width; i++)
         if (packed[i] > kLastByte) return TRITLLM_BAD_BYTE;

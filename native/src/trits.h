@@ -63,10 +63,11 @@ inline bool padding_is_zero(uint8_t last, int64_t n) {
 }
 
 constexpr int kDecodeColumns = 160;  // 10 groups: 32 bytes a plane and 6 bytes of scale indices
+constexpr int kLevelSlots = 96;      // 81 levels, in whole vectors
 constexpr int kPlaneBytes = kDecodeColumns / kTritsPerByte;
 
-// The digits sum(3**(planes - 1 - p) * (t[p] + 1)) of 160 weights from 32 bytes of each plane; writes
-// up to 8 bytes more. Returns whether all bytes are valid.
+// The digits sum(3**(planes - 1 - p) * (t[p] + 1)) of 160 weights from 32 bytes of each plane;
+// writes up to 8 bytes more. Returns whether all bytes are valid.
 inline bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
     uint64_t seen = 0;
     for (int b = 0; b < kPlaneBytes; b++) {

@@ -1,5 +1,5 @@
-// Fuzzing of what reads a file's bytes: unpacking and decoding, on every instruction set, which must
-// agree with each other. Built with -DTRITLLM_LIBFUZZER it is a libFuzzer target; otherwise
+// Fuzzing of what reads a file's bytes: unpacking and decoding, on every instruction set, which
+// must agree with each other. Built with -DTRITLLM_LIBFUZZER it is a libFuzzer target; otherwise
 // `fuzz_decode [seconds]` makes random inputs.
 #include <algorithm>
 #include <chrono>
@@ -61,8 +61,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (int isa = TRITLLM_SCALAR; isa <= TRITLLM_NEON; isa++) {
         if (!(tritllm_isas() >> isa & 1)) continue;
         std::vector<uint8_t> out(n);
-        const tritllm_packed p = {packed.data(), rows * width, width,  scale.data(), scale_width, steps,
-                                  columns,       planes,       dtype, out.data(),   columns};
+        const tritllm_packed p = {packed.data(), rows * width, width,   scale.data(),
+                                  scale_width,   steps,        columns, planes,
+                                  dtype,         out.data(),   columns};
         const int status = tritllm_decode(isa, &p, 0, rows);
         if ((status == TRITLLM_OK) != valid) std::abort();
         if (!valid) continue;
@@ -78,7 +79,8 @@ int main(int argc, char **argv) {
     const auto start = std::chrono::steady_clock::now();
     std::mt19937_64 random(start.time_since_epoch().count());
     long runs = 0;
-    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
+    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
+           seconds) {
         std::vector<uint8_t> input(6 + random() % 3000);
         for (uint8_t &byte : input) byte = uint8_t(random());
         LLVMFuzzerTestOneInput(input.data(), input.size());

@@ -13,12 +13,12 @@
 
 namespace {
 
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);      \
-            std::exit(1);                                                             \
-        }                                                                             \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                        \
+        }                                                                        \
     } while (0)
 
 struct Result {
@@ -93,19 +93,35 @@ Result run(int isa, tritllm_matrix m, bool search, int64_t part, int out_dtype) 
         result.scale[d].resize(size_t(rows * scale_width));
         result.sums[d].resize(size_t((2 + 2 * d) * rows));
         double *sums = result.sums[d].data();
-        const tritllm_target target = {
-            d, search, codebook, published.data(), scale_of[d - 1], result.weight[d].data(),
-            result.scale[d].data(), sums, sums + rows, sums + 2 * rows, sums + (2 + d) * rows};
+        const tritllm_target target = {d,
+                                       search,
+                                       codebook,
+                                       published.data(),
+                                       scale_of[d - 1],
+                                       result.weight[d].data(),
+                                       result.scale[d].data(),
+                                       sums,
+                                       sums + rows,
+                                       sums + 2 * rows,
+                                       sums + (2 + d) * rows};
         for (int64_t row = 0; row < rows; row += part)
-            CHECK(tritllm_write(isa, &m, row, std::min(rows, row + part), 1, &target) == TRITLLM_OK);
+            CHECK(tritllm_write(isa, &m, row, std::min(rows, row + part), 1, &target) ==
+                  TRITLLM_OK);
     }
 
     const size_t element = out_dtype == TRITLLM_FLOAT32 ? 4 : 2;
     result.decoded.resize(4 * size_t(rows * m.columns) * element);
     for (int planes = 1; planes <= 4; planes++) {
         const tritllm_packed packed = {
-            result.weight[4].data(), rows * width, width, result.scale[4].data(), scale_width,
-            result.codebook[4].data(), m.columns, planes, out_dtype,
+            result.weight[4].data(),
+            rows * width,
+            width,
+            result.scale[4].data(),
+            scale_width,
+            result.codebook[4].data(),
+            m.columns,
+            planes,
+            out_dtype,
             result.decoded.data() + size_t(planes - 1) * size_t(rows * m.columns) * element,
             m.columns};
         CHECK(tritllm_decode(isa, &packed, 0, rows) == TRITLLM_OK);
@@ -137,7 +153,7 @@ uint64_t compare_isas(int rounds) {
         const int64_t rows = 1 + up_to(40), columns = 1 + up_to(round % 4 ? 70 : 400);
         const int64_t stride = columns + up_to(3);
         const int dtype = up_to(3), kind = up_to(5), out = up_to(3);
-            std::vector<uint16_t> half(size_t(rows * stride));
+        std::vector<uint16_t> half(size_t(rows * stride));
         std::vector<float> whole(half.size());
         for (size_t i = 0; i < half.size(); i++) {
             float x = float(up_to(2001) - 1000) / 700;
@@ -150,7 +166,8 @@ uint64_t compare_isas(int rounds) {
             uint32_t bits;
             std::memcpy(&bits, &x, 4);
             // As float16 any finite pattern will do.
-            half[i] = dtype == TRITLLM_BFLOAT16 ? uint16_t(bits >> 16) : uint16_t(random() & 0xbbff);
+            half[i] =
+                dtype == TRITLLM_BFLOAT16 ? uint16_t(bits >> 16) : uint16_t(random() & 0xbbff);
         }
         const void *data = dtype == TRITLLM_FLOAT32 ? static_cast<const void *>(whole.data())
                                                     : static_cast<const void *>(half.data());
@@ -184,11 +201,14 @@ void check_trits() {
             const int status = tritllm_unpack_trits(&packed, 1, n, trits);
             bool padded = true;
             for (int i = 0, rest = byte; i < 5; i++, rest /= 3) {
-                if (i >= n) padded &= rest % 3 == 1;
-                else if (status == TRITLLM_OK) CHECK(trits[i] == rest % 3 - 1);
+                if (i >= n)
+                    padded &= rest % 3 == 1;
+                else if (status == TRITLLM_OK)
+                    CHECK(trits[i] == rest % 3 - 1);
             }
             CHECK(status == (byte > 242 ? TRITLLM_BAD_BYTE
-                                        : padded ? TRITLLM_OK : TRITLLM_BAD_PADDING));
+                             : padded   ? TRITLLM_OK
+                                        : TRITLLM_BAD_PADDING));
             if (status != TRITLLM_OK) continue;
             uint8_t again;
             tritllm_pack_trits(trits, 1, n, &again);

@@ -11,7 +11,9 @@ DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float3
 KINDS = ("normal", "heavy", "ties", "sparse", "ternary", "spread", "subnormal", "huge", "zero")
 
 
-def matrix(rng: np.random.Generator, shape: tuple[int, int], kind: str, dtype: np.dtype) -> np.ndarray:
+def matrix(
+    rng: np.random.Generator, shape: tuple[int, int], kind: str, dtype: np.dtype
+) -> np.ndarray:
     """A finite matrix of one of KINDS."""
     normal = rng.standard_normal(shape)
     values = {

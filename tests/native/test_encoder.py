@@ -81,7 +81,14 @@ def test_depth_of_several_is_that_depth_alone() -> None:
 def test_other_layouts_of_memory() -> None:
     wide = matrix(np.random.default_rng(4), (48, 200), "normal", DTYPES[0])
     unaligned = np.frombuffer(b"\0" + wide.tobytes(), np.uint8)[1:].view(np.float16)
-    views = (wide[:, 3:100], wide[::2], wide[:, ::2], wide.T, wide[::-1], unaligned.reshape(48, 200))
+    views = (
+        wide[:, 3:100],
+        wide[::2],
+        wide[:, ::2],
+        wide.T,
+        wide[::-1],
+        unaligned.reshape(48, 200),
+    )
     for view in views:
         expected = reference.encode(np.array(view), [2])
         assert not difference(expected, native.encode(view, [2], threads=2))
@@ -113,6 +120,7 @@ def test_flushed_subnormals_of_the_caller_change_nothing() -> None:
         torch.set_flush_denormal(False)
     for depth in DEPTHS:
         assert found[depth].weight.tobytes() == expected[depth].weight.tobytes()
+        assert found[depth].scale.tobytes() == expected[depth].scale.tobytes()
 
 
 def test_refusals() -> None:

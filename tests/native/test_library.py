@@ -48,7 +48,7 @@ def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_library_is_reported() -> None:
-    code = "from tritllm import native; print(native.available(), native.isas(), native.load_error())"
+    code = "from tritllm.native import *; print(available(), isas(), load_error())"
     out = python(code, TRITLLM_LIBRARY="nowhere/libtritllm.so")
     assert out.startswith("False [] ")
     assert "libtritllm.so does not exist" in out

@@ -10,7 +10,9 @@ from tritllm.codec import reference
 
 
 @given(
-    lead=st.lists(st.integers(0, 4), max_size=2), n=st.integers(0, 257), seed=st.integers(0, 2**32 - 1)
+    lead=st.lists(st.integers(0, 4), max_size=2),
+    n=st.integers(0, 257),
+    seed=st.integers(0, 2**32 - 1),
 )
 def test_trits(lead: list[int], n: int, seed: int) -> None:
     trits = np.random.default_rng(seed).integers(-1, 2, (*lead, n)).astype(np.int8)
@@ -22,7 +24,7 @@ def test_trits(lead: list[int], n: int, seed: int) -> None:
     assert back.dtype == np.int8
 
 
-@given(rows=st.integers(0, 5), groups=st.integers(1, 60), seed=st.integers(0, 2**32 - 1))
+@given(rows=st.integers(1, 5), groups=st.integers(1, 60), seed=st.integers(0, 2**32 - 1))
 def test_scale_indices(rows: int, groups: int, seed: int) -> None:
     index = np.random.default_rng(seed).integers(0, 27, (rows, groups)).astype(np.uint8)
     packed = native.pack_scale_index(index)
