@@ -65,7 +65,15 @@ def licence_of_card(text: str | None) -> Licence:
 def base_model_of_card(text: str | None) -> str | None:
     """The base model(s) a README.md names, or None."""
     base = _front_matter(text).get("base_model")
-    return ", ".join(map(str, base)) if isinstance(base, list) else base
+    if isinstance(base, list):
+        return ", ".join(map(str, base))
+    return None if base is None else str(base)
+
+
+def architectures_of(config: dict[str, Any]) -> list[str]:
+    """The architectures that a config.json names; none where it holds anything else."""
+    names = config.get("architectures")
+    return [str(name) for name in names if name] if isinstance(names, list) else []
 
 
 def _front_matter(text: str | None) -> dict[str, Any]:
@@ -133,8 +141,8 @@ def model_card(
     source = manifest["source"]["model"]
     on_hub = manifest["source"]["revision"] is not None
     title = title_of(source, manifest["config"], licence)
-    architectures = config.get("architectures") or [""]
-    causal = str(architectures[0]).endswith("ForCausalLM") or "LMHead" in str(architectures[0])
+    architecture = next(iter(architectures_of(config)), "")
+    causal = architecture.endswith("ForCausalLM") or "LMHead" in architecture
     link = f"[`{source}`](https://huggingface.co/{source})" if on_hub else f"`{source}`"
     facts = measure(manifest)
     depths = sorted(facts.depths)

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tritllm.checkpoint.card import Licence, base_model_of_card, licence_of_card, measure
+from tritllm.checkpoint.card import (
+    Licence,
+    architectures_of,
+    base_model_of_card,
+    licence_of_card,
+    measure,
+)
+from tritllm.checkpoint.manifest import check_manifest
 from tritllm.checkpoint.model_files import ModelFiles, open_files
 from tritllm.checkpoint.safetensors_header import TensorEntry, read_header
 from tritllm.checkpoint.source import CONFIG, INDEX, MANIFEST
@@ -60,24 +67,27 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
         for entry in read_header(partial(files.read, name), sizes[name], name).entries.values()
     ]
     weight_bytes = sum(entry.nbytes for entry in entries)
-    packed = measure(_json(files, sizes, MANIFEST)) if MANIFEST in sizes else None
+    manifest = None
+    if MANIFEST in sizes:
+        manifest = check_manifest(_json(files, sizes, MANIFEST), f"{files.name}/{MANIFEST}")
+    packed = measure(manifest) if manifest else None
     parameters = packed.parameters if packed else sum(entry.size for entry in entries)
     text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
     shape = text_config or config
     return ModelInfo(
         name=files.name,
-        architecture=", ".join(config.get("architectures") or [])
+        architecture=", ".join(architectures_of(config))
         or str(config.get("model_type", "unknown")),
         parameters=parameters,
         dtypes=_weights_by_dtype(entries),
-        context_length=shape.get("max_position_embeddings") or shape.get("n_positions"),
+        context_length=_number(shape, "max_position_embeddings", "n_positions"),
         licence=licence_of_card(card),
         base_model=base_model_of_card(card),
         depths=packed.depths if packed else {},
         information_bits=packed.information_bits if packed else None,
         file_bits=packed.file_bits if packed else 8 * weight_bytes / max(parameters, 1),
         sqnr_mean_db=packed.sqnr_mean_db if packed else None,
-        codec=_json(files, sizes, MANIFEST)["codec"] if packed else None,
+        codec=manifest["codec"] if manifest else None,
         weight_bytes=weight_bytes,
         float_bytes=2 * parameters,
         cache_bytes_per_token=_cache_bytes(shape),
@@ -86,7 +96,8 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
 
 def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
     if INDEX in sizes:
-        names = sorted(set(_json(files, sizes, INDEX).get("weight_map", {}).values()))
+        weight_map = _json(files, sizes, INDEX).get("weight_map")
+        names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     else:
         names = [name for name in sizes if name.endswith(".safetensors") and "/" not in name]
     missing = [name for name in names if name not in sizes]
@@ -120,11 +131,17 @@ def _weights_by_dtype(entries: list[TensorEntry]) -> dict[str, int]:
 
 
 def _cache_bytes(shape: dict[str, Any]) -> int | None:
-    layers = shape.get("num_hidden_layers") or shape.get("n_layer")
-    heads = shape.get("num_attention_heads") or shape.get("n_head")
-    hidden = shape.get("hidden_size") or shape.get("n_embd")
+    layers = _number(shape, "num_hidden_layers", "n_layer")
+    heads = _number(shape, "num_attention_heads", "n_head")
+    hidden = _number(shape, "hidden_size", "n_embd")
     if not (layers and heads and hidden):
         return None
-    head_dim = shape.get("head_dim") or hidden // heads
-    numbers = (2, layers, shape.get("num_key_value_heads") or heads, head_dim, 2)
+    head_dim = _number(shape, "head_dim") or hidden // heads
+    numbers = (2, layers, _number(shape, "num_key_value_heads") or heads, head_dim, 2)
     return math.prod(numbers)
+
+
+def _number(shape: dict[str, Any], *keys: str) -> int | None:
+    """The first of these fields that is a positive integer."""
+    values = (shape.get(key) for key in keys)
+    return next((value for value in values if type(value) is int and value > 0), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,28 @@ class Journal:
             except Timeout:
                 raise OutputError(f"{out}: another run is writing here; wait for it") from None
         try:
-            self._load(out, fingerprint)
+            path = self.folder / "journal.jsonl"
+            with output_errors(path):
+                self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
+            try:
+                self._load(path, out, fingerprint)
+            except BaseException:
+                self._file.close()
+                raise
         except BaseException:
             self._lock.release()
             raise
 
-    def _load(self, out: Path, fingerprint: dict[str, Any]) -> None:
-        path = self.folder / "journal.jsonl"
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    def _load(self, path: Path, out: Path, fingerprint: dict[str, Any]) -> None:
+        lines = path.read_bytes().split(b"\n")
         kept = lines[:-1]  # what follows the last newline is torn or empty
         try:
             records = [json.loads(line) for line in kept]
-        except ValueError:
+            if any("shards" not in record for record in records[:1]) or any(
+                "shard" not in record for record in records[1:]
+            ):
+                raise ValueError
+        except (ValueError, TypeError):
             raise OutputError(f"{path}: damaged; delete {out} and start again") from None
         if records:
             differing = differences(records[0], fingerprint)
@@ -54,7 +65,6 @@ class Journal:
                     f"finish it as it was begun, or delete {out} and start again"
                 )
         with output_errors(path):
-            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
             self._file.truncate(sum(len(line) + 1 for line in kept))
             self._file.seek(0, os.SEEK_END)
             if not records:
@@ -70,7 +80,9 @@ class Journal:
 
     def _append(self, records: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
-        self._file.write(text.encode())
+        data = memoryview(text.encode())
+        while data:  # a disk that is nearly full takes a part
+            data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
 
     def remove(self) -> None:
@@ -78,8 +90,7 @@ class Journal:
         self._file.close()
         (self.folder / "journal.jsonl").unlink()
         self._lock.release()
-        (self.folder / "lock").unlink(missing_ok=True)
-        self.folder.rmdir()
+        remove_empty(self.folder)
 
     def __enter__(self) -> Journal:
         return self
@@ -87,6 +98,13 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._lock.release()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder of a run that has ended, unless another has begun in it."""
+    with suppress(OSError):
+        (folder / "lock").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

@@ -48,14 +48,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not valid JSON ({error})") from None
+    return check_manifest(manifest, str(path))
+
+
+def check_manifest(manifest: Any, where: str) -> dict[str, Any]:
+    """The parsed content of a tritllm.json, checked as `read_manifest` says."""
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise FormatError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}; upgrade tritllm"
+            f"{where}: format version {version} is newer than {FORMAT_VERSION}; upgrade tritllm"
         )
     fault = jsonschema.exceptions.best_match(_VALIDATOR(schema()).iter_errors(manifest))
     if fault:
-        raise FormatError(f"{path}: {fault.json_path}: {fault.message.splitlines()[0][:200]}")
+        text = f"{fault.json_path}: {fault.message}"[:300]  # quotes what the file holds
+        text = "".join(c if c.isprintable() else " " for c in text)
+        raise FormatError(f"{where}: {text}")
+    if not any("depth" in tensor for tensor in manifest["tensors"].values()):
+        raise FormatError(f"{where}: names no quantized weight")
     result: dict[str, Any] = manifest
     return result
 

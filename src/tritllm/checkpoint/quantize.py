@@ -20,7 +20,7 @@ from tritllm.checkpoint.configs import parse_config
 from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
 from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.checkpoint.finish import finish_config, partial_folder
-from tritllm.checkpoint.journal import FOLDER, Journal, differences
+from tritllm.checkpoint.journal import FOLDER, Journal, differences, remove_empty
 from tritllm.checkpoint.model_files import open_files
 from tritllm.checkpoint.model_folder import CHUNK_BYTES, model_dtype
 from tritllm.checkpoint.plan import Plan, PlannedTensor, check_resources, make_plan
@@ -141,6 +141,7 @@ def _finished_reports(plan: Plan, out: Path) -> list[Report]:
                     f"delete {out / config.name} and start again"
                 )
         reports.append(report)
+    remove_empty(out / FOLDER)  # of a run that was killed in its very last step
     return reports
 
 
@@ -158,13 +159,11 @@ def _check_folder(plan: Plan, out: Path) -> None:
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is not a folder")
-    resuming = (out / FOLDER / "journal.jsonl").exists()
+    if (out / FOLDER / "journal.jsonl").exists():
+        return  # the journal tells of what run it is
     wanted = {config.name for config in plan.configs}
     for path in sorted(out.iterdir()):
-        finished = (path / REPORT).is_file()
-        if path.name == FOLDER or (finished and (resuming or path.name not in wanted)):
-            continue
-        if path.name in wanted and resuming:
+        if path.name == FOLDER or ((path / REPORT).is_file() and path.name not in wanted):
             continue
         raise OutputError(
             f"{out}: holds {path.name}, which is not of this run; choose another folder"

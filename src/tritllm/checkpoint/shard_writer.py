@@ -37,19 +37,28 @@ class ShardWriter:
         size = max([len(header.raw)] + [entry.end for entry in header.entries.values()])
         with output_errors(path):
             self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
-            head = self._file.read(len(header.raw))
-            if head != header.raw or os.fstat(self._file.fileno()).st_size != size:
-                if resume:
-                    raise OutputError(
-                        f"{path}: gone or changed since the run began; "
-                        "delete the output and start again"
-                    )
-                self._file.truncate(0)
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._file.fileno(), 0, size)
-                else:
-                    self._file.truncate(size)
-                self._write_at(0, header.raw)
+        try:
+            with output_errors(path):
+                self._begin(size, resume)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, size: int, resume: bool) -> None:
+        raw = self.header.raw
+        if self._file.read(len(raw)) == raw and os.fstat(self._file.fileno()).st_size == size:
+            return
+        if resume:
+            raise OutputError(
+                f"{self.path}: gone or changed since the run began; "
+                "delete the output and start again"
+            )
+        self._file.truncate(0)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        else:
+            self._file.truncate(size)
+        self._write_at(0, raw)
 
     def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
         """Write bytes of tensor `name`, from `offset` within it."""

@@ -119,6 +119,7 @@ def _shard_names(
                 PurePosixPath(name).name != name
                 or "\\" in name
                 or not name.endswith(".safetensors")
+                or not name.isprintable()
             ):
                 raise SourceError(f"{INDEX}: shard name {name!r} is not a plain .safetensors name")
             if name not in sizes:
@@ -151,6 +152,6 @@ def _check_index(shards: list[SourceShard], weight_map: dict[str, str] | None) -
             where[name] = shard.name
     for name, shard_name in (weight_map or {}).items():
         if where.get(name) != shard_name:
-            raise SourceError(f"{INDEX} names tensor {name} in {shard_name}, which has none")
+            raise SourceError(f"{INDEX} names tensor {name!r} in {shard_name!r}, which has none")
     if not where:
         raise SourceError("the source's shards hold no tensors")

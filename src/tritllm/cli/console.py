@@ -26,7 +26,7 @@ def count(number: float) -> str:
 
 
 def progress_bar() -> Progress:
-    """A bar with a share and the time left, on standard error."""
+    """A bar with a share and the time left, on standard error where that is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,4 +34,5 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )
