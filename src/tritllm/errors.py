@@ -2,7 +2,10 @@
 
 
 class TritError(Exception):
-    """Base of every error tritllm raises on purpose. `str(error)` is one line."""
+    """Base of every error tritllm raises on purpose. `str(error)` is one printable line."""
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else " " for c in super().__str__())
 
 
 class SourceError(TritError):

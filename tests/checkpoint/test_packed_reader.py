@@ -256,6 +256,16 @@ def test_a_matrix_whose_planes_are_flat(packed):
 
 def test_planes_of_another_number_than_the_depth(packed):
     edit_manifest(packed, lambda m: m["tensors"][LINEAR].update(depth=3))
+    refused_on_opening(packed, "quantization_config's depth is not the manifest's")
+    manifest = json.loads((packed / "tritllm.json").read_text())
+    depths = {
+        name.removesuffix(".weight"): record["depth"]
+        for name, record in manifest["tensors"].items()
+        if "depth" in record
+    }
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["depth"] = depths
+    (packed / "config.json").write_text(json.dumps(config))
     refused_on_opening(packed, r"has shape \[2, 50, 8\], expected \[d, N, ceil\(K/5\)\]")
 
 

@@ -137,11 +137,7 @@ def _manifest(
         },
         "headers": headers,
         "tensors": tensors,
-        "not_stored": {
-            tensor.entry.name: tensor.decision.reason
-            for tensor in plan.all_tensors
-            if tensor.tied_to
-        },
+        "not_stored": {t.entry.name: t.tied_to for t in plan.all_tensors if t.tied_to},
         "side_files": {},
     }
 

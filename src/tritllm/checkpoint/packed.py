@@ -95,8 +95,28 @@ class PackedCheckpoint:
             raise FormatError(f"{path}: missing, or has no quantization_config") from None
         if method != "tritllm":
             raise FormatError(f"{path}: quant_method is {method!r}, expected 'tritllm'")
+        self._check_config(config["quantization_config"])
         result: dict[str, Any] = config
         return result
+
+    def _check_config(self, claimed: dict[str, Any]) -> None:
+        """Software that reads config.json alone must not be told another story."""
+        depths = {
+            name.removesuffix(".weight"): record["depth"]
+            for name, record in self.manifest["tensors"].items()
+            if "depth" in record
+        }
+        uniform = set(depths.values())
+        expected = {
+            "format_version": self.manifest["format_version"],
+            "codec": self.manifest["codec"],
+            "group_size": self.manifest["group_size"],
+            "depth": uniform.pop() if len(uniform) == 1 else depths,
+        }
+        for key, value in expected.items():
+            if claimed.get(key) != value:
+                where = self.folder / CONFIG
+                raise FormatError(f"{where}: quantization_config's {key} is not the manifest's")
 
     def _read_headers(self) -> dict[str, Header]:
         headers = {}

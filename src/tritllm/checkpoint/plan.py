@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tritllm.codec import packed_shapes
 from tritllm.errors import OutputError, SourceError, TritError
 
 KINDS = ("packed", "model")
-_INTERPRETER_BYTES = 160 << 20  # Python, NumPy and the blocks the codec works on
+CHUNKS_AHEAD = 3  # of the source, read while a tensor is encoded
+_INTERPRETER_BYTES = 130 << 20  # Python, NumPy and the blocks the codec works on
 _PER_WEIGHT_BYTES = 1.5  # group statistics of the codec
 
 
@@ -107,8 +109,10 @@ class Plan:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Estimate: the interpreter, and the largest matrix with its results at every depth."""
-        need = CHUNK_BYTES * 4
+        """Estimate: the interpreter, chunks on their way, the largest matrix, and the results
+        at every depth of two such matrices, for one is written while the next is encoded.
+        """
+        need = 0
         for tensor in self.quantized:
             depths = {config.depth_of(tensor.module) for config in self.configs}
             packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
@@ -116,9 +120,9 @@ class Plan:
             need = max(
                 need,
                 tensor.entry.nbytes * copies
-                + int(tensor.entry.size * (packed + _PER_WEIGHT_BYTES)),
+                + int(tensor.entry.size * (2 * packed + _PER_WEIGHT_BYTES)),
             )
-        return _INTERPRETER_BYTES + need
+        return _INTERPRETER_BYTES + (CHUNKS_AHEAD + 2) * CHUNK_BYTES + need
 
 
 def packed_layout(tensor: PlannedTensor, config: Config) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -186,6 +190,7 @@ def make_plan(
             for shard in source.shards
         },
     }
+    _check_globs(source, include, exclude, configs[0])
     plan = Plan(source, list(configs), tuple(kinds), codec, dtype, tensors, fingerprint)
     if not plan.quantized:
         raise SourceError(
@@ -193,6 +198,22 @@ def make_plan(
             "name them with --include 'GLOB'"
         )
     return plan
+
+
+def _check_globs(
+    source: Source, include: Sequence[str], exclude: Sequence[str], config: Config
+) -> None:
+    """A glob that matches nothing is a slip of the pen."""
+    names = [entry.name for entry in source.tensors]
+    modules = [name.removesuffix(".weight") for name in names]
+    for flag, globs, among in (
+        ("--include", include, names),
+        ("--exclude", exclude, names),
+        ("--depth", [glob for glob, _ in config.overrides], modules),
+    ):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in among):
+                raise TritError(f"{flag} {glob!r} matches nothing in {source.files.name}")
 
 
 def check_resources(plan: Plan, out: Path, already_written: int) -> None:

@@ -14,15 +14,18 @@ from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.checkpoint.source import MANIFEST
 from tritllm.errors import FormatError
 
+UNPROVEN = ("README.md", ".gitattributes")  # the card may be edited; the Hub adds the other
+
 
 @dataclass(frozen=True)
 class Verified:
-    """What was recomputed and found right."""
+    """What was recomputed and found right; `foreign` files are no part of the checkpoint."""
 
     tensors: int
     quantized: int
     side_files: int
     nbytes: int
+    foreign: list[str]
 
 
 def verify(
@@ -86,7 +89,9 @@ def verify(
             partial(checkpoint.files.read, name),
             expected,
         )
-    return Verified(len(tensors), len(checkpoint.quantized), len(side_files), total)
+    known = {*side_files, *checkpoint.headers, MANIFEST, *UNPROVEN}
+    foreign = [name for name in sizes if name not in known]
+    return Verified(len(tensors), len(checkpoint.quantized), len(side_files), total, foreign)
 
 
 def _check_trits(checkpoint: PackedCheckpoint, name: str) -> None:

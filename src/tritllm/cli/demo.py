@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tritllm.checkpoint.quantize import Progress
+from tritllm.checkpoint.shard_pass import Progress
 from tritllm.cli.console import console, progress_bar, size
 from tritllm.demo.run import DemoResult, demo
 

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 
 from tritllm.checkpoint.plan import Plan
-from tritllm.checkpoint.quantize import Progress, quantize
+from tritllm.checkpoint.quantize import quantize
 from tritllm.checkpoint.report import Report
+from tritllm.checkpoint.shard_pass import Progress
 from tritllm.cli.console import console, count, errors, progress_bar, size
 
 

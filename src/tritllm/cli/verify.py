@@ -24,3 +24,5 @@ def command(folder: Annotated[Path, typer.Argument(help="A packed folder.")]) ->
         markup=False,
         soft_wrap=True,
     )
+    for name in found.foreign:
+        console.print(f"  not part of the checkpoint: {name}", markup=False, soft_wrap=True)

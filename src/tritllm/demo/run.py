@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tritllm.checkpoint.configs import CONFIG_NAMES
-from tritllm.checkpoint.quantize import Progress, quantize
+from tritllm.checkpoint.quantize import quantize
 from tritllm.checkpoint.report import peak_memory_bytes
+from tritllm.checkpoint.shard_pass import Progress
 from tritllm.checkpoint.verify import verify
 from tritllm.errors import TritError
 

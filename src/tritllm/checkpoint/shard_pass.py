@@ -1,0 +1,242 @@
+"""One pass over the source's shards: read ahead, encode, write behind, and keep the journal.
+
+A thread reads and hashes the source a few chunks ahead; the caller's thread encodes; a third hashes
+and writes the results of the tensor before. So at most one source tensor, the results of two and a
+few chunks are in memory, and the slowest of the three sets the pace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.checkpoint.finish import partial_folder
+from tritllm.checkpoint.journal import Journal
+from tritllm.checkpoint.model_folder import CHUNK_BYTES, model_dtype
+from tritllm.checkpoint.overlap import ReadAhead, WriteBehind
+from tritllm.checkpoint.plan import CHUNKS_AHEAD, Plan, PlannedTensor
+from tritllm.checkpoint.shard_writer import ShardWriter, output_errors
+from tritllm.checkpoint.source import SourceShard
+from tritllm.codec import TritTensor, encode_depths
+from tritllm.errors import SourceError
+
+COMMIT_BYTES = 256 << 20  # source bytes between two durable records within a shard
+Record = dict[str, Any]
+Writers = dict[tuple[str, str], ShardWriter]  # by config name and kind
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller may show after each tensor: bytes are of the source."""
+
+    tensor: PlannedTensor
+    done_bytes: int
+    total_bytes: int
+    sqnr_db: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Bytes of a tensor from `position`; with its last, the SHA-256 of the shard up to there."""
+
+    tensor: PlannedTensor
+    position: int
+    data: bytes
+    read_sha256: str | None
+
+
+class ShardPass:
+    """Carries source shards to output shards, from where the journal says."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        journal: Journal,
+        threads: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.plan = plan
+        self.out = out
+        self.journal = journal
+        self.threads = threads
+        self.on_progress = on_progress
+        self.total_bytes = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
+        self.done_bytes = 0
+
+    def carry(self, shard: SourceShard) -> None:
+        """Write the output shards of a source shard; a shard that is done is passed over."""
+        records = [record for record in self.journal.records if record["shard"] == shard.name]
+        tensors = self.plan.tensors[shard.name]
+        done = len(records) - sum("shard_sha256" in record for record in records)
+        self.done_bytes += sum(tensor.entry.nbytes for tensor in tensors[:done])
+        if records and "shard_sha256" in records[-1]:
+            return
+        digest = self._digest_of_done(shard, tensors[:done], records)
+        writers = self._open_writers(shard, resume=done > 0)
+        try:
+            with (
+                ReadAhead(self._read(shard, tensors[done:], digest), CHUNKS_AHEAD) as chunks,
+                WriteBehind() as behind,
+            ):
+                self._encode_and_write(shard, chunks, writers, behind)
+                end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
+                behind.submit(self._commit, writers, end)
+        finally:
+            for writer in writers.values():
+                writer.close()
+
+    def _encode_and_write(
+        self, shard: SourceShard, chunks: ReadAhead[_Chunk], writers: Writers, behind: WriteBehind
+    ) -> None:
+        pending: list[Record] = []
+        uncommitted = 0
+        buffer, own = bytearray(), hashlib.sha256()
+        for chunk in chunks:
+            tensor, entry = chunk.tensor, chunk.tensor.entry
+            if chunk.position == 0:
+                buffer = bytearray(entry.nbytes if tensor.decision.quantize else 0)
+                own = hashlib.sha256()
+                record: Record = {"shard": shard.name, "tensor": entry.name, "configs": {}}
+            if tensor.decision.quantize:
+                buffer[chunk.position : chunk.position + len(chunk.data)] = chunk.data
+            elif not tensor.tied_to:
+                behind.submit(self._write_kept, shard, chunk, writers, own, record)
+            if chunk.read_sha256 is None:
+                continue
+            decibels: dict[int, float] = {}
+            if tensor.decision.quantize:
+                encoded = self._encode(shard, tensor, buffer)
+                decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
+                behind.submit(self._write_encoded, shard, tensor, encoded, writers, record)
+                del encoded
+            record["read_sha256"] = chunk.read_sha256
+            pending.append(record)
+            uncommitted += entry.nbytes
+            if uncommitted >= COMMIT_BYTES:
+                behind.submit(self._commit, writers, pending)
+                pending, uncommitted = [], 0
+            self.done_bytes += entry.nbytes
+            if self.on_progress:
+                self.on_progress(Progress(tensor, self.done_bytes, self.total_bytes, decibels))
+        behind.submit(self._commit, writers, pending)
+
+    def _read(
+        self, shard: SourceShard, tensors: list[PlannedTensor], digest: Any
+    ) -> Iterator[_Chunk]:
+        """The tensors' bytes in order; hashes them into `digest`."""
+        for tensor in tensors:
+            size = tensor.entry.nbytes
+            for offset in range(0, size, CHUNK_BYTES) or [0]:
+                length = min(CHUNK_BYTES, size - offset)
+                data = self.plan.source.files.read(shard.name, tensor.entry.begin + offset, length)
+                digest.update(data)
+                ends = offset + length == size
+                yield _Chunk(tensor, offset, data, digest.hexdigest() if ends else None)
+
+    def _digest_of_done(
+        self, shard: SourceShard, done: list[PlannedTensor], records: list[Record]
+    ) -> Any:
+        """SHA-256 of the shard up to the first tensor not yet done, read again and compared."""
+        digest = hashlib.sha256(shard.header.raw)
+        for _ in self._read(shard, done, digest):
+            pass
+        if records and digest.hexdigest() != records[-1]["read_sha256"]:
+            raise SourceError(
+                f"{shard.name}: changed since this run began; delete {self.out} and start again"
+            )
+        return digest
+
+    def _open_writers(self, shard: SourceShard, resume: bool) -> Writers:
+        writers: Writers = {}
+        try:
+            for config in self.plan.configs:
+                for kind in self.plan.kinds:
+                    folder = partial_folder(self.out, config, kind)
+                    with output_errors(folder):
+                        folder.mkdir(parents=True, exist_ok=True)
+                    header = self.plan.header(shard, config, kind)
+                    writers[config.name, kind] = ShardWriter(folder / shard.name, header, resume)
+        except BaseException:
+            for writer in writers.values():
+                writer.close()
+            raise
+        return writers
+
+    def _encode(
+        self, shard: SourceShard, tensor: PlannedTensor, data: bytearray
+    ) -> dict[int, TritTensor]:
+        entry = tensor.entry
+        depths = sorted({config.depth_of(tensor.module) for config in self.plan.configs})
+        weight = np.frombuffer(data, NUMPY_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
+        if tensor.decision.transposed:
+            weight = np.ascontiguousarray(weight.T)
+        try:
+            return encode_depths(weight, depths, self.plan.codec, self.threads)
+        except ValueError as error:
+            raise SourceError(
+                f"{shard.name}: tensor {entry.name}: {error}; mend the source, "
+                f"or keep the tensor with --exclude '{entry.name}'"
+            ) from None
+
+    # What follows runs in the writing thread.
+
+    def _write_kept(
+        self, shard: SourceShard, chunk: _Chunk, writers: Writers, own: Any, record: Record
+    ) -> None:
+        entry = chunk.tensor.entry
+        own.update(chunk.data)
+        for (_, kind), writer in writers.items():
+            if kind == "packed":
+                writer.write(entry.name, chunk.position, chunk.data)
+            else:
+                target = model_dtype(entry.dtype, self.plan.dtype)
+                write_cast(writer, entry, chunk.position, chunk.data, target)
+        if chunk.read_sha256 is not None:
+            hashes = {entry.name: own.hexdigest()}
+            record["configs"] = {c.name: {"sha256": hashes} for c in self.plan.configs}
+
+    def _write_encoded(
+        self,
+        shard: SourceShard,
+        tensor: PlannedTensor,
+        encoded: dict[int, TritTensor],
+        writers: Writers,
+        record: Record,
+    ) -> None:
+        entry = tensor.entry
+        for config in self.plan.configs:
+            packed = encoded[config.depth_of(tensor.module)]
+            hashes = {}
+            parts = {"": packed.weight, "_scale": packed.scale, "_codebook": packed.codebook}
+            for suffix, array in parts.items():
+                data = memoryview(np.ascontiguousarray(array)).cast("B")
+                hashes[entry.name + suffix] = hashlib.sha256(data).hexdigest()
+                if (config.name, "packed") in writers:
+                    writers[config.name, "packed"].write(entry.name + suffix, 0, data)
+            if (config.name, "model") in writers:
+                write_decoded(
+                    writers[config.name, "model"],
+                    entry.name,
+                    packed,
+                    model_dtype(entry.dtype, self.plan.dtype),
+                    tensor.decision.transposed,
+                    self.threads,
+                )
+            record["configs"][config.name] = {
+                "sha256": hashes,
+                "depth": packed.depth,
+                "nmse": packed.nmse,
+            }
+
+    def _commit(self, writers: Writers, records: list[Record]) -> None:
+        for writer in writers.values():
+            writer.sync()
+        self.journal.add(records)
