@@ -8,6 +8,7 @@ from tritllm.checkpoint.quantize import quantize
 from tritllm.checkpoint.verify import verify
 from tritllm.codec import TritTensor, encode, encode_depths
 from tritllm.errors import FormatError, OutputError, SourceError, TritError
+from tritllm.integrations.registration import register_with_transformers
 
 __all__ = [
     "FormatError",
@@ -22,3 +23,5 @@ __all__ = [
     "quantize",
     "verify",
 ]
+
+register_with_transformers()

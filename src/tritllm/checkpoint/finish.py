@@ -184,4 +184,5 @@ def _kept_modules(plan: Plan) -> list[str]:
         and not tensor.decision.quantize
         and len(tensor.entry.shape) == 2
     ]
-    return kept if any(name.endswith("lm_head") for name in kept) else [*kept, "lm_head"]
+    has_head = any(tensor.module.endswith("lm_head") for tensor in plan.all_tensors)
+    return kept if has_head else [*kept, "lm_head"]

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 import tritllm
-from tritllm.cli import card, dequantize, doctor, info, push, quantize, verify
+from tritllm.cli import (
+    bench,
+    card,
+    dequantize,
+    doctor,
+    generate,
+    info,
+    push,
+    quantize,
+    serve,
+    verify,
+)
 from tritllm.cli import demo as demo_command
 from tritllm.cli.console import errors
 from tritllm.errors import TritError
@@ -28,6 +39,9 @@ app.command("dequantize")(dequantize.command)
 app.command("card")(card.command)
 app.command("push")(push.command)
 app.command("doctor")(doctor.command)
+app.command("generate")(generate.command)
+app.command("serve")(serve.command)
+app.command("bench")(bench.command)
 app.command("demo")(demo_command.command)
 
 

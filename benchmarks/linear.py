@@ -1,0 +1,210 @@
+"""Packed products: decode against merely reading the packed bytes, prefill against torch.
+
+    python benchmarks/linear.py [--threads 1 2] [--depths 1 2 3 4] [--gb 1.0] [--repeat 5]
+
+Decode is one batch row times each weight of a set that no cache holds, with the shapes of a 7B
+model's layers. "share" is the time that reading as many bytes as the packed arrays have takes, in
+the same loop, over ours: 100 % would be the packed file at the speed of memory. The reader is the C
+library's memchr, looking for a byte that is not there. Prefill is 512 rows, weights as in the
+layer. Where torch can be imported, bfloat16 `F.linear` is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from tritllm import kernels
+from tritllm.codec.tensor import TritTensor, packed_shapes
+from tritllm.kernels.prepared import aligned_bytes
+
+SHAPES = ((3584, 3584), (18944, 3584), (3584, 18944), (512, 3584))
+PREFILL_ROWS = 512
+ABSENT = 255  # no byte of trits
+
+
+@dataclass(frozen=True)
+class Layer:
+    shape: tuple[int, int]
+    packed: np.ndarray
+    prepared: kernels.Prepared
+
+
+def random_tensor(rng: np.random.Generator, shape: tuple[int, int], depth: int) -> TritTensor:
+    """Any bytes below 243; a row's last bytes are five zeros, so that padding is right."""
+    weight_shape, scale_shape, _ = packed_shapes(*shape, depth)
+    weight = rng.integers(0, 243, weight_shape, np.uint8)
+    scale = rng.integers(0, 243, scale_shape, np.uint8)
+    weight[..., -1] = scale[..., -1] = 121
+    steps = np.linspace(1e-3, 1e-2, 27, dtype=np.float32)
+    return TritTensor(weight, scale, np.tile(steps, (depth, 1)), shape[1])
+
+
+def layers(depth: int, nbytes: float) -> tuple[list[Layer], float]:
+    """Layers whose packed arrays have `nbytes` at least, each in memory of its own; and the rate
+    of preparing in bytes a second, one thread."""
+    rng = np.random.default_rng(depth)
+    made, seconds, total = {}, 0.0, 0
+    for shape in SHAPES:
+        tensor = random_tensor(rng, shape, depth)
+        out = aligned_bytes(kernels.size(*shape, depth))
+        out[:] = 0
+        start = time.perf_counter()
+        prepared = kernels.prepare(tensor, out=out)
+        seconds += time.perf_counter() - start
+        packed = np.concatenate([tensor.weight.ravel(), tensor.scale.ravel()])
+        total += packed.nbytes
+        made[shape] = Layer(shape, packed, prepared)
+    rate = total / seconds
+    found = list(made.values())
+    while total < nbytes:
+        layer = made[SHAPES[len(found) % len(SHAPES)]]
+        out = aligned_bytes(layer.prepared.nbytes)
+        out[:] = layer.prepared.memory
+        found.append(Layer(layer.shape, layer.packed.copy(), kernels.attach(out)))
+        total += layer.packed.nbytes
+    return found, rate
+
+
+def reader(arrays: list[np.ndarray], threads: int) -> Callable[[], None]:
+    """Reads the arrays, each cut between the threads."""
+    memchr = ctypes.CDLL(None).memchr
+    memchr.restype, memchr.argtypes = (
+        ctypes.c_void_p,
+        (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t),
+    )
+    pool = ThreadPoolExecutor(threads)
+
+    def read(part: int) -> None:
+        for array in arrays:
+            size = array.nbytes // threads
+            assert not memchr(array.ctypes.data + part * size, ABSENT, size)
+
+    def run() -> None:
+        list(pool.map(read, range(threads)))
+
+    return run
+
+
+def best(repeat: int, *functions: Callable[[], None]) -> list[float]:
+    """Least seconds of each; they take turns."""
+    least = [float("inf")] * len(functions)
+    for _ in range(repeat):
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            least[i] = min(least[i], time.perf_counter() - start)
+    return least
+
+
+def torch_module():
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def multiplier(found: list[Layer], batch: int, threads: int) -> Callable[[], None]:
+    """One call of the library a layer, as a model makes it."""
+    rng = np.random.default_rng(1)
+    scratch = aligned_bytes(kernels.scratch_size(batch, max(k for _, k in SHAPES)))
+    calls = []
+    for layer in found:
+        n, k = layer.shape
+        x = rng.standard_normal((batch, k), np.float32)
+        y = np.empty((batch, n), np.float32)
+        product = kernels.product_array([(layer.prepared.address, 0, 2, y.ctypes.data, n, 2)])
+        calls.append((product, x, y, layer))
+
+    def run() -> None:
+        for product, x, _, layer in calls:
+            k = layer.shape[1]
+            kernels.linear_pointers(
+                product, x.ctypes.data, k, batch, k, 2, scratch.ctypes.data, threads
+            )
+
+    return run
+
+
+def torch_linear(torch, shapes: list[tuple[int, int]], batch: int) -> Callable[[], None]:
+    pairs = [
+        (torch.randn(batch, k, dtype=torch.bfloat16), torch.randn(n, k, dtype=torch.bfloat16))
+        for n, k in shapes
+    ]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for x, w in pairs:
+                torch.nn.functional.linear(x, w)
+
+    return run
+
+
+def decode_rows(arguments: argparse.Namespace, torch) -> None:
+    print("\n| depth | threads | G weights/s | packed GB/s | read GB/s | share | prepare GB/s |")
+    print("|---|---|---|---|---|---|---|")
+    for depth in arguments.depths:
+        found, rate = layers(depth, arguments.gb * 1e9)
+        weights = sum(n * k for n, k in (layer.shape for layer in found))
+        packed = [layer.packed for layer in found]
+        nbytes = sum(array.nbytes for array in packed)
+        for threads in arguments.threads:
+            read, ours = reader(packed, threads), multiplier(found, 1, threads)
+            t, t_read = best(arguments.repeat, ours, read)
+            print(
+                f"| {depth} | {threads} | {weights / t / 1e9:.1f} | {nbytes / t / 1e9:.1f} "
+                f"| {nbytes / t_read / 1e9:.1f} | {t_read / t:.0%} | {rate / 1e9:.1f} |",
+                flush=True,
+            )
+    if torch:
+        shapes = [SHAPES[i % 3] for i in range(9)]
+        run = torch_linear(torch, shapes, 1)
+        weights = sum(n * k for n, k in shapes)
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            (t,) = best(arguments.repeat, run)
+            rate = weights / t / 1e9
+            print(f"| torch bfloat16 | {threads} | {rate:.1f} | {2 * rate:.1f} | | | |", flush=True)
+
+
+def prefill_rows(arguments: argparse.Namespace, torch) -> None:
+    print(f"\n| prefill, {PREFILL_ROWS} rows | threads | G multiply-adds/s |")
+    print("|---|---|---|")
+    macs = PREFILL_ROWS * sum(n * k for n, k in SHAPES)
+    for threads in arguments.threads:
+        runs = [
+            multiplier(layers(depth, 0)[0], PREFILL_ROWS, threads) for depth in arguments.depths
+        ]
+        names = [f"depth {depth}" for depth in arguments.depths]
+        if torch:
+            torch.set_num_threads(threads)
+            runs.append(torch_linear(torch, list(SHAPES), PREFILL_ROWS))
+            names.append("torch bfloat16")
+        for name, t in zip(names, best(max(2, arguments.repeat // 2), *runs), strict=True):
+            print(f"| {name} | {threads} | {macs / t / 1e9:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--gb", type=float, default=1.0, help="packed bytes of the set, in GB")
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    torch = torch_module()
+    if torch:
+        kernels.library.use_openmp()
+    print(f"instruction set: {kernels.isa()}")
+    decode_rows(arguments, torch)
+    prefill_rows(arguments, torch)
+
+
+if __name__ == "__main__":
+    main()

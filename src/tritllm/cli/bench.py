@@ -1,0 +1,71 @@
+"""tritllm bench: how fast a packed model runs here, beside the same model dequantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tritllm.cli.console import console, errors, size
+from tritllm.integrations.benchmark import Benchmark, Speed, bench
+
+
+def command(
+    folder: Annotated[str, typer.Argument(help="A packed folder, or a Hub id of one.")],
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 32,
+    planes: Annotated[
+        int | None, typer.Option(min=1, max=4, help="Read only so many of the trit planes.")
+    ] = None,
+    lm_head_depth: Annotated[
+        int | None, typer.Option(min=1, max=4, help="Quantize lm_head, too, at this depth.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's choice.")] = None,
+    compare: Annotated[bool, typer.Option(help="Measure the dequantized model, too.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Compile the decode step first.")] = False,
+) -> None:
+    """Measure prefill and decode speed, memory, and the share of the machine's memory bandwidth."""
+    with errors.status("") as status:
+        result = bench(
+            folder,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            planes=planes,
+            lm_head_depth=lm_head_depth,
+            dtype=dtype,
+            threads=threads,
+            compare=compare,
+            compiled=compiled,
+            on_step=status.update,
+        )
+    _print(result, prompt_tokens)
+
+
+def _print(result: Benchmark, prompt_tokens: int) -> None:
+    speeds = [speed for speed in (result.packed, result.dequantized) if speed]
+    table = Table(box=None)
+    table.add_column("", style="bold", no_wrap=True)
+    for speed in speeds:
+        table.add_column(speed.name, justify="right", no_wrap=True)
+    rows: dict[str, Callable[[Speed], str]] = {
+        f"prefill of {prompt_tokens}, tokens/s": lambda speed: f"{speed.prefill:.1f}",
+        "decode, tokens/s": lambda speed: f"{speed.decode:.2f}",
+        "weights in memory": lambda speed: size(speed.weight_bytes),
+        "weights a token reads": lambda speed: size(speed.token_bytes),
+        "share of memory bandwidth": lambda speed: f"{100 * speed.bandwidth_share:.0f} %",
+        "process in memory": lambda speed: size(speed.resident_bytes),
+    }
+    for name, value in rows.items():
+        table.add_row(name, *map(value, speeds))
+    console.print(table)
+    if result.dequantized:
+        faster = result.packed.decode / result.dequantized.decode
+        console.print(f"decode: packed is {faster:.2f} times {result.dequantized.name}")
+    console.print(
+        f"{result.threads} threads, memory read at {result.bandwidth / 1e9:.1f} GB/s, "
+        f"linear layers by {result.kernels}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,56 @@
+"""tritllm generate: text from a packed model, as it comes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tritllm.cli.console import errors
+from tritllm.integrations.generation import generate
+
+
+def command(
+    folder: Annotated[str, typer.Argument(help="A packed folder, or a Hub id of one.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    chat: Annotated[bool, typer.Option(help="Use the tokenizer's chat template.")] = False,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the most likely token.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(min=1, help="Sample among so many tokens.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    planes: Annotated[
+        int | None, typer.Option(min=1, max=4, help="Read only so many of the trit planes.")
+    ] = None,
+    lm_head_depth: Annotated[
+        int | None, typer.Option(min=1, max=4, help="Quantize lm_head, too, at this depth.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's choice.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Compile the decode step first.")] = False,
+) -> None:
+    """Continue a prompt with a packed model; the text goes to standard output as it comes."""
+    done = generate(
+        folder,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        chat=chat,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        planes=planes,
+        lm_head_depth=lm_head_depth,
+        dtype=dtype,
+        threads=threads,
+        compiled=compiled,
+        on_text=lambda text: typer.echo(text, nl=False),
+    )
+    typer.echo()
+    decode = f", {done.decode_speed:.1f} tokens/s after it" if done.decode_speed else ""
+    errors.print(
+        f"{done.prompt_tokens} prompt tokens at {done.prefill_speed:.1f} tokens/s, "
+        f"{done.new_tokens} new tokens, the first after {done.prefill_seconds:.2f} s{decode}",
+        style="dim",
+        soft_wrap=True,
+    )

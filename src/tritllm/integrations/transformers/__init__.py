@@ -1,0 +1,11 @@
+"""Packed checkpoints inside transformers: `AutoModelForCausalLM.from_pretrained(PACKED)`."""
+
+# First, so that the registration it sets off does not meet this package half imported.
+import transformers.quantizers.auto  # noqa: F401
+
+from tritllm.integrations.transformers.config import TritConfig
+from tritllm.integrations.transformers.linear import TritLinear
+from tritllm.integrations.transformers.load import load_model
+from tritllm.integrations.transformers.quantizer import TritQuantizer
+
+__all__ = ["TritConfig", "TritLinear", "TritQuantizer", "load_model"]

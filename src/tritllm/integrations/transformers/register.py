@@ -1,0 +1,20 @@
+"""Puts our config and quantizer into transformers' tables. Called once, by `registration`."""
+
+from __future__ import annotations
+
+from transformers.quantizers import auto
+
+from tritllm.integrations.transformers.config import METHOD, TritConfig
+from tritllm.integrations.transformers.quantizer import TritQuantizer
+
+
+def register() -> None:
+    """Register; a second call changes nothing."""
+    if METHOD in auto.AUTO_QUANTIZER_MAPPING:
+        return
+    auto.register_quantization_config(METHOD)(TritConfig)
+    auto.register_quantizer(METHOD)(TritQuantizer)
+    # transformers lets listed classes override a checkpoint's config at load; else planes would
+    # be dropped with a warning.
+    loading = getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", ())
+    auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*loading, TritConfig)

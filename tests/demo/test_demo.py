@@ -1,0 +1,56 @@
+"""The demo on the model that ships, on a short piece of its held-out text."""
+
+from importlib.resources import files
+from itertools import pairwise
+
+import pytest
+
+from tritllm.demo.run import demo
+from tritllm.errors import TritError
+
+DATA = files("tritllm.demo") / "data"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    text = folder / "text.txt"
+    text.write_text((DATA / "heldout.txt").read_text("utf-8")[:12000], "utf-8")
+    return demo(folder / "out", text=text)
+
+
+def test_quality_follows_depth(result):
+    float_row, *rows = result.rows
+    assert [row.name for row in rows] == [f"uniform-d{depth}" for depth in (1, 2, 3, 4)]
+    for coarse, fine in pairwise(rows):
+        assert coarse.perplexity > fine.perplexity
+        assert coarse.mean_kl > 5 * fine.mean_kl > 0
+        assert coarse.sqnr_db + 8 < fine.sqnr_db
+        assert coarse.file_bytes < fine.file_bytes < float_row.file_bytes
+    assert rows[0].perplexity > 1.1 * float_row.perplexity  # one trit is visibly worse
+    assert rows[3].perplexity < 1.01 * float_row.perplexity
+
+
+def test_every_depth_speaks(result):
+    assert all(len(row.sample.split()) > 5 for row in result.rows)
+    assert result.rows[0].sample != result.rows[1].sample
+
+
+def test_what_is_left_behind(result):
+    out = result.plot.parent
+    assert result.plot.read_bytes().startswith(b"\x89PNG")
+    for depth in (1, 2, 3, 4):
+        assert (out / f"configs/uniform-d{depth}/packed/tritllm.json").is_file()
+        assert (out / f"configs/uniform-d{depth}/model/config.json").is_file()
+
+
+def test_shipped_model_is_small_enough():
+    weights = DATA / "model/model.safetensors"
+    assert len(weights.read_bytes()) <= 8_000_000
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(TritError, match=r"thesis\.txt"):
+        demo(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

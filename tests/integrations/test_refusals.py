@@ -1,0 +1,186 @@
+"""The rules for readers: what breaks the format is refused with one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import write_tiny
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+
+from tritllm.errors import FormatError, SourceError, TritError
+from tritllm.integrations.transformers import TritConfig
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def broken(tiny, tmp_path, torch_only):
+    """broken(change): the folder with its tensors changed; without a manifest unless asked."""
+
+    def make(change, manifest: bool = False):
+        folder = tmp_path / "broken"
+        shutil.copytree(tiny("llama", 2) / "packed", folder)
+        if not manifest:
+            (folder / "tritllm.json").unlink()
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    return make
+
+
+def refusal(folder) -> str:
+    with pytest.raises(TritError) as caught:
+        AutoModelForCausalLM.from_pretrained(folder)
+    assert isinstance(caught.value, FormatError)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def drop(suffix: str):
+    return lambda tensors: tensors.pop(NAME + suffix)
+
+
+def change(suffix: str, function):
+    def apply(tensors):
+        tensors[NAME + suffix] = function(tensors[NAME + suffix].clone())
+
+    return apply
+
+
+def set_item(index, value):
+    def apply(tensor):
+        tensor[index] = value
+        return tensor
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (drop("_scale"), f"tensor {NAME}_scale is missing"),
+        (drop("_codebook"), f"tensor {NAME}_codebook is missing"),
+        (drop(""), f"tensor {NAME} is missing"),
+        (change("", set_item((1, 3, 2), 243)), f"tensor {NAME}: byte 243 is not five trits"),
+        (change("_scale", set_item((0, 0), 255)), f"tensor {NAME}_scale: byte 255"),
+        (change("", set_item((0, 0, -1), 0)), "padding after trit 72 of a row is not zero"),
+        (change("_codebook", set_item((1, 26), torch.inf)), "codebook holds a value that is not"),
+        (change("_codebook", lambda c: c.flip(1)), "codebook is not ascending"),
+        (change("", lambda w: w[:, :-1].contiguous()), "expected U8 [2, 48, 15]"),
+        (change("_codebook", lambda c: c[:1].contiguous()), "expected F32 [2, 27]"),
+        (change("", lambda w: w[0].contiguous()), "expected [d, N, ceil(K/5)]"),
+        (change("_codebook", lambda c: c.double()), "expected F32 [2, 27]"),
+    ],
+)
+def test_broken_tensors(broken, damage, says):
+    message = refusal(broken(damage))
+    assert says in message
+    assert "model.safetensors" in message
+
+
+def test_the_kernels_check_bytes_too(broken, native):
+    native("int8")
+    message = refusal(broken(change("", set_item((1, 3, 2), 243))))
+    assert f"tensor {NAME}: byte 243" in message
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda t: t.update({"extra.weight": torch.zeros(2)}), "extra.weight is not in the manif"),
+        (lambda t: t.pop("model.norm.weight"), "model.norm.weight is in none of the files"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(2)}), "F32 [2], the manifest says"),
+    ],
+)
+def test_a_manifest_that_is_there_must_agree(broken, damage, says):
+    assert says in refusal(broken(damage, True))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [('{"format_version": 2, "tensors": {}}', "format version 2 is newer"), ("[]", "not a manif")],
+)
+def test_a_manifest_that_cannot_be_read(broken, text, says):
+    folder = broken(lambda tensors: None)
+    (folder / "tritllm.json").write_text(text)
+    assert says in refusal(folder)
+
+
+def test_a_packed_embedding_is_no_linear_layer(broken):
+    def rename(tensors):
+        for suffix in ("", "_scale", "_codebook"):
+            tensors[f"model.embed_tokens.weight{suffix}"] = tensors[NAME + suffix].clone()
+
+    assert "Embedding is not a linear layer" in refusal(broken(rename))
+
+
+def test_versions_and_group_sizes(broken):
+    folder = broken(lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    for key, value, says in (
+        ("format_version", 2, "format version 2 is newer than 1; upgrade tritllm"),
+        ("group_size", 32, "group_size 32 is not 16"),
+    ):
+        changed = config["quantization_config"] | {key: value}
+        text = json.dumps(config | {"quantization_config": changed})
+        (folder / "config.json").write_text(text)
+        assert says in refusal(folder)
+
+
+def test_a_depth_without_its_tensor(broken):
+    folder = broken(lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["depth"] = {"model.layers.7.mlp.up_proj": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "model.layers.7.mlp.up_proj.weight_codebook is missing" in refusal(folder)
+
+
+def test_a_truncated_file(broken):
+    folder = broken(lambda tensors: None)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "model.safetensors" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"depth": 5}, "depth 5 is not 1..4"),
+        ({"depth": {"a": 0}}, "depth 0 is not 1..4"),
+        ({"planes": 9}, "planes 9 is not 1..4"),
+        ({"lm_head_depth": -1}, "lm_head_depth -1 is not 1..4"),
+        ({"codec": "v1"}, "codec 'v1' is not one of v2, v3"),
+    ],
+)
+def test_config_values(options, says):
+    with pytest.raises(TritError, match=re.escape(says)):
+        TritConfig(**options)
+
+
+def test_on_the_fly_needs_a_depth_and_finite_weights(tmp_path):
+    source = write_tiny(tmp_path / "source", "llama")
+    with pytest.raises(TritError, match="give TritConfig a depth"):
+        AutoModelForCausalLM.from_pretrained(source, quantization_config=TritConfig())
+    tensors = load_file(source / "model.safetensors")
+    tensors[NAME][3, 5] = torch.nan
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=rf"tensor {NAME}: weight\[3, 5\] is nan"):
+        AutoModelForCausalLM.from_pretrained(source, quantization_config=TritConfig(depth=2))
+
+
+def test_tensors_without_files(tiny):
+    packed = tiny("llama", 2) / "packed"
+    with pytest.raises(TritError, match="loaded from safetensors files"):
+        LlamaForCausalLM.from_pretrained(
+            None,
+            config=AutoConfig.from_pretrained(packed),
+            state_dict=load_file(packed / "model.safetensors"),
+        )

@@ -1,0 +1,78 @@
+"""The examples of README.md, run as they stand, in order, in one folder."""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from model_folders import write_family
+
+import tritllm
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader stands: a clone, after `make demo`."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copy(ROOT / "quantize_model_v2.py", folder)
+    model = files("tritllm.demo") / "data/model"
+    tritllm.quantize(str(model), ["uniform-d4"], folder / "demo-out/configs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub with the model that the README names, only much smaller."""
+    with FakeHub() as server:
+        source = tmp_path_factory.mktemp("hub") / "model"
+        server.add("Qwen/Qwen2.5-0.5B", write_family(source, "qwen2"))
+        yield server
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_example(number, folder, hub, monkeypatch, capsys, tmp_path_factory):
+    language, code = BLOCKS[number]
+    if language == "python":
+        monkeypatch.chdir(folder)
+        script = tmp_path_factory.mktemp("example") / "example.py"
+        script.write_text(code)
+        runpy.run_path(str(script))
+        return
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    for line in code.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "tritllm":
+            words = [sys.executable, "-m", *words]
+        elif words[0] == "python":
+            words = [sys.executable, *words[1:]]
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        done = subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+
+
+def test_there_are_examples():
+    assert [language for language, _ in BLOCKS].count("python") >= 2
+    assert [language for language, _ in BLOCKS].count("bash") >= 3
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), (page.name, target)
