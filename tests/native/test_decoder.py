@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import DTYPES, decoded, matrix
 
-from tests.native.matrices import DTYPES, decoded, matrix
 from tritllm import native
 from tritllm.codec import reference
 from tritllm.codec.reference import Encoded

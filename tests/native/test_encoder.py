@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import DTYPES, KINDS, difference, matrix
 
-from tests.native.matrices import DTYPES, KINDS, difference, matrix
 from tritllm import native
 from tritllm.codec import reference
 
