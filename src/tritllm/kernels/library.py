@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 
 from tritllm.native import library as native
@@ -73,9 +72,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, native.load_error()
     library = native.library()
     try:
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        native.bind(library, _SIGNATURES)
     except AttributeError as error:
         return None, f"the native library is older than this package: {error}"
     return library, None
@@ -104,8 +101,7 @@ def isas() -> list[str]:
     """The instruction sets that this machine and this build can run, fastest first; [] unloaded."""
     if not available():
         return []
-    mask = library().tritllm_linear_isas()
-    return [name for name in FASTEST_FIRST if mask >> ISAS.index(name) & 1]
+    return native.named_isas(library().tritllm_linear_isas(), ISAS, FASTEST_FIRST)
 
 
 def isa() -> str:
@@ -119,14 +115,7 @@ def isa() -> str:
 def isa_number(name: str | None) -> int:
     """The library's number of `name`, by default of `isa()`. Raises as `isa`."""
     library()
-    source = "isa"
-    if name is None:
-        source, name = "TRITLLM_ISA", os.environ.get("TRITLLM_ISA") or isas()[0]
-    if name not in ISAS:
-        raise ValueError(f"{source}={name}: unknown instruction set, not one of {', '.join(ISAS)}")
-    if name not in isas():
-        raise ValueError(f"{source}={name}: cannot run here; this machine has {', '.join(isas())}")
-    return ISAS.index(name)
+    return native.choose_isa(name, ISAS, isas())
 
 
 @cache

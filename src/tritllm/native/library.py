@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -108,6 +109,15 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
 }
 
 
+def bind(
+    library: ctypes.CDLL, signatures: Mapping[str, tuple[type | None, tuple[type, ...]]]
+) -> None:
+    """Declare the functions' types. Raises AttributeError for one that the library lacks."""
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+
+
 def _path() -> Path:
     named = os.environ.get("TRITLLM_LIBRARY")
     if named:
@@ -123,9 +133,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{path} does not exist"
     try:
         library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        bind(library, _SIGNATURES)
     except (OSError, AttributeError) as error:
         return None, f"{path}: {error}"
     if library.tritllm_abi() != ABI:
@@ -155,8 +163,12 @@ def isas() -> list[str]:
     """The instruction sets that this machine and this build can run, fastest first; [] unloaded."""
     if not available():
         return []
-    mask = library().tritllm_isas()
-    return [name for name in FASTEST_FIRST if mask >> ISAS.index(name) & 1]
+    return named_isas(library().tritllm_isas(), ISAS, FASTEST_FIRST)
+
+
+def named_isas(mask: int, known: Sequence[str], fastest_first: Sequence[str]) -> list[str]:
+    """The names of a mask's bits, bit i being known[i], fastest first."""
+    return [name for name in fastest_first if mask >> known.index(name) & 1]
 
 
 def isa() -> str:
@@ -170,14 +182,23 @@ def isa() -> str:
 def isa_number(name: str | None) -> int:
     """The library's number of `name`, by default of `isa()`. Raises as `isa`."""
     library()
+    return choose_isa(name, ISAS, isas())
+
+
+def choose_isa(name: str | None, known: Sequence[str], here: Sequence[str]) -> int:
+    """Position in `known` of an instruction set that is in `here` (fastest first).
+
+    By default that of `TRITLLM_ISA`, else the fastest. Raises ValueError for a name that is not
+    known, or not here.
+    """
     source = "isa"
     if name is None:
-        source, name = "TRITLLM_ISA", os.environ.get("TRITLLM_ISA") or isas()[0]
-    if name not in ISAS:
-        raise ValueError(f"{source}={name}: unknown instruction set, not one of {', '.join(ISAS)}")
-    if name not in isas():
-        raise ValueError(f"{source}={name}: cannot run here; this machine has {', '.join(isas())}")
-    return ISAS.index(name)
+        source, name = "TRITLLM_ISA", os.environ.get("TRITLLM_ISA") or here[0]
+    if name not in known:
+        raise ValueError(f"{source}={name}: unknown instruction set, not one of {', '.join(known)}")
+    if name not in here:
+        raise ValueError(f"{source}={name}: cannot run here; this machine has {', '.join(here)}")
+    return known.index(name)
 
 
 def check(status: int) -> None:
