@@ -10,7 +10,7 @@
 #include <cpuid.h>
 #endif
 
-#include "linear_kernels.h"
+#include "product_set.h"
 #include "team.h"
 
 #if defined(__linux__)
@@ -145,17 +145,13 @@ void multiply(const LinearKernels &k, const Product &p, const void *activations,
 // --- One call on many threads
 // ---------------------------------------------------------------------
 
-constexpr int kMostProducts = 64;
 constexpr int64_t kAloneBatch = 4;      // so few batch rows the caller's thread quantizes alone
 constexpr int64_t kPartsPerThread = 6;  // so that a thread which finishes early finds more work
 
 struct Call {
     const tritllm_input *input;
     void *activations;
-    int n_products;
-    Product product[kMostProducts];
-    const LinearKernels *kernel[kMostProducts];
-    int64_t tiles_before[kMostProducts + 1];
+    ProductSet products;
     int64_t part;
     std::atomic<int64_t> next;
 };
@@ -171,21 +167,44 @@ void quantize_part(void *data) {
 
 void multiply_part(void *data) {
     Call &call = *static_cast<Call *>(data);
-    const int64_t all = call.tiles_before[call.n_products];
+    const int64_t all = call.products.tiles();
     for (;;) {
         const int64_t begin = call.next.fetch_add(call.part);
         if (begin >= all) return;
-        const int64_t end = std::min(begin + call.part, all);
-        for (int i = 0; i < call.n_products; i++) {
-            const int64_t before = call.tiles_before[i];
-            const int64_t from = std::max(begin, before) - before;
-            const int64_t to = std::min(end, call.tiles_before[i + 1]) - before;
-            if (from < to) multiply(*call.kernel[i], call.product[i], call.activations, from, to);
-        }
+        multiply_tiles(call.products, call.activations, begin, std::min(begin + call.part, all));
     }
 }
 
 }  // namespace
+
+int open_products(const tritllm_product *products, int count, const void *activations,
+                  ProductSet *set) {
+    if (count < 0 || count > kMostProducts) return TRITLLM_BAD_ARGUMENT;
+    const auto &header = *static_cast<const ActivationsHeader *>(activations);
+    set->count = count;
+    set->tiles_before[0] = 0;
+    for (int i = 0; i < count; i++) {
+        const int status = open_product(products[i], header, &set->product[i], &set->kernel[i]);
+        if (status != TRITLLM_OK) return status;
+        set->tiles_before[i + 1] = set->tiles_before[i] + tiles_of(set->product[i].header->rows);
+    }
+    return TRITLLM_OK;
+}
+
+int64_t tiles_at_a_time(const ProductSet &set, int threads) {
+    const int64_t all = set.tiles();
+    // Multiples of four, for kernels that take so many tiles at a time.
+    return threads <= 1 ? all + 1 : (all / (threads * kPartsPerThread) + 4) / 4 * 4;
+}
+
+void multiply_tiles(const ProductSet &set, const void *activations, int64_t begin, int64_t end) {
+    for (int i = 0; i < set.count; i++) {
+        const int64_t before = set.tiles_before[i];
+        const int64_t from = std::max(begin, before) - before;
+        const int64_t to = std::min(end, set.tiles_before[i + 1]) - before;
+        if (from < to) multiply(*set.kernel[i], set.product[i], activations, from, to);
+    }
+}
 
 int tritllm_linear_isas(void) {
     static const int isas = detect();
@@ -295,27 +314,18 @@ int tritllm_linear_compute(const tritllm_product *product, const void *activatio
 
 int tritllm_linear_run(int threads, const tritllm_input *input, void *activations,
                        const tritllm_product *products, int n_products) {
-    if (n_products < 0 || n_products > kMostProducts) return TRITLLM_BAD_ARGUMENT;
     int status = tritllm_linear_begin(input, activations);
     if (status != TRITLLM_OK) return status;
     Call call;
     call.input = input;
     call.activations = activations;
-    call.n_products = n_products;
-    call.tiles_before[0] = 0;
-    for (int i = 0; i < n_products; i++) {
-        status = open_product(products[i], *static_cast<const ActivationsHeader *>(activations),
-                              &call.product[i], &call.kernel[i]);
-        if (status != TRITLLM_OK) return status;
-        call.tiles_before[i + 1] = call.tiles_before[i] + tiles_of(call.product[i].header->rows);
-    }
+    status = open_products(products, n_products, activations, &call.products);
+    if (status != TRITLLM_OK) return status;
     call.next = 0;
     run_team(input->batch <= kAloneBatch ? 1 : threads, quantize_part, &call);
-    const int64_t all = call.tiles_before[n_products];
-    // Multiples of four, for kernels that take so many tiles at a time.
-    call.part = threads <= 1 ? all + 1 : (all / (threads * kPartsPerThread) + 4) / 4 * 4;
+    call.part = tiles_at_a_time(call.products, threads);
     call.next = 0;
-    run_team(all <= call.part ? 1 : threads, multiply_part, &call);
+    run_team(call.products.tiles() <= call.part ? 1 : threads, multiply_part, &call);
     return TRITLLM_OK;
 }
 

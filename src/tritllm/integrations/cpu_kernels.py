@@ -24,8 +24,8 @@ from tritllm.kernels import library
 from tritllm.native.library import BAD_ARGUMENT, check
 
 MODES = ("int8", "exact", "torch")
-_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-_SCRATCH_KEPT = 1 << 20  # bytes a thread keeps between calls
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # the kernels' numbers
+_SCRATCH_KEPT = 1 << 23  # bytes a thread keeps between calls
 _INT64 = ctypes.c_int64.from_address
 _ROWS_AT = 24  # where prepared memory's header has N, int64
 _PAGE_OUT = 21  # MADV_PAGEOUT of Linux: pages of a file are dropped, others stay
@@ -99,7 +99,7 @@ def linear(
     Raises ValueError where shapes do not fit, TypeError for another dtype than float32, bfloat16
     and float16, RuntimeError where the kernels are not there.
     """
-    dtype = _DTYPES.get(x.dtype)
+    dtype = DTYPES.get(x.dtype)
     if dtype is None:
         raise TypeError(f"x is {x.dtype}, not float32, bfloat16 or float16")
     x = x.contiguous()
@@ -115,10 +115,10 @@ def linear(
         product = library.Product(address, None, y.data_ptr(), out_features, dtype, dtype)
     else:
         product = library.Product(
-            address, bias.data_ptr(), y.data_ptr(), out_features, _DTYPES[bias.dtype], dtype
+            address, bias.data_ptr(), y.data_ptr(), out_features, DTYPES[bias.dtype], dtype
         )
     exact = mode() == "exact"
-    scratch = _scratch_memory(kernels.scratch_size(batch, columns, exact))
+    scratch = scratch_memory(kernels.scratch_size(batch, columns, exact))
     call = library.Input(x.data_ptr(), columns, batch, columns, dtype, exact)
     status = _run()(torch.get_num_threads(), call, scratch.data_ptr(), product, 1)
     if status:
@@ -139,7 +139,8 @@ def _run() -> Any:
     return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
-def _scratch_memory(nbytes: int) -> torch.Tensor:
+def scratch_memory(nbytes: int) -> torch.Tensor:
+    """Memory of this thread until its next call; a large piece is not kept for another."""
     memory = _scratch.memory
     if nbytes > memory.numel():
         memory = torch.empty(nbytes, dtype=torch.uint8)
