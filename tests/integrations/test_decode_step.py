@@ -1,0 +1,376 @@
+"""Models whose decode step is native: transformers' numbers, and its own forward where it must be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+import transformers
+
+from tritllm import quantize
+from tritllm.integrations.transformers import decode_step, load_model
+from tritllm.kernels import decoder
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+    "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+CONFIGS = {
+    "llama": lambda **more: transformers.LlamaConfig(**SIZES, **more),
+    "mistral": lambda **more: transformers.MistralConfig(
+        **{"sliding_window": None, **SIZES, **more}
+    ),
+    "qwen2": lambda **more: transformers.Qwen2Config(**SIZES, **more),
+    "qwen3": lambda **more: transformers.Qwen3Config(**SIZES, **more),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """folder(family, **config) -> a packed model, made once."""
+    made = {}
+
+    def make(family: str, **more) -> str:
+        key = (family, *sorted(more.items()))
+        if key not in made:
+            place = tmp_path_factory.mktemp(family)
+            torch.manual_seed(1)
+            model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**more))
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if parameter.ndim > 1:
+                        parameter.mul_(4)
+                    else:
+                        parameter.add_(torch.randn_like(parameter) / 4)
+            model.save_pretrained(place / "source")
+            quantize(str(place / "source"), ["uniform-d2"], place / "out", threads=1)
+            made[key] = place / "out" / "uniform-d2" / "packed"
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def exact(native):
+    native("exact")
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Counts the native steps."""
+    count = []
+    real = decoder.decoder_step
+
+    def counted(*arguments):
+        count.append(1)
+        real(*arguments)
+
+    monkeypatch.setattr(decoder, "decoder_step", counted)
+    return count
+
+
+def stock(model):
+    """The same model with transformers' own forward."""
+    model.model.__class__ = model.model.stock
+    return model
+
+
+def ids(rows: int = 1, length: int = 7, seed: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 96, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def decode(model, rows: int = 1, tokens: int = 5, mask=None, past=None) -> torch.Tensor:
+    """Logits of `tokens` tokens after a prompt, one at a time."""
+    prompt, more = ids(rows), ids(rows, tokens, seed=4)
+    out = model(prompt, attention_mask=mask, past_key_values=past, use_cache=True)
+    found = []
+    for i in range(tokens):
+        if mask is not None:
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        out = model(more[:, i : i + 1], attention_mask=mask, past_key_values=out.past_key_values,
+                    use_cache=True)  # fmt: skip
+        found.append(out.logits[:, -1])
+    return torch.stack(found)
+
+
+def load(packed, **options):
+    return load_model(packed, dtype=options.pop("dtype", "float32"), **options)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_same_logits(folder, steps, family, rows):
+    packed = folder(family)
+    ours = decode(load(packed), rows)
+    assert len(steps) == 5
+    theirs = decode(stock(load(packed)), rows)
+    assert len(steps) == 5
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_near_in_half_the_bits(folder, steps, dtype):
+    ours = decode(load(folder("qwen2"), dtype=dtype)).float()
+    assert len(steps) == 5
+    exact = decode(stock(load(folder("qwen2"), dtype="float32")))
+    theirs = decode(stock(load(folder("qwen2"), dtype=dtype))).float()
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()  # it rounds less often
+
+
+def test_int8_activations(folder, steps, native):
+    exact = decode(stock(load(folder("llama"))))
+    native("int8")
+    ours = decode(load(folder("llama")))
+    assert len(steps) == 5
+    assert (ours - exact).norm() < 3e-2 * exact.norm()
+
+
+def test_padding_on_the_left(folder, steps):
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 1]])
+    ours = decode(load(folder("llama")), 3, mask=mask)
+    assert len(steps) == 5
+    torch.testing.assert_close(
+        ours, decode(stock(load(folder("llama"))), 3, mask=mask), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_positions_that_are_given(folder, steps):
+    model, reference = load(folder("qwen3")), stock(load(folder("qwen3")))
+    found = []
+    with torch.no_grad():
+        for m in (model, reference):
+            past = m(ids(2), use_cache=True).past_key_values
+            positions = torch.tensor([[11], [3]])
+            out = m(ids(2, 1), past_key_values=past, position_ids=positions, use_cache=True)
+            found.append(out.logits)
+    assert len(steps) == 1
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_for_ids(folder, steps):
+    model = load(folder("llama"))
+    with torch.no_grad():
+        past = model(ids(), use_cache=True).past_key_values
+        again = copy.deepcopy(past)
+        given = model.get_input_embeddings()(ids(1, 1))
+        before = given.clone()
+        ours = model(inputs_embeds=given, past_key_values=past, use_cache=True).logits
+        theirs = model(ids(1, 1), past_key_values=again, use_cache=True).logits
+    assert len(steps) == 2
+    assert torch.equal(ours, theirs)
+    assert torch.equal(given, before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}], ids=["greedy", "beams"]
+)
+def test_generate(folder, steps, options):
+    how = {"max_new_tokens": 90, "min_new_tokens": 90, **options}  # more than one room
+    prompt = ids(2)
+    mask = torch.ones_like(prompt)
+    ours = load(folder("qwen2")).generate(prompt, attention_mask=mask, **how)
+    assert len(steps) >= 88
+    theirs = stock(load(folder("qwen2"))).generate(prompt, attention_mask=mask, **how)
+    assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_the_cache_stays_transformers_own(folder, steps):
+    """What a cache offers works in between: copies, cropping, a second prompt, its tensors."""
+    found = []
+    for model in (load(folder("llama")), stock(load(folder("llama")))):
+        past = model(ids(), use_cache=True).past_key_values
+        for token in (5, 6, 7):
+            model(torch.tensor([[token]]), past_key_values=past, use_cache=True)
+        kept = copy.deepcopy(past)
+        early = past.layers[0].keys
+        logits = [model(torch.tensor([[8]]), past_key_values=past, use_cache=True).logits]
+        assert early.shape[2] == 10  # a token does not change what was handed out
+        assert past.get_seq_length() == 11
+        past.crop(-2)
+        assert past.get_seq_length() == 9
+        logits += [
+            model(torch.tensor([[token]]), past_key_values=past, use_cache=True).logits
+            for token in (9, 10)
+        ]
+        logits.append(model(ids(1, 4, seed=9), past_key_values=past, use_cache=True).logits[:, -1:])
+        logits.append(model(torch.tensor([[11]]), past_key_values=past, use_cache=True).logits)
+        # The copy has gone its own way.
+        assert kept.get_seq_length() == 10
+        logits.append(model(torch.tensor([[12]]), past_key_values=kept, use_cache=True).logits)
+        logits.append(torch.cat([layer.keys.flatten() for layer in kept.layers])[None, None])
+        found.append(logits)
+    assert len(steps) == 8
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cropped_cache_does_not_write_into_what_was_handed_out(folder):
+    model = load(folder("llama"))
+    with torch.no_grad():
+        past = model(ids(), use_cache=True).past_key_values
+        model(torch.tensor([[5]]), past_key_values=past, use_cache=True)
+        handed_out = past.layers[1].keys
+        before = handed_out.clone()
+        past.crop(-3)
+        model(torch.tensor([[6]]), past_key_values=past, use_cache=True)
+    assert torch.equal(handed_out, before)
+
+
+def test_two_threads_at_once(folder):
+    model = load(folder("qwen2"))
+    expected = decode(model, 2, 40)
+    found = [None, None]
+
+    def work(i: int) -> None:
+        found[i] = decode(model, 2, 40)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(logits, expected) for logits in found)
+
+
+# --- Where transformers' own forward must run ------------------------------------------------------
+
+
+@torch.no_grad()
+def one_token(model, past=None, **options):
+    past = past or model(ids(), use_cache=True).past_key_values
+    return model(ids(1, 1), past_key_values=past, use_cache=True, **options)
+
+
+def test_hidden_states_and_attentions(folder, steps):
+    model = load(folder("llama"))
+    assert len(one_token(model, output_hidden_states=True).hidden_states) == 4
+    model.set_attn_implementation("eager")
+    assert len(one_token(model, output_attentions=True).attentions) == 3
+    assert not steps
+
+
+def test_another_attention(folder, steps):
+    one_token(load(folder("llama"), attn_implementation="eager"))
+    assert not steps
+
+
+def test_hooks_are_called(folder, steps):
+    model = load(folder("llama"))
+    called = []
+    handle = model.model.layers[1].mlp.down_proj.register_forward_hook(
+        lambda module, inputs, output: called.append(output.shape)
+    )
+    one_token(model)
+    assert called == [(1, 7, 64), (1, 1, 64)]
+    assert not steps
+    handle.remove()
+    one_token(model)
+    assert len(steps) == 1
+
+
+def test_a_replaced_layer_is_used(folder, steps):
+    model = load(folder("llama"))
+    before = one_token(model).logits
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(64, 112, bias=False)
+    assert not torch.equal(one_token(model).logits, before)
+    assert len(steps) == 1
+
+
+def test_changed_numbers_are_used(folder, steps):
+    model, reference = load(folder("qwen2")), stock(load(folder("qwen2")))
+    one_token(model)
+    for m in (model, reference):
+        m.model.layers[0].input_layernorm.weight.data.mul_(2)
+        m.model.layers[1].self_attn.q_proj.bias.data = torch.ones(128)
+    torch.testing.assert_close(
+        one_token(model).logits, one_token(reference).logits, rtol=1e-4, atol=1e-4
+    )
+    assert len(steps) == 2
+
+
+def test_a_cast_model(folder, steps):
+    model = load(folder("qwen2"))
+    one_token(model)
+    model.to(torch.bfloat16)
+    expected = decode(stock(load(folder("qwen2"), dtype="bfloat16"))).float()
+    ours = decode(model).float()
+    assert len(steps) == 6
+    assert (ours - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_dequantized_model(folder, steps):
+    model = load(folder("llama"))
+    ours = decode(model)
+    assert len(steps) == 5
+    model.dequantize(torch.float32)
+    torch.testing.assert_close(decode(model), ours, rtol=1e-3, atol=1e-3)
+    assert len(steps) == 5
+
+
+def test_where_gradients_are_wanted(folder, steps):
+    model = load(folder("llama"))
+    with torch.no_grad():
+        past = model(ids(), use_cache=True).past_key_values
+    given = model.get_input_embeddings()(ids(1, 1)).detach().requires_grad_()
+    model(inputs_embeds=given, past_key_values=past, use_cache=True)
+    assert not steps
+
+
+def test_other_caches(folder, steps):
+    model, reference = load(folder("llama")), stock(load(folder("llama")))
+    for m in (model, reference):
+        static = transformers.StaticCache(config=m.config, max_cache_len=20)
+        m.static = decode(m, past=static)
+    torch.testing.assert_close(model.static, reference.static, rtol=1e-4, atol=1e-4)
+    assert not steps
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [("mistral", {"sliding_window": 8}),
+     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1})],
+)  # fmt: skip
+def test_sliding_windows(folder, steps, family, more):
+    model, reference = load(folder(family, **more)), stock(load(folder(family, **more)))
+    torch.testing.assert_close(decode(model), decode(reference), rtol=1e-4, atol=1e-4)
+    # A cache without windows does not make the model one without.
+    ours, theirs = (decode(m, past=transformers.DynamicCache()) for m in (model, reference))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not steps
+
+
+def test_without_kernels(folder, steps, native, monkeypatch):
+    monkeypatch.setattr(decode_step.cpu_kernels, "mode", lambda: "torch")
+    model = load(folder("llama"))
+    assert not isinstance(model.model, decode_step.NativeStepModel)
+    one_token(model)
+    assert not steps
+
+
+def test_shapes_that_the_kernels_do_not_take(tiny, steps):
+    """Heads of 12."""
+    one_token(load(tiny("llama", 2) / "packed"))
+    assert not steps
+
+
+def test_copies_and_pickles_are_stock(folder, steps):
+    model = load(folder("llama"))
+    expected = one_token(model).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other.model) is model.model.stock
+        torch.testing.assert_close(one_token(other).logits, expected, rtol=1e-4, atol=1e-4)
+    assert len(steps) == 1
+
+
+def test_the_name_stays(folder):
+    model = load(folder("llama"))
+    assert isinstance(model.model, transformers.LlamaModel)
+    assert type(model.model).__name__ == "LlamaModel"
