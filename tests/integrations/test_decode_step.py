@@ -1,4 +1,4 @@
-"""Models whose decode step is native: transformers' numbers, and its own forward where it must be."""
+"""Models whose decode step is native: transformers' numbers, and its own forward elsewhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
             torch.manual_seed(1)
             model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**more))
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for parameter in model.parameters():
                     if parameter.ndim > 1:
                         parameter.mul_(4)
                     else:
@@ -240,7 +240,7 @@ def test_two_threads_at_once(folder):
     assert all(torch.equal(logits, expected) for logits in found)
 
 
-# --- Where transformers' own forward must run ------------------------------------------------------
+# --- Where transformers' own forward must run -----------------------------------------------------
 
 
 @torch.no_grad()

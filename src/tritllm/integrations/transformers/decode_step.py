@@ -13,7 +13,6 @@ every operator.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -56,7 +55,6 @@ def use_native_step(model: torch.nn.Module) -> bool:
     return False
 
 
-@cache
 def _with_native_step(kind: type) -> type:
     """A subclass under the same name, which is what transformers and accelerate look at."""
     body = {"__module__": kind.__module__, "stock": kind}
@@ -120,9 +118,10 @@ class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
         parts = self.__dict__.get(_WATCHED)
         if parts is None or not parts.unchanged():
             parts = self.__dict__[_WATCHED] = _Parts(self)
-        if parts.blocks is None or not parts.may_be_bypassed():
+        blocks = parts.blocks
+        if blocks is None or not parts.may_be_bypassed():
             return None
-        room = _room_of(past, parts)
+        room = _room_of(past, blocks, parts.dtype)
         if room is None or not _fits(mask, tokens.shape[0], room.tokens + 1):
             return None
         hidden = self.embed_tokens(input_ids) if embeds is None else embeds.clone()
@@ -134,7 +133,7 @@ class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
         if not _rotary_fits(cos, sin, hidden, parts.head_dim):
             return None
         hidden = hidden.contiguous()
-        room.step(past, parts, hidden, cos, sin, mask)
+        room.step(past, blocks, parts.final_norm(), hidden, cos, sin, mask)
         return hidden
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -201,7 +200,6 @@ class _Parts:
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._dicts = [m.__dict__ for m in modules]
         self._norm = model.norm
-        self.n_layers = len(layers)
         self.head_dim = layers[0].self_attn.head_dim if layers else 0
         self.dtype = model.norm.weight.dtype
         self.blocks = self._native_blocks() if self._can_be_native(model) else None
@@ -302,7 +300,7 @@ class _Room:
     them, by whatever the cache offers, is noticed, and what they put there is copied.
     """
 
-    def __init__(self, past: DynamicCache, parts: _Parts) -> None:
+    def __init__(self, past: DynamicCache, block: decoder.Block) -> None:
         layers = past.layers
         batch, heads, self.tokens, width = layers[0].keys.shape
         self.capacity = -(-(self.tokens + max(_LEAST_ROOM, self.tokens // 4)) // 16) * 16
@@ -319,7 +317,7 @@ class _Room:
         pointers = ctypes.c_void_p * len(layers)
         self._keys = pointers(*(keys.data_ptr() for keys, _ in self._held))
         self._values = pointers(*(values.data_ptr() for _, values in self._held))
-        self._scratch = decoder.scratch_size(parts.blocks[0], batch, self.capacity)
+        self._scratch = decoder.scratch_size(block, batch, self.capacity)
 
     def _show(self, layer: DynamicLayer, held: tuple[torch.Tensor, torch.Tensor]) -> None:
         layer.keys = held[0].narrow(2, 0, self.tokens)
@@ -342,7 +340,8 @@ class _Room:
     def step(
         self,
         past: DynamicCache,
-        parts: _Parts,
+        blocks: ctypes.Array[decoder.Block],
+        final_norm: tuple[decoder.Vector, float],
         hidden: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
@@ -358,9 +357,9 @@ class _Room:
             cos.stride(0) if cos.shape[0] > 1 else 0,
             ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
             None if seen is None else seen.data_ptr(), tokens,
-            *parts.final_norm(),
+            *final_norm,
         )  # fmt: skip
-        decoder.decoder_step(torch.get_num_threads(), parts.blocks, call, scratch.data_ptr())
+        decoder.decoder_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
         self.tokens = tokens
         for layer, held in zip(past.layers, self._held, strict=True):
             self._show(layer, held)
@@ -370,12 +369,12 @@ class _Room:
 _rooms: WeakKeyDictionary[DynamicCache, _Room] = WeakKeyDictionary()
 
 
-def _room_of(past: Any, parts: _Parts) -> _Room | None:
+def _room_of(past: Any, blocks: ctypes.Array[decoder.Block], dtype: torch.dtype) -> _Room | None:
     """The room of a cache, made if need be; None for a cache of another kind, or an empty one."""
     room = _rooms.get(past) if type(past) is DynamicCache else None
     if room is not None and room.is_of(past):
         return room
-    if type(past) is not DynamicCache or past.offloading or len(past.layers) != parts.n_layers:
+    if type(past) is not DynamicCache or past.offloading or len(past.layers) != len(blocks):
         return None
     first = past.layers[0]
     for layer in past.layers:
@@ -384,7 +383,7 @@ def _room_of(past: Any, parts: _Parts) -> _Room | None:
         if layer.keys.shape != first.keys.shape or layer.values.shape != first.keys.shape:
             return None
         for x in (layer.keys, layer.values):
-            if type(x) is not torch.Tensor or x.dtype is not parts.dtype or x.device.type != "cpu":
+            if type(x) is not torch.Tensor or x.dtype is not dtype or x.device.type != "cpu":
                 return None
-    room = _rooms[past] = _Room(past, parts)
+    room = _rooms[past] = _Room(past, blocks[0])
     return room
