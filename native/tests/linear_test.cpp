@@ -1,75 +1,11 @@
 // Products of every instruction set that runs here against sums in double precision, through the
 // three calls, with memory of just the size that they ask for.
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <random>
-#include <vector>
 
-#include "tritllm_linear.h"
+#include "random_matrix.h"
 
 namespace {
-
-#define CHECK(condition)                                                         \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                        \
-        }                                                                        \
-    } while (0)
-
-struct Free {
-    void operator()(void *p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-Memory aligned(int64_t size) { return Memory(std::aligned_alloc(64, size_t(size))); }
-
-struct Matrix {
-    int64_t rows, columns;
-    int depth;
-    std::vector<uint8_t> weight, scale;
-    std::vector<float> value, steps;
-
-    Matrix(int64_t n, int64_t k, int d, std::mt19937 &rng)
-        : rows(n), columns(k), depth(d), value(size_t(n * k)), steps(27) {
-        const int64_t groups = (k + 15) / 16, width = (k + 4) / 5,
-                      scale_width = (3 * groups + 4) / 5;
-        std::vector<int8_t> trits(size_t(d * n * k));
-        for (auto &t : trits) t = int8_t(int(rng() % 3) - 1);
-        std::vector<uint8_t> index(static_cast<size_t>(n * groups));
-        for (auto &i : index) i = uint8_t(rng() % 27);
-        for (int i = 0; i < 27; i++) steps[size_t(i)] = 0.001f * float(i + 1);
-        weight.resize(size_t(d * n * width));
-        scale.resize(size_t(n * scale_width));
-        tritllm_pack_trits(trits.data(), d * n, k, weight.data());
-        tritllm_pack_scale_index(index.data(), n, groups, scale.data());
-        for (int64_t i = 0; i < n * k; i++) {
-            int level = 0;
-            for (int p = 0; p < d; p++) level = 3 * level + trits[size_t(p * n * k + i)];
-            value[size_t(i)] = float(level) * steps[index[size_t(i / k * groups + i % k / 16)]];
-        }
-    }
-
-    Memory prepare(int isa) const {
-        const tritllm_portable portable = {
-            weight.data(), rows * ((columns + 4) / 5), scale.data(), steps.data(), rows, columns,
-            depth};
-        const int64_t size = tritllm_linear_size(isa, rows, columns, depth);
-        CHECK(size > 0);
-        Memory memory = aligned(size);
-        for (int64_t row = 0; row < rows; row += 32)
-            CHECK(tritllm_linear_prepare(isa, &portable, row, std::min(row + 32, rows),
-                                         memory.get()) == TRITLLM_OK);
-        CHECK(tritllm_linear_check(memory.get(), size) == TRITLLM_OK);
-        CHECK(tritllm_linear_check(memory.get(), size - 64) == TRITLLM_BAD_ARGUMENT);
-        return memory;
-    }
-};
 
 void compare(int isa, const Matrix &w, int64_t batch, bool exact, std::mt19937 &rng) {
     const Memory prepared = w.prepare(isa);

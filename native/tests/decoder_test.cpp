@@ -1,0 +1,129 @@
+// The decoder step of every instruction set that runs here against the scalar one, with memory of
+// just the size that it asks for, and the same bits from any number of threads.
+#include <cmath>
+#include <cstring>
+
+#include "random_matrix.h"
+#include "tritllm_decoder.h"
+
+namespace {
+
+constexpr int64_t kHidden = 48, kWide = 112, kHeads = 6, kKvHeads = 2, kHeadDim = 64;
+constexpr int kBlocks = 2;
+
+struct Case {
+    int64_t batch, tokens;
+    bool masked, head_norms;
+};
+
+struct Random {
+    std::mt19937 rng{5};
+    std::normal_distribution<float> normal;
+    std::vector<float> floats(int64_t n) {
+        std::vector<float> x(static_cast<size_t>(n));
+        for (auto &v : x) v = normal(rng);
+        return x;
+    }
+};
+
+struct Model {
+    std::vector<Matrix> matrices;
+    std::vector<std::vector<float>> vectors;
+
+    Model() {
+        Random random;
+        const int64_t q = kHeads * kHeadDim, kv = kKvHeads * kHeadDim;
+        const int64_t shapes[][2] = {{q, kHidden},     {kv, kHidden},    {kv, kHidden},
+                                     {kHidden, q},     {kWide, kHidden}, {kWide, kHidden},
+                                     {kHidden, kWide}};
+        for (int i = 0; i < kBlocks; i++) {
+            for (const auto &s : shapes)
+                matrices.emplace_back(s[0], s[1], int(matrices.size() % 4) + 1, random.rng);
+            for (int64_t n : {kHidden, kHidden, kHeadDim, kHeadDim, q})
+                vectors.push_back(random.floats(n));
+        }
+    }
+};
+
+struct Result {
+    std::vector<float> hidden, cache;
+};
+
+Result run(const Model &model, int isa, const Case &c, int threads) {
+    std::vector<Memory> prepared;
+    std::vector<tritllm_block> blocks;
+    const tritllm_vector none = {nullptr, 0};
+    for (int i = 0; i < kBlocks; i++) {
+        for (int j = 0; j < 7; j++) prepared.push_back(model.matrices[size_t(7 * i + j)].prepare(isa));
+        auto vector = [&](int j) {
+            return tritllm_vector{model.vectors[size_t(5 * i + j)].data(), TRITLLM_FLOAT32};
+        };
+        auto weight = [&](int j) {
+            return tritllm_weight{prepared[size_t(7 * i + j)].get(), j ? none : vector(4)};
+        };
+        blocks.push_back({kHidden, kWide, kHeads, kKvHeads, kHeadDim, TRITLLM_FLOAT32, 1, 1e-6f,
+                          0.125f, vector(0), vector(1), c.head_norms ? vector(2) : none,
+                          c.head_norms ? vector(3) : none, weight(0), weight(1), weight(2),
+                          weight(3), weight(4), weight(5), weight(6)});
+    }
+    Random random;
+    Result r;
+    r.hidden = random.floats(c.batch * kHidden);
+    const std::vector<float> cos = random.floats(c.batch * kHeadDim),
+                             sin = random.floats(c.batch * kHeadDim);
+    const int64_t size = c.batch * kKvHeads * c.tokens * kHeadDim;
+    r.cache = random.floats(2 * kBlocks * size);
+    std::vector<uint8_t> mask(static_cast<size_t>(c.batch * c.tokens));
+    for (size_t i = 0; i < mask.size(); i++) mask[i] = i % 3 != 1 || i % size_t(c.tokens) == 0;
+    void *keys[kBlocks], *values[kBlocks];
+    for (int i = 0; i < kBlocks; i++) {
+        keys[i] = r.cache.data() + 2 * i * size;
+        values[i] = r.cache.data() + (2 * i + 1) * size;
+    }
+    const tritllm_step step = {c.batch,
+                               c.tokens,
+                               r.hidden.data(),
+                               cos.data(),
+                               sin.data(),
+                               kHeadDim,
+                               keys,
+                               values,
+                               {kKvHeads * c.tokens * kHeadDim, c.tokens * kHeadDim, kHeadDim},
+                               c.masked ? mask.data() : nullptr,
+                               c.tokens,
+                               {model.vectors[0].data(), TRITLLM_FLOAT32},
+                               1e-6f};
+    const Memory scratch = aligned(tritllm_decoder_scratch(blocks.data(), c.batch, c.tokens));
+    CHECK(tritllm_decoder_step(threads, blocks.data(), kBlocks, &step, scratch.get()) ==
+          TRITLLM_OK);
+    return r;
+}
+
+void compare(const std::vector<float> &ours, const std::vector<float> &theirs) {
+    float largest = 0;
+    for (float x : theirs) largest = std::max(largest, std::fabs(x));
+    for (size_t i = 0; i < ours.size(); i++)
+        CHECK(std::fabs(ours[i] - theirs[i]) <= 1e-4f * largest);
+}
+
+bool same(const std::vector<float> &x, const std::vector<float> &y) {
+    return std::memcmp(x.data(), y.data(), 4 * x.size()) == 0;
+}
+
+}  // namespace
+
+int main() {
+    const Model model;
+    const Case cases[] = {{1, 1, false, false}, {1, 33, false, true}, {3, 300, true, true}};
+    for (const Case &c : cases) {
+        const Result plain = run(model, TRITLLM_SCALAR, c, 1);
+        for (int isa = 0; isa <= TRITLLM_AMX; isa++) {
+            if (!(tritllm_linear_isas() >> isa & 1)) continue;
+            const Result alone = run(model, isa, c, 1), together = run(model, isa, c, 3);
+            CHECK(same(alone.hidden, together.hidden) && same(alone.cache, together.cache));
+            compare(alone.hidden, plain.hidden);
+            compare(alone.cache, plain.cache);
+            std::printf("instruction set %d agrees over %d keys\n", isa, int(c.tokens));
+        }
+    }
+}
