@@ -3,7 +3,8 @@
     python benchmarks/make_random_checkpoint.py qwen2.5-0.5b OUT [--dtype bfloat16] [--shard-gb 0.4]
 
 The names, shapes and config are the model's; the weights are normal with the usual deviation. A
-tensor at a time is in memory. `--layers` cuts the model short, `--vocabulary` makes it smaller.
+tensor at a time is in memory. `--layers` cuts the model short, `--vocabulary` makes it smaller,
+`--untied` gives it an output matrix of its own.
 """
 
 from __future__ import annotations
@@ -112,10 +113,12 @@ def main() -> None:
     parser.add_argument("--shard-gb", type=float, default=0.4)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--vocabulary", type=int)
+    parser.add_argument("--untied", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
     config = config_of(arguments.shape, arguments.dtype, arguments.layers, arguments.vocabulary)
+    config["tie_word_embeddings"] &= not arguments.untied
     arguments.out.mkdir(parents=True)
     label, dtype = DTYPES[arguments.dtype]
     rng = np.random.default_rng(arguments.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -73,3 +75,9 @@ def test_command(speaking, threads_kept):
     assert result.exit_code == 0, result.output
     for text in ("prefill of 8, tokens/s", "share of memory bandwidth", "bfloat16", "1 threads"):
         assert text in result.stdout
+    line = CliRunner().invoke(app, [*arguments, "--no-compare", "--json"])
+    assert line.exit_code == 0, line.output
+    figures = json.loads(line.stdout)
+    assert figures["threads"] == 1
+    assert figures["packed"]["decode"] > 0
+    assert figures["dequantized"] is None

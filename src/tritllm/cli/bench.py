@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -26,6 +28,9 @@ def command(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's choice.")] = None,
     compare: Annotated[bool, typer.Option(help="Measure the dequantized model, too.")] = True,
     compiled: Annotated[bool, typer.Option(help="Compile the decode step first.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON, sizes in bytes.")
+    ] = False,
 ) -> None:
     """Measure prefill and decode speed, memory, and the share of the machine's memory bandwidth."""
     with errors.status("") as status:
@@ -41,7 +46,10 @@ def command(
             compiled=compiled,
             on_step=status.update,
         )
-    _print(result, prompt_tokens)
+    if as_json:
+        print(json.dumps(asdict(result)))
+    else:
+        _print(result, prompt_tokens)
 
 
 def _print(result: Benchmark, prompt_tokens: int) -> None:
