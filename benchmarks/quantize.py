@@ -2,16 +2,21 @@
 
     python benchmarks/make_random_checkpoint.py qwen2.5-7b big --dtype float16 --shard-gb 2
     python benchmarks/quantize.py big scratch [--configs uniform-d2] [--repeat 3]
-    ... [--llama-quantize PATH_TO_BINARY --gguf F16.gguf --llama-type Q4_0]
+    ... [--warm] [--threads 2] [--llama-quantize PATH_TO_BINARY [--gguf F16.gguf]]
 
 The copy reads every byte of the source and writes as many bytes as the packed result has, in large
-pieces, and syncs. Files are dropped from the page cache before each run, where the system allows.
-Each measured command is a process of its own; its peak resident memory is the system's figure.
+pieces, and syncs; what a command writes is synced within its time. Before each run its files are
+dropped from the page cache, where the system allows; with `--warm` they are read into it. Each
+command is a process of its own; its peak resident memory is the system's figure. llama-quantize
+gets the same weights as an F16 GGUF, which make_gguf.py makes unless it is given. M weights/s are
+the 2-D weights a program quantizes, embeddings with llama-quantize only; of copy and verify,
+tritllm's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -21,16 +26,39 @@ import time
 from pathlib import Path
 
 CHUNK = 16 << 20
+LLAMA_TYPES = ("Q4_0", "Q2_K", "TQ2_0")
+
+
+def files(path: Path) -> list[Path]:
+    return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
 
 
 def forget(folder: Path) -> None:
     """Drop the files below from the page cache."""
     os.sync()
-    for path in folder.rglob("*") if folder.is_dir() else [folder]:
-        if path.is_file() and hasattr(os, "posix_fadvise"):
+    for path in files(folder):
+        if hasattr(os, "posix_fadvise"):
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+
+
+def remember(folder: Path) -> None:
+    """Read the files below into the page cache."""
+    os.sync()
+    buffer = bytearray(CHUNK)
+    for path in files(folder):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def sync(path: Path) -> None:
+    """Wait until what is written below is on the disk."""
+    for file in files(path):
+        descriptor = os.open(file, os.O_RDWR)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def copy(source: Path, target: Path, result_bytes: int) -> None:
@@ -50,12 +78,15 @@ def copy(source: Path, target: Path, result_bytes: int) -> None:
         os.fsync(output.fileno())
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a command; its output is shown if it fails."""
+def run(command: list[str], result: Path | None = None) -> tuple[float, int]:
+    """Seconds, with syncing the result, and peak resident bytes of a command; its output is shown
+    if it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
+    if not status and result:
+        sync(result)
     seconds = time.perf_counter() - start
     if status:
         sys.exit(f"{' '.join(command)}:\n{output.decode()}")
@@ -70,62 +101,76 @@ def main() -> None:
     parser.add_argument("--write", default="packed")
     parser.add_argument("--codec", default="v3")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--warm", action="store_true", help="sources in the page cache")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--llama-quantize", type=Path)
-    parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--llama-type", default="Q4_0")
+    parser.add_argument("--gguf", type=Path, help="the source in F16; needs gguf if not given")
+    parser.add_argument("--llama-types", nargs="+", default=LLAMA_TYPES)
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True)
+    prepare = remember if arguments.warm else forget
+    threads = str(arguments.threads)
     tritllm = [sys.executable, "-m", "tritllm"]
     out = arguments.scratch / "out"
     quantize = [
         *tritllm, "quantize", "--model", str(arguments.source), "--configs", arguments.configs,
         "--write", arguments.write, "--codec", arguments.codec, "--out", str(out),
+        "--threads", threads,
     ]  # fmt: skip
     source_bytes = sum(path.stat().st_size for path in arguments.source.glob("*.safetensors"))
+    gguf = arguments.gguf
     seconds: dict[str, list[float]] = {}
     peak = result_bytes = 0
     try:
+        if arguments.llama_quantize and not gguf:
+            gguf = arguments.scratch / "F16.gguf"
+            maker = Path(__file__).with_name("make_gguf.py")
+            run([sys.executable, str(maker), str(arguments.source), str(gguf)])
         copy(arguments.source, arguments.scratch / "copy", source_bytes // 4)  # wakes the disk
         for _ in range(arguments.repeat):
             shutil.rmtree(out, ignore_errors=True)
-            forget(arguments.source)
-            taken, peak = run(quantize)
+            prepare(arguments.source)
+            taken, peak = run(quantize, out)
             seconds.setdefault("tritllm quantize", []).append(taken)
             result_bytes = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
-            forget(arguments.source)
+            prepare(arguments.source)
             target = arguments.scratch / "copy"
             start = time.perf_counter()
             copy(arguments.source, target, result_bytes)
             seconds.setdefault("plain copy", []).append(time.perf_counter() - start)
             target.unlink()
             for packed in sorted(out.glob("*/packed")):
-                forget(packed)
+                prepare(packed)
                 seconds.setdefault(f"verify {packed.parent.name}", []).append(
                     run([*tritllm, "verify", str(packed)])[0]
                 )
-            if arguments.llama_quantize and arguments.gguf:
-                forget(arguments.gguf)
-                gguf = str(arguments.scratch / "llama.gguf")
-                command = [str(arguments.llama_quantize), str(arguments.gguf), gguf]
-                taken, _ = run([*command, arguments.llama_type, str(os.cpu_count())])
-                seconds.setdefault(f"llama-quantize {arguments.llama_type}", []).append(taken)
-                os.unlink(gguf)
+            for name in arguments.llama_types if arguments.llama_quantize else ():
+                prepare(gguf)
+                target = arguments.scratch / f"{name}.gguf"
+                command = [str(arguments.llama_quantize), str(gguf), str(target), name, threads]
+                taken, _ = run(command, target)
+                seconds.setdefault(f"llama-quantize {name}", []).append(taken)
+                target.unlink()
+        report = json.loads(next(out.glob("*/report.json")).read_text())
     finally:
         shutil.rmtree(arguments.scratch)
     base = statistics.median(seconds["plain copy"])
     print(
         f"source {source_bytes / 1e9:.2f} GB, result {result_bytes / 1e9:.2f} GB "
         f"({arguments.configs}, {arguments.write}, {arguments.codec}), "
-        f"{os.cpu_count()} processors; medians of {arguments.repeat}; "
+        f"{threads} threads, {'warm' if arguments.warm else 'cold'}; "
+        f"medians of {arguments.repeat}; "
         f"tritllm's peak memory {peak / 1e6:.0f} MB"
     )
     print("| what | seconds | source GB/s | M weights/s | times the copy | share the copy takes |")
     print("|---|---|---|---|---|---|")
     for name, values in seconds.items():
         value = statistics.median(values)
+        theirs = name.startswith("llama")
+        weights = source_bytes / 2 if theirs else report["quantized_parameters"]
         print(
             f"| {name} | {value:.2f} | {source_bytes / value / 1e9:.2f} | "
-            f"{source_bytes / 2 / value / 1e6:.0f} | {value / base:.2f} | "
+            f"{weights / value / 1e6:.0f} | {value / base:.2f} | "
             f"{100 * base / value:.0f} % |"
         )
 
