@@ -148,7 +148,7 @@ def best(speeds: list[Speed], what: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scratch", type=Path, help="a folder for the models, 12 GB; kept")
+    parser.add_argument("scratch", type=Path, help="a folder for the models, 13 GB; kept")
     parser.add_argument("--llama-bin", type=Path, required=True, help="llama-bench, llama-quantize")
     parser.add_argument("--shape", default="qwen2.5-1.5b", help="of make_random_checkpoint.py")
     parser.add_argument("--vocabulary", type=int, default=32000)
