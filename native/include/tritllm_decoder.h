@@ -41,10 +41,10 @@ typedef struct {
     int32_t heads;
     int32_t kv_heads; /* a divisor of heads */
     int32_t head_dim;
-    int32_t dtype; /* of hidden states, cos, sin, queries, keys and values */
-    int32_t exact; /* as in tritllm_input */
-    float epsilon; /* of the norms */
-    float scaling; /* of the scores */
+    int32_t dtype;             /* of hidden states, cos, sin, queries, keys and values */
+    int32_t exact;             /* as in tritllm_input */
+    float epsilon;             /* of the norms */
+    float scaling;             /* of the scores */
     tritllm_vector input_norm; /* [hidden] */
     tritllm_vector post_norm;  /* [hidden] */
     tritllm_vector q_norm;     /* [head_dim], or none */
@@ -54,8 +54,8 @@ typedef struct {
 
 typedef struct {
     int64_t batch;
-    int64_t tokens; /* keys of a sequence, the new one included: it is the last */
-    void *hidden;   /* [batch][hidden]; replaced by the result */
+    int64_t tokens;  /* keys of a sequence, the new one included: it is the last */
+    void *hidden;    /* [batch][hidden]; replaced by the result */
     const void *cos; /* [head_dim], row b at element b * rotary_stride */
     const void *sin;
     int64_t rotary_stride; /* 0: the same position in every sequence */

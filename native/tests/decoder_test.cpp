@@ -33,8 +33,8 @@ struct Model {
     Model() {
         Random random;
         const int64_t q = kHeads * kHeadDim, kv = kKvHeads * kHeadDim;
-        const int64_t shapes[][2] = {{q, kHidden},     {kv, kHidden},    {kv, kHidden},
-                                     {kHidden, q},     {kWide, kHidden}, {kWide, kHidden},
+        const int64_t shapes[][2] = {{q, kHidden},    {kv, kHidden},    {kv, kHidden},
+                                     {kHidden, q},    {kWide, kHidden}, {kWide, kHidden},
                                      {kHidden, kWide}};
         for (int i = 0; i < kBlocks; i++) {
             for (const auto &s : shapes)
@@ -54,17 +54,34 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
     std::vector<tritllm_block> blocks;
     const tritllm_vector none = {nullptr, 0};
     for (int i = 0; i < kBlocks; i++) {
-        for (int j = 0; j < 7; j++) prepared.push_back(model.matrices[size_t(7 * i + j)].prepare(isa));
+        for (int j = 0; j < 7; j++)
+            prepared.push_back(model.matrices[size_t(7 * i + j)].prepare(isa));
         auto vector = [&](int j) {
             return tritllm_vector{model.vectors[size_t(5 * i + j)].data(), TRITLLM_FLOAT32};
         };
         auto weight = [&](int j) {
             return tritllm_weight{prepared[size_t(7 * i + j)].get(), j ? none : vector(4)};
         };
-        blocks.push_back({kHidden, kWide, kHeads, kKvHeads, kHeadDim, TRITLLM_FLOAT32, 1, 1e-6f,
-                          0.125f, vector(0), vector(1), c.head_norms ? vector(2) : none,
-                          c.head_norms ? vector(3) : none, weight(0), weight(1), weight(2),
-                          weight(3), weight(4), weight(5), weight(6)});
+        blocks.push_back({kHidden,
+                          kWide,
+                          kHeads,
+                          kKvHeads,
+                          kHeadDim,
+                          TRITLLM_FLOAT32,
+                          1,
+                          1e-6f,
+                          0.125f,
+                          vector(0),
+                          vector(1),
+                          c.head_norms ? vector(2) : none,
+                          c.head_norms ? vector(3) : none,
+                          weight(0),
+                          weight(1),
+                          weight(2),
+                          weight(3),
+                          weight(4),
+                          weight(5),
+                          weight(6)});
     }
     Random random;
     Result r;

@@ -8,14 +8,14 @@
 
 // Of one sequence, the queries that share a head of keys and some of its keys.
 struct AttentionPart {
-    const void *q; // [heads][head_dim]
+    const void *q;  // [heads][head_dim]
     const void *key, *value;
     int64_t stride;       // of a token's keys and values, in elements
     const uint8_t *mask;  // [tokens], or null
     int64_t tokens;
     int32_t heads, head_dim, dtype;
     float scaling;
-    float *out; // [heads][kPartial]
+    float *out;  // [heads][kPartial]
 };
 
 // A head's share of an attention: head_dim sums of weight * value, then the largest score and the

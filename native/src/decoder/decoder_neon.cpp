@@ -10,7 +10,8 @@ struct NeonRows : Neon {
         return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p))));
     }
     static F load_as(const Bfloat *p) {
-        return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16));
+        return vreinterpretq_f32_u32(
+            vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16));
     }
     static void store_as(float *p, F x) { vst1q_f32(p, x); }
     static void store_as(Half *p, F x) {

@@ -1,6 +1,6 @@
-// The functions of decoder_kernels.h, written once over the lanes of an instruction set (V). Besides
-// what lanes_scalar.h names, V has load_as and store_as for every element type and `total`, the sum
-// of the lanes.
+// The functions of decoder_kernels.h, written once over the lanes of an instruction set (V).
+// Besides what lanes_scalar.h names, V has load_as and store_as for every element type and `total`,
+// the sum of the lanes.
 #pragma once
 
 #include <algorithm>
@@ -42,8 +42,8 @@ typename V::F exponential(typename V::F x) {
     F r = V::fma(n, V::set(-0.693359375f), bounded);  // log(2) in two parts
     r = V::fma(n, V::set(2.12194440e-4f), r);
     F p = V::set(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
-                    5.0000001201e-1f})
+    for (float c :
+         {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
         p = V::fma(p, r, V::set(c));
     p = V::add(V::fma(V::mul(p, r), r, r), V::set(1));
     const F power = V::mul(V::add(n, V::set(127)), V::set(0x1p23f));
@@ -58,8 +58,8 @@ void rms_norm(const float *x, int64_t n, const tritllm_vector &weight, float eps
     for (int64_t i = 0; i < n; i += V::W) sum = V::fma(V::load(x + i), V::load(x + i), sum);
     const typename V::F by = V::set(1 / std::sqrt(V::total(sum) / float(n) + epsilon));
     for (int64_t i = 0; i < n; i += V::W)
-        V::store(out + i, V::mul(V::mul(V::load(x + i), by),
-                                 load_any<V>(weight.data, weight.dtype, i)));
+        V::store(out + i,
+                 V::mul(V::mul(V::load(x + i), by), load_any<V>(weight.data, weight.dtype, i)));
 }
 
 template <class V>
@@ -99,8 +99,8 @@ void narrow(const float *x, int64_t n, int dtype, void *out) {
     for (int64_t i = 0; i < n; i += V::W) store_any<V>(out, dtype, i, V::load(x + i));
 }
 
-constexpr int kKeys = 32;           // whose scores are held at a time
-constexpr float kHidden = -FLT_MAX; // the score of a key that the mask hides
+constexpr int kKeys = 32;            // whose scores are held at a time
+constexpr float kHidden = -FLT_MAX;  // the score of a key that the mask hides
 
 // R queries at a time, so that their sums stay in registers while keys and values go by once.
 template <class V, class T, int R>
@@ -200,8 +200,8 @@ void combine(const float *parts, int64_t count, int64_t stride, int head_dim, fl
         largest = std::max(largest, parts[n * stride + kLargestScore]);
     float sum = 0;
     for (int64_t n = 0; n < count; n++)
-        sum += parts[n * stride + kWeightSum] *
-               std::exp(parts[n * stride + kLargestScore] - largest);
+        sum +=
+            parts[n * stride + kWeightSum] * std::exp(parts[n * stride + kLargestScore] - largest);
     for (int i = 0; i < head_dim; i += V::W) {
         typename V::F all = V::set(0);
         for (int64_t n = 0; n < count; n++) {

@@ -16,7 +16,8 @@ struct ProductSet {
     int64_t tiles() const { return tiles_before[count]; }
 };
 
-// Fills `set`; the status of tritllm.h that says why it cannot. `activations` needs its header only.
+// Fills `set`; the status of tritllm.h that says why it cannot. `activations` needs its header
+// only.
 int open_products(const tritllm_product *products, int count, const void *activations,
                   ProductSet *set);
 
