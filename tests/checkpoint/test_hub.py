@@ -21,7 +21,6 @@ from model_folders import (
 
 from tritllm import quantize, verify
 from tritllm.checkpoint.info import info
-from tritllm.checkpoint.plan import CHUNKS_AHEAD
 from tritllm.checkpoint.push import push
 from tritllm.errors import OutputError, SourceError, TritError
 
@@ -214,7 +213,7 @@ def test_a_connection_that_is_lost_is_one_line(hub, source, tmp_path, monkeypatc
     with pytest.raises(SourceError, match=f"^{REPOSITORY}/model-0000") as raised:
         quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True, on_progress=lose_it)
     assert "\n" not in str(raised.value)
-    assert 3 <= len(seen) <= 3 + CHUNKS_AHEAD + 2  # what had been read was still encoded
+    assert 3 <= len(seen) < len(llama())  # what had been read was still encoded
 
 
 def test_info_of_a_hub_id_fetches_headers_only(hub, source):

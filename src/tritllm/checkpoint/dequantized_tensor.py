@@ -14,7 +14,7 @@ _BLOCK_WEIGHTS = 1 << 21  # decoded at a time
 
 
 def write_cast(
-    writer: ShardWriter, entry: TensorEntry, position: int, chunk: bytes, dtype: str
+    writer: ShardWriter, entry: TensorEntry, position: int, chunk: bytes | memoryview, dtype: str
 ) -> None:
     """Write a kept tensor's bytes from `position` of its source bytes, cast to `dtype`.
 

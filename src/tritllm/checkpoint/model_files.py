@@ -21,6 +21,9 @@ class ModelFiles(Protocol):
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Exactly these bytes. Raises SourceError if the file has fewer."""
 
+    def read_into(self, name: str, offset: int, data: memoryview) -> None:
+        """Fill `data` with the bytes from `offset`. Raises as `read`."""
+
     def stamp(self, name: str) -> str:
         """A string that changes when the file does."""
 
@@ -44,15 +47,21 @@ class LocalFiles:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """As `ModelFiles.read`."""
+        data = bytearray(length)
+        self.read_into(name, offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, name: str, offset: int, data: memoryview) -> None:
+        """As `ModelFiles.read_into`."""
+        done = 0
         try:
             with open(self.folder / name, "rb", buffering=0) as file:
                 file.seek(offset)
-                data = file.read(length)
-                while len(data) < length and (more := file.read(length - len(data))):
-                    data += more  # one read call returns at most 2 GiB
+                while done < len(data) and (more := file.readinto(data[done:])):
+                    done += more  # one call reads at most 2 GiB
         except OSError as error:
             raise SourceError(f"{self.folder / name}: {error.strerror}") from None
-        return _complete(data, length, f"{self.folder / name}", offset)
+        _check_length(done, len(data), f"{self.folder / name}", offset)
 
     def stamp(self, name: str) -> str:
         """As `ModelFiles.stamp`."""
@@ -86,7 +95,12 @@ class HubFiles:
                 data = file.read(length)
         except Exception as error:  # whatever the network or the client library raises
             raise SourceError(f"{path}: {_first_line(error)}") from None
-        return _complete(data, length, path, offset)
+        _check_length(len(data), length, path, offset)
+        return data
+
+    def read_into(self, name: str, offset: int, data: memoryview) -> None:
+        """As `ModelFiles.read_into`."""
+        data[:] = self.read(name, offset, len(data))
 
     def stamp(self, name: str) -> str:
         """As `ModelFiles.stamp`."""
@@ -97,10 +111,9 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _complete(data: bytes, length: int, where: str, offset: int) -> bytes:
-    if len(data) != length:
-        raise SourceError(f"{where}: got {len(data)} of {length} bytes at {offset}; truncated")
-    return data
+def _check_length(got: int, length: int, where: str, offset: int) -> None:
+    if got != length:
+        raise SourceError(f"{where}: got {got} of {length} bytes at {offset}; truncated")
 
 
 WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite")

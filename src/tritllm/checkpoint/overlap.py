@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -12,37 +13,47 @@ Item = TypeVar("Item")
 
 
 class ReadAhead(Generic[Item]):
-    """Iterate over `items` while a thread produces up to `limit` of them in advance.
+    """Iterate over items that a thread produces in advance, holding at most `limit` bytes.
 
-    An exception of the producer is raised in the consumer, after the items that came before it.
-    Use as a context manager: leaving it stops the thread.
+    `produce(reserve)` returns the items; before it takes memory for `n` bytes it calls
+    `reserve(n)`, which waits until there is room, and the consumer calls `release(n)` when it has
+    done with them. `limit` must be enough for one item. An exception of the producer is raised in
+    the consumer, after the items that came before it. Use as a context manager: leaving it stops
+    the thread.
     """
 
-    def __init__(self, items: Iterable[Item], limit: int) -> None:
-        self._items = items
-        self._queue: queue.Queue[Callable[[], Item]] = queue.Queue(limit)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._produce, daemon=True)
+    def __init__(
+        self, produce: Callable[[Callable[[int], None]], Iterable[Item]], limit: int
+    ) -> None:
+        self._produce, self._limit = produce, limit
+        self._held = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._queue: queue.SimpleQueue[Callable[[], Item]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def _produce(self) -> None:
-        try:
-            for item in self._items:
-                if not self._put(lambda item=item: item):  # type: ignore[misc]
-                    return
-        except BaseException as error:
-            self._put(lambda error=error: _raise(error))  # type: ignore[misc]
-        else:
-            self._put(lambda: _raise(_ExhaustedError()))
+    def release(self, nbytes: int) -> None:
+        """Make room again."""
+        with self._changed:
+            self._held -= nbytes
+            self._changed.notify()
 
-    def _put(self, outcome: Callable[[], Item]) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(outcome, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def _reserve(self, nbytes: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._held + nbytes <= self._limit)
+            if self._stopped:
+                raise _StoppedError
+            self._held += nbytes
+
+    def _run(self) -> None:
+        try:
+            for item in self._produce(self._reserve):
+                self._queue.put(lambda item=item: item)  # type: ignore[misc]
+        except BaseException as error:
+            self._queue.put(lambda error=error: _raise(error))  # type: ignore[misc]
+        else:
+            self._queue.put(lambda: _raise(_ExhaustedError()))
 
     def __iter__(self) -> Iterator[Item]:
         while True:
@@ -55,8 +66,14 @@ class ReadAhead(Generic[Item]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
         self._thread.join()
+
+
+class _StoppedError(Exception):
+    """Nobody wants more items."""
 
 
 class _ExhaustedError(Exception):
@@ -68,26 +85,38 @@ def _raise(error: BaseException) -> Any:
 
 
 class WriteBehind:
-    """Run jobs in order in a thread, at most one behind the caller.
+    """Run jobs in order in a thread, at most JOBS behind the caller.
 
-    `submit` waits for the job before, and raises what that raised: after a failed job none follows.
-    Leaving the context waits for the last job; its error is raised unless another is on its way.
+    After a failed job none runs; the next `submit` or `wait` raises its error. Leaving the context
+    waits for the last job; an error is raised unless another is on its way.
     """
+
+    JOBS = 2
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tritllm-writer")
-        self._last: Future[None] | None = None
+        self._waiting: deque[Future[None]] = deque()
+        self._failed = False
 
     def submit(self, job: Callable[..., None], *arguments: Any) -> None:
-        """Start job(*arguments) once the job before is done."""
-        self.wait()
-        self._last = self._executor.submit(job, *arguments)
+        """Start job(*arguments) once the jobs before are done."""
+        while len(self._waiting) >= self.JOBS or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._executor.submit(self._run, job, *arguments))
+
+    def _run(self, job: Callable[..., None], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            job(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
 
     def wait(self) -> None:
         """Return when nothing is under way."""
-        if self._last:
-            last, self._last = self._last, None
-            last.result()
+        while self._waiting:
+            self._waiting.popleft().result()
 
     def __enter__(self) -> WriteBehind:
         return self

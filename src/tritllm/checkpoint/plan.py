@@ -22,7 +22,7 @@ from tritllm.codec import packed_shapes
 from tritllm.errors import OutputError, SourceError, TritError
 
 KINDS = ("packed", "model")
-CHUNKS_AHEAD = 3  # of the source, read while a tensor is encoded
+CHUNKS_AHEAD = 3  # of the source, at least, read while a tensor is encoded
 _INTERPRETER_BYTES = 130 << 20  # Python, NumPy and the blocks the codec works on
 _PER_WEIGHT_BYTES = 1.5  # group statistics of the codec
 
@@ -109,8 +109,25 @@ class Plan:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Estimate: the interpreter, chunks on their way, the largest matrix, and the results
-        at every depth of two such matrices, for one is written while the next is encoded.
+        """Estimate: the interpreter, what is read ahead, the largest matrix and its results."""
+        return _INTERPRETER_BYTES + 2 * CHUNK_BYTES + self._read_ahead_bytes + self._matrix_bytes
+
+    @property
+    def source_bytes_held(self) -> int:
+        """How much of the source may be in memory: the largest matrix, and what is read ahead."""
+        largest = max((tensor.entry.nbytes for tensor in self.quantized), default=0)
+        return largest + self._read_ahead_bytes
+
+    @property
+    def _read_ahead_bytes(self) -> int:
+        """As much as a matrix, where all together stays below three times the largest."""
+        largest = max((tensor.entry.nbytes for tensor in self.quantized), default=0)
+        return max(min(largest, 3 * largest - self._matrix_bytes), CHUNKS_AHEAD * CHUNK_BYTES)
+
+    @property
+    def _matrix_bytes(self) -> int:
+        """The largest matrix, and the results at every depth of three: of one that is encoded, one
+        that is written and one that waits.
         """
         need = 0
         for tensor in self.quantized:
@@ -120,9 +137,9 @@ class Plan:
             need = max(
                 need,
                 tensor.entry.nbytes * copies
-                + int(tensor.entry.size * (2 * packed + _PER_WEIGHT_BYTES)),
+                + int(tensor.entry.size * (3 * packed + _PER_WEIGHT_BYTES)),
             )
-        return _INTERPRETER_BYTES + (CHUNKS_AHEAD + 2) * CHUNK_BYTES + need
+        return need
 
 
 def packed_layout(tensor: PlannedTensor, config: Config) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -1,7 +1,7 @@
 """The streaming quantizer: source shards in, packed and dequantized folders out.
 
-One source tensor and its results are in memory at a time, whatever the model's size. Outputs grow
-in `*.partial` folders and take their names only when they are whole.
+One source tensor with its results, and what is read ahead of it, are in memory at a time, whatever
+the model's size. Outputs grow in `*.partial` folders and take their names only when they are whole.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One pass over the source's shards: read ahead, encode, write behind, and keep the journal.
 
-A thread reads and hashes the source a few chunks ahead; the caller's thread encodes; a third hashes
-and writes the results of the tensor before. So at most one source tensor, the results of two and a
-few chunks are in memory, and the slowest of the three sets the pace.
+A thread reads and hashes the source ahead, by a tensor at most; the caller's thread encodes; a
+third hashes and writes the results of the tensors before. The slowest of the three sets the pace,
+and the plan says how much of the source is held at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tritllm.checkpoint.finish import partial_folder
 from tritllm.checkpoint.journal import Journal
 from tritllm.checkpoint.model_folder import CHUNK_BYTES, model_dtype
 from tritllm.checkpoint.overlap import ReadAhead, WriteBehind
-from tritllm.checkpoint.plan import CHUNKS_AHEAD, Plan, PlannedTensor
+from tritllm.checkpoint.plan import Plan, PlannedTensor
 from tritllm.checkpoint.shard_writer import ShardWriter, output_errors
 from tritllm.checkpoint.source import SourceShard
 from tritllm.codec import TritTensor, encode_depths
@@ -43,12 +44,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Bytes of a tensor from `position`; with its last, the SHA-256 of the shard up to there."""
+class _Piece:
+    """Bytes of a tensor from `position`, all of one that is quantized; with the last of a tensor,
+    the SHA-256 of the shard up to there.
+    """
 
     tensor: PlannedTensor
     position: int
-    data: bytes
+    data: np.ndarray  # uint8
     read_sha256: str | None
 
 
@@ -83,10 +86,12 @@ class ShardPass:
         writers = self._open_writers(shard, resume=done > 0)
         try:
             with (
-                ReadAhead(self._read(shard, tensors[done:], digest), CHUNKS_AHEAD) as chunks,
+                ReadAhead(
+                    partial(self._read, shard, tensors[done:], digest), self.plan.source_bytes_held
+                ) as pieces,
                 WriteBehind() as behind,
             ):
-                self._encode_and_write(shard, chunks, writers, behind)
+                self._encode_and_write(shard, pieces, writers, behind)
                 end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
                 behind.submit(self._commit, writers, end)
         finally:
@@ -94,30 +99,30 @@ class ShardPass:
                 writer.close()
 
     def _encode_and_write(
-        self, shard: SourceShard, chunks: ReadAhead[_Chunk], writers: Writers, behind: WriteBehind
+        self, shard: SourceShard, pieces: ReadAhead[_Piece], writers: Writers, behind: WriteBehind
     ) -> None:
         pending: list[Record] = []
         uncommitted = 0
-        buffer, own = bytearray(), hashlib.sha256()
-        for chunk in chunks:
-            tensor, entry = chunk.tensor, chunk.tensor.entry
-            if chunk.position == 0:
-                buffer = bytearray(entry.nbytes if tensor.decision.quantize else 0)
+        own = hashlib.sha256()
+        for piece in pieces:
+            tensor, entry = piece.tensor, piece.tensor.entry
+            if piece.position == 0:
                 own = hashlib.sha256()
                 record: Record = {"shard": shard.name, "tensor": entry.name, "configs": {}}
-            if tensor.decision.quantize:
-                buffer[chunk.position : chunk.position + len(chunk.data)] = chunk.data
-            elif not tensor.tied_to:
-                behind.submit(self._write_kept, shard, chunk, writers, own, record)
-            if chunk.read_sha256 is None:
-                continue
             decibels: dict[int, float] = {}
             if tensor.decision.quantize:
-                encoded = self._encode(shard, tensor, buffer)
+                encoded = self._encode(shard, tensor, piece.data)
+                pieces.release(piece.data.nbytes)
                 decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
                 behind.submit(self._write_encoded, shard, tensor, encoded, writers, record)
                 del encoded
-            record["read_sha256"] = chunk.read_sha256
+            elif not tensor.tied_to:
+                behind.submit(self._write_kept, shard, piece, writers, own, record, pieces)
+            else:
+                pieces.release(piece.data.nbytes)
+            if piece.read_sha256 is None:
+                continue
+            record["read_sha256"] = piece.read_sha256
             pending.append(record)
             uncommitted += entry.nbytes
             if uncommitted >= COMMIT_BYTES:
@@ -129,24 +134,36 @@ class ShardPass:
         behind.submit(self._commit, writers, pending)
 
     def _read(
-        self, shard: SourceShard, tensors: list[PlannedTensor], digest: Any
-    ) -> Iterator[_Chunk]:
+        self,
+        shard: SourceShard,
+        tensors: list[PlannedTensor],
+        digest: Any,
+        reserve: Callable[[int], None],
+    ) -> Iterator[_Piece]:
         """The tensors' bytes in order; hashes them into `digest`."""
         for tensor in tensors:
-            size = tensor.entry.nbytes
-            for offset in range(0, size, CHUNK_BYTES) or [0]:
-                length = min(CHUNK_BYTES, size - offset)
-                data = self.plan.source.files.read(shard.name, tensor.entry.begin + offset, length)
-                digest.update(data)
-                ends = offset + length == size
-                yield _Chunk(tensor, offset, data, digest.hexdigest() if ends else None)
+            entry = tensor.entry
+            whole = tensor.decision.quantize
+            data = np.empty(entry.nbytes if whole else 0, np.uint8)
+            for offset in range(0, entry.nbytes, CHUNK_BYTES) or [0]:
+                length = min(CHUNK_BYTES, entry.nbytes - offset)
+                reserve(length)
+                chunk = data[offset : offset + length] if whole else np.empty(length, np.uint8)
+                self.plan.source.files.read_into(shard.name, entry.begin + offset, chunk.data)
+                digest.update(chunk)
+                ends = offset + length == entry.nbytes
+                read_sha256 = digest.hexdigest() if ends else None
+                if not whole:
+                    yield _Piece(tensor, offset, chunk, read_sha256)
+                elif ends:
+                    yield _Piece(tensor, 0, data, read_sha256)
 
     def _digest_of_done(
         self, shard: SourceShard, done: list[PlannedTensor], records: list[Record]
     ) -> Any:
         """SHA-256 of the shard up to the first tensor not yet done, read again and compared."""
         digest = hashlib.sha256(shard.header.raw)
-        for _ in self._read(shard, done, digest):
+        for _ in self._read(shard, done, digest, lambda nbytes: None):
             pass
         if records and digest.hexdigest() != records[-1]["read_sha256"]:
             raise SourceError(
@@ -171,11 +188,11 @@ class ShardPass:
         return writers
 
     def _encode(
-        self, shard: SourceShard, tensor: PlannedTensor, data: bytearray
+        self, shard: SourceShard, tensor: PlannedTensor, data: np.ndarray
     ) -> dict[int, TritTensor]:
         entry = tensor.entry
         depths = sorted({config.depth_of(tensor.module) for config in self.plan.configs})
-        weight = np.frombuffer(data, NUMPY_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
+        weight = data.view(NUMPY_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
         if tensor.decision.transposed:
             weight = np.ascontiguousarray(weight.T)
         try:
@@ -189,19 +206,26 @@ class ShardPass:
     # What follows runs in the writing thread.
 
     def _write_kept(
-        self, shard: SourceShard, chunk: _Chunk, writers: Writers, own: Any, record: Record
+        self,
+        shard: SourceShard,
+        piece: _Piece,
+        writers: Writers,
+        own: Any,
+        record: Record,
+        pieces: ReadAhead[_Piece],
     ) -> None:
-        entry = chunk.tensor.entry
-        own.update(chunk.data)
+        entry, data = piece.tensor.entry, piece.data.data
+        own.update(data)
         for (_, kind), writer in writers.items():
             if kind == "packed":
-                writer.write(entry.name, chunk.position, chunk.data)
+                writer.write(entry.name, piece.position, data)
             else:
                 target = model_dtype(entry.dtype, self.plan.dtype)
-                write_cast(writer, entry, chunk.position, chunk.data, target)
-        if chunk.read_sha256 is not None:
+                write_cast(writer, entry, piece.position, data, target)
+        if piece.read_sha256 is not None:
             hashes = {entry.name: own.hexdigest()}
             record["configs"] = {c.name: {"sha256": hashes} for c in self.plan.configs}
+        pieces.release(piece.data.nbytes)
 
     def _write_encoded(
         self,
