@@ -45,8 +45,9 @@ int detect() {
     cpuid(7, seven);
     if (!has(seven[1], {5})) return isas;
     isas |= 1 << TRITLLM_AVX2;
-    // F, DQ, BW, VL; VBMI
-    if (has(seven[1], {16, 17, 30, 31}) && has(seven[2], {1}) && (enabled_state() & 0xe6) == 0xe6)
+    // F, DQ, BW, VL; VBMI, VNNI
+    if (has(seven[1], {16, 17, 30, 31}) && has(seven[2], {1, 11}) &&
+        (enabled_state() & 0xe6) == 0xe6)
         isas |= 1 << TRITLLM_AVX512;
     return isas;
 }

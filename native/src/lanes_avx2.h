@@ -79,6 +79,34 @@ struct Avx2 {
         _mm256_storeu_pd(p + 4, x.high);
     }
 
+    static constexpr bool has_pairs = true;
+    using P = __m256i;
+    static P pairs(F even, F odd) {
+        return _mm256_or_si256(_mm256_cvtps_epi32(even),
+                               _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16));
+    }
+    static P twice(F x) {
+        const __m256i i = _mm256_cvtps_epi32(x);
+        return _mm256_blend_epi16(i, _mm256_slli_epi32(i, 16), 0xaa);
+    }
+    static F product_if(M m, F x, F y) { return _mm256_and_ps(m, mul(x, y)); }
+    static F minus_product(F x, F y, F z) { return _mm256_fnmadd_ps(y, z, x); }
+    static I and_(I x, I y) { return _mm256_and_si256(x, y); }
+    static I tagged(F x, I j) { return or_(and_(bits(x), set_int(~31)), j); }
+
+    // See Avx512; f in units of 2**-14, which holds all of its bits, so that no sum overflows.
+    static constexpr float kSquareUnit = 0x1p28f, kSquareOrigin = 0;
+    template <int kBits>
+    static F fraction_squares(const P *pair, P inverse) {
+        __m256i sum = _mm256_setzero_si256();
+        for (int i = 0; i < 8; i++) {
+            const __m256i t = _mm256_mulhi_epu16(pair[i], inverse);
+            const __m256i f = _mm256_srai_epi16(_mm256_slli_epi16(t, 16 - kBits), 2);
+            sum = add(sum, _mm256_madd_epi16(f, f));
+        }
+        return to_float(sum);
+    }
+
     static void load_columns(const float *p, int64_t stride, F *column) {
         for (int half = 0; half < 16; half += 8) {
             __m256i x[8];

@@ -1,4 +1,5 @@
-// Sixteen lanes: AVX-512 F, BW, DQ, VL and VBMI (Ice Lake, Zen 4 and later). See lanes_scalar.h.
+// Sixteen lanes: AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later). See
+// lanes_scalar.h.
 #pragma once
 
 #include <immintrin.h>
@@ -114,6 +115,37 @@ struct Avx512 {
     static void store_wide(double *p, D x) {
         _mm512_storeu_pd(p, x.low);
         _mm512_storeu_pd(p + 8, x.high);
+    }
+
+    static constexpr bool has_pairs = true;
+    using P = __m512i;
+    static P pairs(F even, F odd) {  // rounded, below 65536
+        return _mm512_or_si512(_mm512_cvtps_epi32(even),
+                               _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16));
+    }
+    static P twice(F x) {
+        return _mm512_shuffle_epi8(
+            _mm512_cvtps_epi32(x),
+            _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100));
+    }
+    static F product_if(M m, F x, F y) { return _mm512_maskz_mul_ps(m, x, y); }
+    static F minus_product(F x, F y, F z) { return _mm512_fnmadd_ps(y, z, x); }
+    static I and_(I x, I y) { return _mm512_and_si512(x, y); }
+    // x with its last five bits replaced by j.
+    static I tagged(F x, I j) { return _mm512_ternarylogic_epi32(bits(x), set_int(~31), j, 0xea); }
+
+    // (sum of f**2 over a row's pairs - origin) * unit, or less where the sum is over 1, f being
+    // how far pair * inverse / 2**(16 + bits) is from an integer. Half of the pairs reaches 2**31
+    // where its sum reaches 1, and stays there.
+    static constexpr float kSquareUnit = 0x1p32f, kSquareOrigin = 1;
+    template <int kBits>
+    static F fraction_squares(const P *pair, P inverse) {
+        __m512i sum[2] = {set_int(INT32_MIN), set_int(INT32_MIN)};
+        for (int i = 0; i < 8; i++) {
+            const __m512i f = _mm512_slli_epi16(_mm512_mulhi_epu16(pair[i], inverse), 16 - kBits);
+            sum[i % 2] = _mm512_dpwssds_epi32(sum[i % 2], f, f);
+        }
+        return add(to_float(sum[0]), to_float(sum[1]));
     }
 
     static void load_columns(const float *p, int64_t stride, F *column) {

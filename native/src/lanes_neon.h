@@ -78,6 +78,8 @@ struct Neon {
         vst1q_f64(p + 2, x.high);
     }
 
+    static constexpr bool has_pairs = false;
+
     static void load_columns(const float *p, int64_t stride, F *column) {
         for (int quarter = 0; quarter < 16; quarter += 4) {
             uint32x4_t x[4];

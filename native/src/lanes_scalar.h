@@ -110,6 +110,9 @@ struct Scalar {
     static D mul_wide(D x, D y) { return x * y; }
     static void store_wide(double *p, D x) { *p = x; }
 
+    // Whether there are words of 16 bits, two of a row in 32: see rank.h.
+    static constexpr bool has_pairs = false;
+
     // Elements of W rows and 16 columns -> one vector a column.
     template <class T>
     static void load_columns(const T *p, int64_t, F *column) {

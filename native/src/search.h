@@ -7,14 +7,9 @@
 
 #include "codebook.h"
 #include "group_error.h"
+#include "rank.h"
 
 namespace {
-
-template <class V>
-struct Choice {
-    typename V::I index;
-    typename V::F error;
-};
 
 // Where the search of each lane begins: at the first entry that clips nothing, by the float's bits
 // as its logarithm, and corrected. A matter of speed only.
@@ -162,10 +157,12 @@ Choice<V> search_levels(const typename V::F *a, typename V::F largest, const Ste
 }
 
 template <class V, int L>
-Choice<V> search(const typename V::F *a, typename V::F largest, const StepTable &table) {
+Choice<V> search(const typename V::F *a, typename V::F largest, const StepTable &table,
+                 const RankTable &rank) {
     // Margins hold above underflow; zero is no matter.
     const typename V::M tiny = V::both(V::lt(V::set(0), largest), V::lt(largest, V::set(0x1p-40f)));
     if (L == 1 || !table.ascending || V::any(tiny)) return search_all<V, L>(a, table);
+    if constexpr (V::has_pairs && L > 1) return search_ranked<V, L>(a, table, rank);
     return search_levels<V, L>(a, largest, table);
 }
 

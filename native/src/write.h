@@ -20,6 +20,7 @@ struct Prepared {  // a target and its tables
     StepTable steps;
     StepTable published_steps;
     MidpointTable midpoints;
+    RankTable ranks;
 };
 
 template <class V>
@@ -64,7 +65,7 @@ typename V::I encode_group(const typename V::F *x, const Prepared &p, int64_t at
     }
     Choice<V> choice;
     if (p.target->search) {
-        choice = search<V, L>(a, largest, p.steps);
+        choice = search<V, L>(a, largest, p.steps, p.ranks);
     } else {
         choice.index = nearest<V>(V::load(p.target->scales + at), p.midpoints);
         choice.error = group_error<V, L>(a, Steps<V>::template at<L>(p.steps, choice.index));
@@ -195,6 +196,12 @@ void trit_write(const tritllm_matrix &m, int64_t begin, int64_t end, int n_targe
         const float *published = targets[t].published ? targets[t].published : targets[t].codebook;
         fill_steps(published, m.exponent, targets[t].depth, &p.published_steps);
         fill_midpoints(published, &p.midpoints);
+        switch (targets[t].depth) {
+            case 1: break;
+            case 2: fill_ranks<V, 4>(p.steps, &p.ranks); break;
+            case 3: fill_ranks<V, 13>(p.steps, &p.ranks); break;
+            default: fill_ranks<V, 40>(p.steps, &p.ranks);
+        }
     }
     const int64_t groups = (m.columns + kGroup - 1) / kGroup;
     const Loader<V, T> load(m);
