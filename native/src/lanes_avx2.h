@@ -90,21 +90,33 @@ struct Avx2 {
         return _mm256_blend_epi16(i, _mm256_slli_epi32(i, 16), 0xaa);
     }
     static F product_if(M m, F x, F y) { return _mm256_and_ps(m, mul(x, y)); }
-    static F minus_product(F x, F y, F z) { return _mm256_fnmadd_ps(y, z, x); }
+    static F least(F x, F y) { return min(x, y); }
+    static F greatest(F x, F y) { return max(x, y); }
     static I and_(I x, I y) { return _mm256_and_si256(x, y); }
     static I tagged(F x, I j) { return or_(and_(bits(x), set_int(~31)), j); }
 
     // See Avx512; f in units of 2**-14, which holds all of its bits, so that no sum overflows.
     static constexpr float kSquareUnit = 0x1p28f, kSquareOrigin = 0;
     template <int kBits>
-    static F fraction_squares(const P *pair, P inverse) {
-        __m256i sum = _mm256_setzero_si256();
-        for (int i = 0; i < 8; i++) {
-            const __m256i t = _mm256_mulhi_epu16(pair[i], inverse);
-            const __m256i f = _mm256_srai_epi16(_mm256_slli_epi16(t, 16 - kBits), 2);
-            sum = add(sum, _mm256_madd_epi16(f, f));
-        }
-        return to_float(sum);
+    static void fraction_squares(const P *pair, const P (&inverse)[3], F *squares) {
+        __m256i sum[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+        for (int i = 0; i < 8; i++)
+            for (int e = 0; e < 3; e++) {
+                const __m256i t = _mm256_mulhi_epu16(pair[i], inverse[e]);
+                const __m256i f = _mm256_srai_epi16(_mm256_slli_epi16(t, 16 - kBits), 2);
+                sum[e] = add(sum[e], _mm256_madd_epi16(f, f));
+            }
+        for (int e = 0; e < 3; e++) squares[e] = to_float(sum[e]);
+    }
+
+    static void excess_sum(const P *pair, const P (&least)[3], F *excess) {
+        __m256i sum[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+        for (int i = 0; i < 8; i++)
+            for (int e = 0; e < 3; e++) {
+                const __m256i x = _mm256_subs_epu16(pair[i], least[e]);
+                sum[e] = add(sum[e], _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
+            }
+        for (int e = 0; e < 3; e++) excess[e] = to_float(sum[e]);
     }
 
     static void load_columns(const float *p, int64_t stride, F *column) {

@@ -129,7 +129,9 @@ struct Avx512 {
             _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100));
     }
     static F product_if(M m, F x, F y) { return _mm512_maskz_mul_ps(m, x, y); }
-    static F minus_product(F x, F y, F z) { return _mm512_fnmadd_ps(y, z, x); }
+    // Of floats that are not negative, as integers: twice as many run at once.
+    static F least(F x, F y) { return from_bits(min(bits(x), bits(y))); }
+    static F greatest(F x, F y) { return from_bits(max(bits(x), bits(y))); }
     static I and_(I x, I y) { return _mm512_and_si512(x, y); }
     // x with its last five bits replaced by j.
     static I tagged(F x, I j) { return _mm512_ternarylogic_epi32(bits(x), set_int(~31), j, 0xea); }
@@ -138,14 +140,31 @@ struct Avx512 {
     // how far pair * inverse / 2**(16 + bits) is from an integer. Half of the pairs reaches 2**31
     // where its sum reaches 1, and stays there.
     static constexpr float kSquareUnit = 0x1p32f, kSquareOrigin = 1;
+    // Of three inverses at once, step by step: what waits for the last one leaves room for others.
     template <int kBits>
-    static F fraction_squares(const P *pair, P inverse) {
-        __m512i sum[2] = {set_int(INT32_MIN), set_int(INT32_MIN)};
-        for (int i = 0; i < 8; i++) {
-            const __m512i f = _mm512_slli_epi16(_mm512_mulhi_epu16(pair[i], inverse), 16 - kBits);
-            sum[i % 2] = _mm512_dpwssds_epi32(sum[i % 2], f, f);
-        }
-        return add(to_float(sum[0]), to_float(sum[1]));
+    static void fraction_squares(const P *pair, const P (&inverse)[3], F *squares) {
+        __m512i sum[3][2];
+        for (auto &s : sum) s[0] = s[1] = set_int(INT32_MIN);
+        for (int i = 0; i < 8; i++)
+            for (int e = 0; e < 3; e++) {
+                const __m512i t = _mm512_mulhi_epu16(pair[i], inverse[e]);
+                const __m512i f = _mm512_slli_epi16(t, 16 - kBits);
+                sum[e][i % 2] = _mm512_dpwssds_epi32(sum[e][i % 2], f, f);
+            }
+        for (int e = 0; e < 3; e++) squares[e] = add(to_float(sum[e][0]), to_float(sum[e][1]));
+    }
+
+    // Sum over a row's pairs of what exceeds `least`; words below 32768.
+    static void excess_sum(const P *pair, const P (&least)[3], F *excess) {
+        const __m512i one = _mm512_set1_epi16(1);
+        __m512i sum[3][2];
+        for (auto &s : sum) s[0] = s[1] = _mm512_setzero_si512();
+        for (int i = 0; i < 8; i++)
+            for (int e = 0; e < 3; e++) {
+                const __m512i x = _mm512_subs_epu16(pair[i], least[e]);
+                sum[e][i % 2] = _mm512_dpwssd_epi32(sum[e][i % 2], x, one);
+            }
+        for (int e = 0; e < 3; e++) excess[e] = to_float(add(sum[e][0], sum[e][1]));
     }
 
     static void load_columns(const float *p, int64_t stride, F *column) {

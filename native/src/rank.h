@@ -1,6 +1,6 @@
-// v3's search at depths 2 to 4 for instruction sets that have words of 16 bits: all 27 entries are
-// ranked by lower bounds on their errors in 16-bit fixed point, twice as many weights a vector as
-// in floats; exact errors are computed for the best of them and for those that it does not exclude.
+// v3's search for instruction sets that have words of 16 bits: all 27 entries are ranked by lower
+// bounds on their errors in 16-bit fixed point, twice as many weights a vector as in floats; exact
+// errors are computed for the best of them and for those that it does not exclude.
 #pragma once
 
 #include <cmath>
@@ -33,11 +33,11 @@ constexpr float kSlope = L == 4    ? 0x1p-10f
                          : L == 13 ? 0x1p-9f
                                    : 0x1p-7f;
 
-// Of each entry: step, 1 / step, and the bound as a multiple of the sum of squares and a constant.
+// What makes a bound of a sum, by entry. A load that spreads one of them over a vector is free.
 struct RankTable {
-    float step[TRITLLM_ENTRIES], inverse[TRITLLM_ENTRIES];
-    float per_square[TRITLLM_ENTRIES], constant[TRITLLM_ENTRIES];
-    int32_t entry[TRITLLM_ENTRIES];  // its number: a load that spreads it is free
+    float inverse[TRITLLM_ENTRIES], square[TRITLLM_ENTRIES], half[TRITLLM_ENTRIES];
+    float factor[TRITLLM_ENTRIES], constant[TRITLLM_ENTRIES];
+    int32_t number[TRITLLM_ENTRIES];
 };
 
 template <class V, int L>
@@ -46,12 +46,14 @@ void fill_ranks(const StepTable &table, RankTable *rank) {
         const double unit = std::ldexp(1.0, 1 - kPointBits<L>);
         const double slack = (1 + 1 / double(kSlope<L>)) * 16 * unit * unit * (1 + 0x1p-8);
         for (int j = 0; j < TRITLLM_ENTRIES; j++) {
-            const double square = double(table.step[j]) * double(table.step[j]);
-            rank->entry[j] = j;
-            rank->step[j] = table.step[j];
+            const double step = double(table.step[j]), square = step * step;
+            rank->number[j] = j;
             rank->inverse[j] = table.inverse[j];
-            rank->per_square[j] = float(square / double(V::kSquareUnit));
-            rank->constant[j] = float(square * (double(V::kSquareOrigin) - slack));
+            rank->square[j] = float(square);
+            rank->half[j] = table.step[j] / 2;
+            rank->factor[j] = float(L == 1 ? -step : square / double(V::kSquareUnit));
+            rank->constant[j] =
+                float(L == 1 ? -16.5 * step : square * (double(V::kSquareOrigin) - slack));
         }
     }
 }
@@ -67,33 +69,76 @@ void try_entry(const typename V::F *a, const StepTable &table, typename V::I ent
     best.error = V::select(better, error, best.error);
 }
 
-// The bound of an entry. With t = a / s let f be the distance of t to the nearest integer. Unless t
-// is followed, its fixed-point value is floor(A * I / 2**16) with A = rint(65535 * a / rest), I =
-// rint(2**bits * 65536 / 65535 * rest / s), where A and I are off by less than 0.51 and at most
+// The entries' bounds and, of each lane, the three least, as the bits of floats: those below zero
+// are in no order, but before the others. (More integers than floats are compared at once.) The
+// last five bits are the entry's number.
+template <class V>
+struct Least {
+    using I = typename V::I;
+    I bound[TRITLLM_ENTRIES];
+    I first = V::bits(V::set(INFINITY)), second = first, third = first;
+
+    void add(const RankTable &rank, int j, typename V::F value) {
+        const I x = bound[j] = V::tagged(value, V::set_int(rank.number[j]));
+        const I above_first = V::max(first, x), above_second = V::max(second, above_first);
+        first = V::min(first, x);
+        second = V::min(second, above_first);
+        third = V::min(third, above_second);
+    }
+    static I entry(I x) { return V::and_(x, V::set_int(31)); }
+    static bool any_within(I x, typename V::F limit) {
+        return V::any(V::le(V::from_bits(x), limit));
+    }
+};
+
+template <class V, int L>
+Choice<V> exact(const typename V::F *a, const StepTable &table, const Least<V> &least) {
+    const typename V::I entry = Least<V>::entry(least.first);
+    return {entry, group_error<V, L>(a, Steps<V>::template at<L>(table, entry))};
+}
+
+// `best`, or what is better among the entries whose bound is not above the limit.
+template <class V, int L>
+Choice<V> choose(const typename V::F *a, typename V::F largest, const StepTable &table,
+                 const Least<V> &least, typename V::F limit, Choice<V> best) {
+    const typename V::M present = V::lt(V::set(0), largest);  // groups of zeros: entry 0
+    limit = V::select(present, limit, V::set(-INFINITY));
+    if (Least<V>::any_within(least.second, limit))
+        try_entry<V, L>(a, table, Least<V>::entry(least.second), best);
+    if (Least<V>::any_within(least.third, limit))
+        for (int j = 0; j < TRITLLM_ENTRIES; j++)
+            if (Least<V>::any_within(least.bound[j], limit))
+                try_entry<V, L>(a, table, V::set_int(j), best);
+    best.index = V::select(present, best.index, V::set_int(0));
+    return best;
+}
+
+// Depths 2 to 4. With t = a / s let f be the distance of t to the nearest integer. Unless t is
+// followed, its fixed-point value is floor(A * I / 2**16) with A = rint(65535 * a / rest), I =
+// rint(2**bits * 65536 / 65535 * rest / s), where A and I are off by less than 0.52 and at most
 // 65535; so t is off by less than h = 2 / 2**bits and so is f, which is the value's low bits taken
 // as signed. Sums of f**2 may saturate, which makes them less. So, of norms over the group,
 //
-//     sqrt(bound / s**2 before `constant`) <= sqrt(sum(f**2)) + 3.9 * h
+//     sqrt(bound / s**2 before `constant`) <= (1 + 2**-20) * sqrt(sum(f**2)) + 3.9 * h
 //
-// where the followed magnitudes, of which the clipped error is taken, are exact but for 2**-20 of
-// themselves. The exact error E is rounded to levels by a product with 1 / s, and in its terms; its
-// root is at least (1 - 2**-20) * sqrt(sum(f**2)) * s - 2**-19.4 * min(a, (2L + 1) * s), the last
-// less than 0.09 * h * s. As (x + y)**2 <= (1 + slope) * x**2 + (1 + 1 / slope) * y**2,
+// where f of what is followed is taken as clipped (at 2**20 if that is less), exact but for 2**-20
+// of itself and 2**-22 * (2L + 1), less than h / 16. The exact error E is that of levels that were
+// rounded from a product with 1 / s, and is rounded itself; its root is at least (1 - 2**-20) *
+// sqrt(sum(f**2)) * s - 2**-19.4 * min(largest, (2L + 1) * s), the last less than 0.09 * h * s.
+// As (x + y)**2 <= (1 + slope) * x**2 + (1 + 1 / slope) * y**2,
 //
-//     bound <= (1 + slope) * (1 + 2**-18) * E + (1 + 1 / slope) * (4 * h)**2 * s**2,
+//     bound <= (1 + slope) * (1 + 2**-17) * E + (1 + 1 / slope) * (4 * h)**2 * s**2,
 //
 // and the last term, with a margin for rounding, is what `constant` takes away. Where `rest` is so
-// large that I exceeds 65535, the sum of the others counts as 0. Tagging a bound with its entry
-// adds at most 2**-18 of it. A bound above (1 + slope) * (1 + 2**-15) * E of some entry is
-// therefore that of a greater error.
+// large that I exceeds 65535, the sum of the others counts as 0. A tag adds at most 2**-18. So a
+// bound above (1 + slope) * (1 + 2**-15) times some entry's E is that of a greater error.
 template <class V, int L>
 Choice<V> search_ranked(const typename V::F *a, const StepTable &table, const RankTable &rank) {
     using F = typename V::F;
-    using I = typename V::I;
     F top[2] = {V::set(0), V::set(0)};
     for (int i = 0; i < kGroup; i++) {
-        if (kFollowed<L> == 2) top[1] = V::max(top[1], V::min(top[0], a[i]));
-        top[0] = V::max(top[0], a[i]);
+        if (kFollowed<L> == 2) top[1] = V::least(V::greatest(top[1], a[i]), top[0]);
+        top[0] = V::greatest(top[0], a[i]);
     }
     const F rest = top[kFollowed<L> - 1], scale = V::div(V::set(65535), rest);
     typename V::P pair[kGroup / 2];
@@ -102,44 +147,78 @@ Choice<V> search_ranked(const typename V::F *a, const StepTable &table, const Ra
                            V::product_if(V::lt(a[2 * i + 1], rest), a[2 * i + 1], scale));
     const F gain = V::mul(rest, V::set(float(65536.0 / 65535 * (1 << kPointBits<L>))));
 
-    const I none = V::bits(V::set(INFINITY));
-    I bound[TRITLLM_ENTRIES], first = none, second = none, third = none;
+    Least<V> least;
     bool overflows = true;
-    for (int j = 0; j < TRITLLM_ENTRIES; j++) {
-        const F inverse = V::set(rank.inverse[j]), step = V::set(rank.step[j]);
-        const F multiplier = V::mul(gain, inverse);
-        F squares = V::template fraction_squares<kPointBits<L>>(pair, V::twice(multiplier));
+    for (int j = 0; j < TRITLLM_ENTRIES; j += 3) {
+        F multiplier[3], squares[3], followed[3];
+        typename V::P word[3];
+        for (int e = 0; e < 3; e++) {
+            multiplier[e] = V::mul(gain, V::set(rank.inverse[j + e]));
+            word[e] = V::twice(multiplier[e]);
+        }
+        V::template fraction_squares<kPointBits<L>>(pair, word, squares);
         if (overflows) {
-            const typename V::M over = V::lt(V::set(65535), multiplier);
-            overflows = V::any(over);
-            squares = V::select(over, V::set(-V::kSquareOrigin * V::kSquareUnit), squares);
+            const F none = V::set(-V::kSquareOrigin * V::kSquareUnit);
+            for (int e = 0; e < 3; e++)
+                squares[e] = V::select(V::lt(V::set(65535), multiplier[e]), none, squares[e]);
+            overflows = V::any(V::lt(V::set(65535), multiplier[2]));
         }
-        F value = V::fma(squares, V::set(rank.per_square[j]), V::set(rank.constant[j]));
-        for (int i = 0; i < kFollowed<L>; i++) {
-            const F k = V::min(V::rint(V::mul(top[i], inverse)), V::set(L));
-            const F e = V::minus_product(top[i], k, step);
-            value = V::fma(e, e, value);
+        for (int i = 0; i < kFollowed<L>; i++)
+            for (int e = 0; e < 3; e++) {
+                F t = V::mul(top[i], V::set(rank.inverse[j + e]));
+                t = V::least(t, V::set(0x1p20f));
+                const F f = V::sub(t, V::least(V::rint(t), V::set(L)));
+                followed[e] = i == 0 ? V::mul(f, f) : V::fma(f, f, followed[e]);
+            }
+        for (int e = 0; e < 3; e++) {
+            const F others =
+                V::fma(squares[e], V::set(rank.factor[j + e]), V::set(rank.constant[j + e]));
+            least.add(rank, j + e, V::fma(followed[e], V::set(rank.square[j + e]), others));
         }
-        const I x = bound[j] = V::tagged(value, V::set_int(rank.entry[j]));
-        const I above_first = V::max(first, x), above_second = V::max(second, above_first);
-        first = V::min(first, x);
-        second = V::min(second, above_first);
-        third = V::min(third, above_second);
     }
+    Choice<V> best = exact<V, L>(a, table, least);
+    const F limit = V::mul(best.error, V::set((1 + kSlope<L>)*(1 + 0x1p-15f)));
+    return choose<V, L>(a, top[0], table, least, limit, best);
+}
 
-    const I tag = V::set_int(31);
-    Choice<V> best{V::and_(first, tag), V::set(0)};
-    best.error = group_error<V, L>(a, Steps<V>::template at<L>(table, best.index));
-    F limit = V::mul(best.error, V::set((1 + kSlope<L>)*(1 + 0x1p-15f)));
-    limit = V::select(V::lt(V::set(0), top[0]), limit, V::set(-INFINITY));  // zeros: entry 0, below
-    if (V::any(V::le(V::from_bits(second), limit)))
-        try_entry<V, L>(a, table, V::and_(second, tag), best);
-    if (V::any(V::le(V::from_bits(third), limit)))
-        for (int j = 0; j < TRITLLM_ENTRIES; j++)
-            if (V::any(V::le(V::from_bits(bound[j]), limit)))
-                try_entry<V, L>(a, table, V::set_int(j), best);
-    best.index = V::select(V::lt(V::set(0), top[0]), best.index, V::set_int(0));
-    return best;
+// Depth 1. A weight above s / 2 becomes s, so that the error is sum(a**2) - 2 * s * S with S the
+// sum of what magnitudes exceed s / 2 by. In units of largest / 32767, a and s / 2 are off by less
+// than 0.51 when rounded, so S by less than 16.5, and in units of 2 * largest / 32767, sum(a**2) -
+// s * (S + 16.5) is a bound. Exact errors are within 2**-19 of themselves, as is the sum of squares
+// (near s / 2 both levels err the same, nearly); rounding and tags add less than 2**-17 of the sum
+// of squares, which s * S is at most half of. Hence the 2**-15 of both.
+template <class V>
+Choice<V> search_trits(const typename V::F *a, typename V::F largest, const StepTable &table,
+                       const RankTable &rank) {
+    using F = typename V::F;
+    const typename V::M present = V::lt(V::set(0), largest);
+    const F scale = V::select(present, V::div(V::set(32767), largest), V::set(0));
+    typename V::P pair[kGroup / 2];
+    F energy = V::set(0);
+    for (int i = 0; i < kGroup / 2; i++) {
+        pair[i] = V::pairs(V::mul(a[2 * i], scale), V::mul(a[2 * i + 1], scale));
+        energy = V::fma(a[2 * i], a[2 * i], energy);
+        energy = V::fma(a[2 * i + 1], a[2 * i + 1], energy);
+    }
+    const F half_scale = V::mul(scale, V::set(0.5f)), all = V::mul(energy, half_scale);
+    Least<V> least;
+    for (int j = 0; j < TRITLLM_ENTRIES; j += 3) {
+        F sum[3];
+        typename V::P word[3];
+        for (int e = 0; e < 3; e++) {
+            const F half = V::mul(V::set(rank.half[j + e]), scale);
+            word[e] = V::twice(V::least(half, V::set(32768)));
+        }
+        V::excess_sum(pair, word, sum);
+        for (int e = 0; e < 3; e++) {
+            const F constant = V::add(all, V::set(rank.constant[j + e]));
+            least.add(rank, j + e, V::fma(sum[e], V::set(rank.factor[j + e]), constant));
+        }
+    }
+    Choice<V> best = exact<V, 1>(a, table, least);
+    const F limit =
+        V::fma(V::mul(best.error, V::set(1 + 0x1p-15f)), half_scale, V::mul(all, V::set(0x1p-15f)));
+    return choose<V, 1>(a, largest, table, least, limit, best);
 }
 
 }  // namespace

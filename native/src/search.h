@@ -161,9 +161,15 @@ Choice<V> search(const typename V::F *a, typename V::F largest, const StepTable 
                  const RankTable &rank) {
     // Margins hold above underflow; zero is no matter.
     const typename V::M tiny = V::both(V::lt(V::set(0), largest), V::lt(largest, V::set(0x1p-40f)));
-    if (L == 1 || !table.ascending || V::any(tiny)) return search_all<V, L>(a, table);
-    if constexpr (V::has_pairs && L > 1) return search_ranked<V, L>(a, table, rank);
-    return search_levels<V, L>(a, largest, table);
+    if (!table.ascending || V::any(tiny)) return search_all<V, L>(a, table);
+    if constexpr (V::has_pairs && L > 1)
+        return search_ranked<V, L>(a, table, rank);
+    else if constexpr (V::has_pairs)
+        return search_trits<V>(a, largest, table, rank);
+    else if constexpr (L > 1)
+        return search_levels<V, L>(a, largest, table);
+    else
+        return search_all<V, L>(a, table);
 }
 
 // The number of midpoints below the scale.

@@ -197,7 +197,7 @@ void trit_write(const tritllm_matrix &m, int64_t begin, int64_t end, int n_targe
         fill_steps(published, m.exponent, targets[t].depth, &p.published_steps);
         fill_midpoints(published, &p.midpoints);
         switch (targets[t].depth) {
-            case 1: break;
+            case 1: fill_ranks<V, 1>(p.steps, &p.ranks); break;
             case 2: fill_ranks<V, 4>(p.steps, &p.ranks); break;
             case 3: fill_ranks<V, 13>(p.steps, &p.ranks); break;
             default: fill_ranks<V, 40>(p.steps, &p.ranks);
