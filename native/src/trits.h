@@ -63,7 +63,7 @@ inline bool padding_is_zero(uint8_t last, int64_t n) {
 }
 
 constexpr int kDecodeColumns = 160;  // 10 groups: 32 bytes a plane and 6 bytes of scale indices
-constexpr int kLevelSlots = 96;      // 81 levels, in whole vectors
+constexpr int kLevelSlots = 64;      // 27 levels, or 41 magnitudes, in whole vectors
 constexpr int kPlaneBytes = kDecodeColumns / kTritsPerByte;
 
 // The digits sum(3**(planes - 1 - p) * (t[p] + 1)) of 160 weights from 32 bytes of each plane;
