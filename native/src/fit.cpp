@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kBodySample = 2048;
 constexpr int64_t kTailSample = 1024;
-constexpr int kBins = 1 << 16;
 
 uint32_t bin_of(float x) { return bits_of(x) >> 16; }
 
@@ -30,12 +29,12 @@ void for_each_from(const float *values, int64_t n, uint32_t lowest, Visit visit)
     }
 }
 
-// The lowest bin such that it and those above hold at most kTailSample values in all.
-uint32_t tail_bin(const float *largest, int64_t n) {
+// The lowest bin such that it and those above, up to `top`, hold at most kTailSample values in all.
+uint32_t tail_bin(const float *largest, int64_t n, uint32_t top) {
     std::vector<float> sample;
     const int64_t stride = std::max<int64_t>(1, n / 8192);
     for (int64_t i = 0; i < n; i += stride) sample.push_back(largest[i]);
-    std::vector<int32_t> count(kBins);
+    std::vector<int32_t> count;
     // A guess that leaves somewhat more than the tail above it, lowered until it does.
     int64_t above = 4 * kTailSample / stride + 8;
     for (;; above *= 8) {
@@ -45,11 +44,11 @@ uint32_t tail_bin(const float *largest, int64_t n) {
             std::nth_element(sample.begin(), at, sample.end());
             lowest = std::max(lowest, bin_of(*at));
         }
-        std::fill(count.begin(), count.end(), 0);
-        for_each_from(largest, n, lowest, [&](int64_t i) { count[bin_of(largest[i])]++; });
+        count.assign(std::max(top, lowest) - lowest + 1, 0);
+        for_each_from(largest, n, lowest, [&](int64_t i) { count[bin_of(largest[i]) - lowest]++; });
         int64_t sum = 0;
-        for (uint32_t bin = kBins - 1; bin >= lowest; bin--) {
-            sum += count[bin];
+        for (uint32_t bin = top; bin >= lowest; bin--) {
+            sum += count[bin - lowest];
             if (sum > kTailSample) return bin + 1;
         }
         if (lowest <= 1) return 1;
@@ -91,7 +90,9 @@ int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
     const IeeeArithmetic ieee;
     const Tiling tiling{rows, (columns + TRITLLM_GROUP - 1) / TRITLLM_GROUP};
     const int64_t n = rows * tiling.groups, stored = tritllm_tiled(rows, columns);
-    const uint32_t tail = tail_bin(largest, stored);
+    int64_t present;
+    summarize(largest, stored, &sample->largest, &present);
+    const uint32_t tail = tail_bin(largest, stored, bin_of(sample->largest));
 
     std::vector<int64_t> chosen;
     for_each_from(largest, stored, tail, [&](int64_t i) { chosen.push_back(tiling.group_at(i)); });
@@ -103,8 +104,6 @@ int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
     }
     std::sort(chosen.begin(), chosen.end());
 
-    int64_t present;
-    summarize(largest, stored, &sample->largest, &present);
     sample->count = int64_t(chosen.size());
     const int64_t n_body = sample->count - n_tail;
     sample->body_weight = n_body ? double(present - n_tail) / double(n_body) : 0.0;
@@ -119,14 +118,16 @@ int tritllm_gather(const tritllm_matrix *m, const tritllm_sample_set *sample, fl
     const IeeeArithmetic ieee;
     const int64_t groups = (m->columns + TRITLLM_GROUP - 1) / TRITLLM_GROUP;
     const int64_t stored = (sample->count + 15) / 16 * 16;
+    // 2**-exponent, which alone may not be a float32. What rounds on the way is negligible.
+    const int first = -m->exponent / 2;
+    const float up = std::ldexp(1.0f, first), up_more = std::ldexp(1.0f, -m->exponent - first);
     for (int64_t n = 0; n < stored; n++) {
         for (int i = 0; i < TRITLLM_GROUP; i++) {
             float a = 0;
             if (n < sample->count) {
                 const int64_t row = sample->group[n] / groups;
                 const int64_t column = sample->group[n] % groups * TRITLLM_GROUP + i;
-                if (column < m->columns)
-                    a = std::ldexp(std::fabs(element(*m, row, column)), -m->exponent);
+                if (column < m->columns) a = std::fabs(element(*m, row, column)) * up * up_more;
                 if (a < 0x1p-64f) a = 0;
             }
             magnitudes[i * TRITLLM_SAMPLE + n] = a;
@@ -147,6 +148,8 @@ int tritllm_fit(const float *published, const tritllm_sample_set *sample, const 
     const IeeeArithmetic ieee;
     const int64_t count = sample->count;
     std::vector<float> least(static_cast<size_t>(count));
+    std::vector<double> in_body(least.size()), in_tail(least.size());
+    for (size_t i = 0; i < least.size(); i++) (sample->in_tail[i] ? in_tail : in_body)[i] = 1;
 
     auto total = [&](int low, int high) {
         const float *first = table + int64_t(low) * TRITLLM_SAMPLE;
@@ -157,9 +160,13 @@ int tritllm_fit(const float *published, const tritllm_sample_set *sample, const 
             float *out = least.data();
             for (int64_t i = 0; i < count; i++) out[i] = error[i] < out[i] ? error[i] : out[i];
         }
-        double sum[2] = {0, 0};  // body, tail
-        for (int64_t i = 0; i < count; i++) sum[sample->in_tail[i]] += double(least[size_t(i)]);
-        return sum[1] + sample->body_weight * sum[0];
+        // Adding 0 changes nothing, and the two sums do not wait for each other.
+        double body = 0, tail = 0;
+        for (size_t i = 0; i < least.size(); i++) {
+            body += double(least[i]) * in_body[i];
+            tail += double(least[i]) * in_tail[i];
+        }
+        return tail + sample->body_weight * body;
     };
 
     int low = int(std::lower_bound(grid, grid + TRITLLM_GRID, published[0]) - grid);

@@ -42,14 +42,18 @@ typename V::F group_error(const typename V::F *a, const Steps<V> &s) {
     return total;
 }
 
-// The error at steps that are in no table.
+// A magnitude less its level, at a step that is in no table.
+template <class V, int L, Clip kClip>
+typename V::F deviation(typename V::F a, typename V::F step, typename V::F inverse) {
+    const typename V::F k = level<V, L, kClip>(a, inverse);
+    return V::sub(a, L == 1 ? V::select(V::lt(V::set(0), k), step, V::set(0)) : V::mul(k, step));
+}
+
 template <class V, int L, Clip kClip = kClips>
 typename V::F group_error(const typename V::F *a, typename V::F step, typename V::F inverse) {
     typename V::F total = V::set(0);
     for (int i = 0; i < kGroup; i++) {
-        const typename V::F k = level<V, L, kClip>(a[i], inverse);
-        const typename V::F e = V::sub(
-            a[i], L == 1 ? V::select(V::lt(V::set(0), k), step, V::set(0)) : V::mul(k, step));
+        const typename V::F e = deviation<V, L, kClip>(a[i], step, inverse);
         total = V::add(total, V::mul(e, e));
     }
     return total;

@@ -6,14 +6,31 @@
 
 namespace {
 
+// The errors of kTiles vectors of groups at once: sums in index order wait for each other, so that
+// one alone would leave most of the machine idle.
+template <class V, int L, int kTiles>
+void tabulate(const float *magnitudes, int64_t stride, typename V::F step, typename V::F inverse,
+              float *error) {
+    typename V::F total[kTiles];
+    for (int t = 0; t < kTiles; t++) total[t] = V::set(0);
+    for (int i = 0; i < kGroup; i++)
+        for (int t = 0; t < kTiles; t++) {
+            const typename V::F a = V::load(magnitudes + i * stride + t * V::W);
+            const typename V::F e = deviation<V, L, kClips>(a, step, inverse);
+            total[t] = V::add(total[t], V::mul(e, e));
+        }
+    for (int t = 0; t < kTiles; t++) V::store(error + t * V::W, total[t]);
+}
+
 template <class V, int L>
 void tabulate(const float *magnitudes, int64_t stride, int64_t count, float step, float *error) {
-    const typename V::F inverse = V::div(V::set(1), V::set(step));
-    for (int64_t n = 0; n < count; n += V::W) {
-        typename V::F a[kGroup];
-        for (int i = 0; i < kGroup; i++) a[i] = V::load(magnitudes + i * stride + n);
-        V::store(error + n, group_error<V, L>(a, V::set(step), inverse));
-    }
+    const typename V::F steps = V::set(step), inverse = V::div(V::set(1), steps);
+    constexpr int kTiles = V::W == 1 ? 1 : 4;
+    int64_t n = 0;
+    for (; n + kTiles * V::W <= count; n += kTiles * V::W)
+        tabulate<V, L, kTiles>(magnitudes + n, stride, steps, inverse, error + n);
+    for (; n < count; n += V::W)
+        tabulate<V, L, 1>(magnitudes + n, stride, steps, inverse, error + n);
 }
 
 template <class V>
