@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
+// For functions whose arrays are to stay in registers.
+#if defined(_MSC_VER)
+#define TRIT_INLINE __forceinline
+#else
+#define TRIT_INLINE inline __attribute__((always_inline))
+#endif
+
 // Everything that the kernels of several instruction sets include lives in an anonymous namespace:
 // the linker must never replace one file's copy of a function by another's, compiled for a machine
 // that is not there.

@@ -50,7 +50,7 @@ void exchange(typename V::I &x, typename V::I &y) {
 }
 
 template <class V>
-void sort8(typename V::I *x) {  // Batcher's odd-even merge sort
+TRIT_INLINE void sort8(typename V::I *x) {  // Batcher's odd-even merge sort
     for (int i = 0; i < 8; i += 2) exchange<V>(x[i], x[i + 1]);
     for (int i = 0; i < 8; i += 4) {
         exchange<V>(x[i], x[i + 2]);
@@ -65,7 +65,7 @@ void sort8(typename V::I *x) {  // Batcher's odd-even merge sort
 
 // The order statistics 10, 12, 14, 15 of 16 magnitudes. Positive floats order as their bits.
 template <class V>
-void rank(const typename V::F *a, typename V::F *ranked) {
+TRIT_INLINE void rank(const typename V::F *a, typename V::F *ranked) {
     typename V::I x[16];
     for (int i = 0; i < 16; i++) x[i] = V::bits(a[i]);
     sort8<V>(x);
