@@ -92,6 +92,7 @@ struct Avx2 {
     static F product_if(M m, F x, F y) { return _mm256_and_ps(m, mul(x, y)); }
     static F least(F x, F y) { return min(x, y); }
     static F greatest(F x, F y) { return max(x, y); }
+    static F minus_product(F x, F y, F z) { return _mm256_fnmadd_ps(y, z, x); }
     static I and_(I x, I y) { return _mm256_and_si256(x, y); }
     static I tagged(F x, I j) { return or_(and_(bits(x), set_int(~31)), j); }
 

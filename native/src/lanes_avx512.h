@@ -142,6 +142,7 @@ struct Avx512 {
     // Of floats that are not negative, as integers: twice as many run at once.
     static F least(F x, F y) { return from_bits(min(bits(x), bits(y))); }
     static F greatest(F x, F y) { return from_bits(max(bits(x), bits(y))); }
+    static F minus_product(F x, F y, F z) { return _mm512_fnmadd_ps(y, z, x); }
     static I and_(I x, I y) { return _mm512_and_si512(x, y); }
     // x with its last five bits replaced by j.
     static I tagged(F x, I j) { return _mm512_ternarylogic_epi32(bits(x), set_int(~31), j, 0xea); }

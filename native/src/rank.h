@@ -35,7 +35,7 @@ constexpr float kSlope = L == 4    ? 0x1p-10f
 
 // What makes a bound of a sum, by entry. A load that spreads one of them over a vector is free.
 struct RankTable {
-    float inverse[TRITLLM_ENTRIES], square[TRITLLM_ENTRIES], half[TRITLLM_ENTRIES];
+    float inverse[TRITLLM_ENTRIES], step[TRITLLM_ENTRIES], half[TRITLLM_ENTRIES];
     float factor[TRITLLM_ENTRIES], constant[TRITLLM_ENTRIES];
     int32_t number[TRITLLM_ENTRIES];
 };
@@ -49,7 +49,7 @@ void fill_ranks(const StepTable &table, RankTable *rank) {
             const double step = double(table.step[j]), square = step * step;
             rank->number[j] = j;
             rank->inverse[j] = table.inverse[j];
-            rank->square[j] = float(square);
+            rank->step[j] = table.step[j];
             rank->half[j] = table.step[j] / 2;
             rank->factor[j] = float(L == 1 ? -step : square / double(V::kSquareUnit));
             rank->constant[j] =
@@ -69,26 +69,23 @@ void try_entry(const typename V::F *a, const StepTable &table, typename V::I ent
     best.error = V::select(better, error, best.error);
 }
 
-// The entries' bounds and, of each lane, the three least, as the bits of floats: those below zero
-// are in no order, but before the others. (More integers than floats are compared at once.) The
-// last five bits are the entry's number.
+// The entries' bounds and, of each lane, the three least. Their last five bits are the entry's
+// number.
 template <class V>
 struct Least {
-    using I = typename V::I;
-    I bound[TRITLLM_ENTRIES];
-    I first = V::bits(V::set(INFINITY)), second = first, third = first;
+    using F = typename V::F;
+    F bound[TRITLLM_ENTRIES];
+    F first = V::set(INFINITY), second = first, third = first;
 
-    void add(const RankTable &rank, int j, typename V::F value) {
-        const I x = bound[j] = V::tagged(value, V::set_int(rank.number[j]));
-        const I above_first = V::max(first, x), above_second = V::max(second, above_first);
+    void add(const RankTable &rank, int j, F value) {
+        const F x = bound[j] = V::from_bits(V::tagged(value, V::set_int(rank.number[j])));
+        const F above_first = V::max(first, x), above_second = V::max(second, above_first);
         first = V::min(first, x);
         second = V::min(second, above_first);
         third = V::min(third, above_second);
     }
-    static I entry(I x) { return V::and_(x, V::set_int(31)); }
-    static bool any_within(I x, typename V::F limit) {
-        return V::any(V::le(V::from_bits(x), limit));
-    }
+    static typename V::I entry(F x) { return V::and_(V::bits(x), V::set_int(31)); }
+    static bool any_within(F x, F limit) { return V::any(V::le(x, limit)); }
 };
 
 template <class V, int L>
@@ -121,10 +118,10 @@ Choice<V> choose(const typename V::F *a, typename V::F largest, const StepTable 
 //
 //     sqrt(bound / s**2 before `constant`) <= (1 + 2**-20) * sqrt(sum(f**2)) + 3.9 * h
 //
-// where f of what is followed is taken as clipped (at 2**20 if that is less), exact but for 2**-20
-// of itself and 2**-22 * (2L + 1), less than h / 16. The exact error E is that of levels that were
-// rounded from a product with 1 / s, and is rounded itself; its root is at least (1 - 2**-20) *
-// sqrt(sum(f**2)) * s - 2**-19.4 * min(largest, (2L + 1) * s), the last less than 0.09 * h * s.
+// where f of what is followed is taken as clipped, exact but for 2**-20 of itself and 2**-22 *
+// (2L + 1), less than h / 16. The exact error E is that of levels that were rounded from a product
+// with 1 / s, and is rounded itself; its root is at least (1 - 2**-20) * sqrt(sum(f**2)) * s -
+// 2**-19.4 * min(largest, (2L + 1) * s), the last less than 0.09 * h * s.
 // As (x + y)**2 <= (1 + slope) * x**2 + (1 + 1 / slope) * y**2,
 //
 //     bound <= (1 + slope) * (1 + 2**-17) * E + (1 + 1 / slope) * (4 * h)**2 * s**2,
@@ -150,7 +147,7 @@ Choice<V> search_ranked(const typename V::F *a, const StepTable &table, const Ra
     Least<V> least;
     bool overflows = true;
     for (int j = 0; j < TRITLLM_ENTRIES; j += 3) {
-        F multiplier[3], squares[3], followed[3];
+        F multiplier[3], squares[3], value[3];
         typename V::P word[3];
         for (int e = 0; e < 3; e++) {
             multiplier[e] = V::mul(gain, V::set(rank.inverse[j + e]));
@@ -165,16 +162,15 @@ Choice<V> search_ranked(const typename V::F *a, const StepTable &table, const Ra
         }
         for (int i = 0; i < kFollowed<L>; i++)
             for (int e = 0; e < 3; e++) {
-                F t = V::mul(top[i], V::set(rank.inverse[j + e]));
-                t = V::least(t, V::set(0x1p20f));
-                const F f = V::sub(t, V::least(V::rint(t), V::set(L)));
-                followed[e] = i == 0 ? V::mul(f, f) : V::fma(f, f, followed[e]);
+                const F t = V::mul(top[i], V::set(rank.inverse[j + e]));
+                const F k = V::min(V::rint(t), V::set(L));
+                const F f = V::minus_product(top[i], k, V::set(rank.step[j + e]));
+                if (i == 0)
+                    value[e] = V::fma(squares[e], V::set(rank.factor[j + e]),
+                                      V::set(rank.constant[j + e]));
+                value[e] = V::fma(f, f, value[e]);
             }
-        for (int e = 0; e < 3; e++) {
-            const F others =
-                V::fma(squares[e], V::set(rank.factor[j + e]), V::set(rank.constant[j + e]));
-            least.add(rank, j + e, V::fma(followed[e], V::set(rank.square[j + e]), others));
-        }
+        for (int e = 0; e < 3; e++) least.add(rank, j + e, value[e]);
     }
     Choice<V> best = exact<V, L>(a, table, least);
     const F limit = V::mul(best.error, V::set((1 + kSlope<L>)*(1 + 0x1p-15f)));
