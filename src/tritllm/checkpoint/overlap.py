@@ -85,22 +85,24 @@ def _raise(error: BaseException) -> Any:
 
 
 class WriteBehind:
-    """Run jobs in order in a thread, at most JOBS behind the caller.
+    """Run jobs in order in a thread.
 
     After a failed job none runs; the next `submit` or `wait` raises its error. Leaving the context
     waits for the last job; an error is raised unless another is on its way.
     """
-
-    JOBS = 2
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tritllm-writer")
         self._waiting: deque[Future[None]] = deque()
         self._failed = False
 
-    def submit(self, job: Callable[..., None], *arguments: Any) -> None:
-        """Start job(*arguments) once the jobs before are done."""
-        while len(self._waiting) >= self.JOBS or (self._waiting and self._waiting[0].done()):
+    def submit(self, job: Callable[..., None], *arguments: Any, at_most: int | None = None) -> None:
+        """Run job(*arguments) after the jobs before; first wait until fewer than `at_most` are
+        under way.
+        """
+        while self._waiting and (
+            self._waiting[0].done() or (at_most is not None and len(self._waiting) >= at_most)
+        ):
             self._waiting.popleft().result()
         self._waiting.append(self._executor.submit(self._run, job, *arguments))
 

@@ -24,6 +24,7 @@ from tritllm.errors import OutputError, SourceError, TritError
 KINDS = ("packed", "model")
 CHUNKS_AHEAD = 3  # of the source, at least, read while a tensor is encoded
 _INTERPRETER_BYTES = 130 << 20  # Python, NumPy and the blocks the codec works on
+_MORE_BYTES = 300 << 20  # that a run may take besides three times the largest matrix
 _PER_WEIGHT_BYTES = 1.5  # group statistics of the codec
 
 
@@ -120,9 +121,10 @@ class Plan:
 
     @property
     def _read_ahead_bytes(self) -> int:
-        """As much as a matrix, where all together stays below three times the largest."""
+        """As much as a matrix, if all together stays within three times the largest and 300 MB."""
         largest = max((tensor.entry.nbytes for tensor in self.quantized), default=0)
-        return max(min(largest, 3 * largest - self._matrix_bytes), CHUNKS_AHEAD * CHUNK_BYTES)
+        others = _INTERPRETER_BYTES + 2 * CHUNK_BYTES + self._matrix_bytes
+        return max(min(largest, 3 * largest + _MORE_BYTES - others), CHUNKS_AHEAD * CHUNK_BYTES)
 
     @property
     def _matrix_bytes(self) -> int:

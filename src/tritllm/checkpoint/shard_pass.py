@@ -73,6 +73,7 @@ class ShardPass:
         self.on_progress = on_progress
         self.total_bytes = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
         self.done_bytes = 0
+        self._spare = np.empty(0, np.uint8)
 
     def carry(self, shard: SourceShard) -> None:
         """Write the output shards of a source shard; a shard that is done is passed over."""
@@ -112,9 +113,12 @@ class ShardPass:
             decibels: dict[int, float] = {}
             if tensor.decision.quantize:
                 encoded = self._encode(shard, tensor, piece.data)
+                self._spare = piece.data
                 pieces.release(piece.data.nbytes)
                 decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
-                behind.submit(self._write_encoded, shard, tensor, encoded, writers, record)
+                behind.submit(
+                    self._write_encoded, shard, tensor, encoded, writers, record, at_most=2
+                )
                 del encoded
             elif not tensor.tied_to:
                 behind.submit(self._write_kept, shard, piece, writers, own, record, pieces)
@@ -144,7 +148,7 @@ class ShardPass:
         for tensor in tensors:
             entry = tensor.entry
             whole = tensor.decision.quantize
-            data = np.empty(entry.nbytes if whole else 0, np.uint8)
+            data = self._memory(entry.nbytes if whole else 0)
             for offset in range(0, entry.nbytes, CHUNK_BYTES) or [0]:
                 length = min(CHUNK_BYTES, entry.nbytes - offset)
                 reserve(length)
@@ -157,6 +161,11 @@ class ShardPass:
                     yield _Piece(tensor, offset, chunk, read_sha256)
                 elif ends:
                     yield _Piece(tensor, 0, data, read_sha256)
+
+    def _memory(self, nbytes: int) -> np.ndarray:
+        """That of the tensor encoded last, if it is enough: new memory has to be cleared first."""
+        spare, self._spare = self._spare, np.empty(0, np.uint8)
+        return spare[:nbytes] if spare.nbytes >= nbytes else np.empty(nbytes, np.uint8)
 
     def _digest_of_done(
         self, shard: SourceShard, done: list[PlannedTensor], records: list[Record]
