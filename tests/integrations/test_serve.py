@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
+import openai
 import pytest
 
 from tritllm.errors import TritError
@@ -18,13 +19,12 @@ from tritllm.integrations.generation import generate
 from tritllm.integrations.serving import serve
 
 PROMPT = "Hello"
+CHAT = [{"role": "user", "content": PROMPT}]
 
 
 @pytest.fixture(scope="module")
 def server(speaking, tmp_path_factory):
     """Address of a server on the speaking model; its cache folder does not exist beforehand."""
-    for package in ("openai", "fastapi", "uvicorn"):
-        pytest.importorskip(package)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -61,31 +61,58 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log) -> None:
 
 @pytest.fixture
 def client(server):
-    import openai
-
     with openai.OpenAI(base_url=server, api_key="none", timeout=60) as client:
         yield client
 
 
-def test_chat_and_streamed_chat(client, speaking, torch_only):
-    expected = generate(speaking, PROMPT, max_new_tokens=10, chat=True).text
-    messages = [{"role": "user", "content": PROMPT}]
-    how = {"model": str(speaking), "messages": messages, "max_tokens": 10, "temperature": 0}
-    answer = client.chat.completions.create(**how)
-    assert answer.choices[0].message.content == expected
+def asking(model, **how):
+    """Arguments of a request for the most likely text of a model."""
+    return {"model": str(model), "temperature": 0, **how}
+
+
+def test_chat(client, speaking, torch_only):
+    expected = generate(speaking, PROMPT, max_new_tokens=10, chat=True)
+    answer = client.chat.completions.create(**asking(speaking, messages=CHAT, max_tokens=10))
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.prompt_tokens == expected.prompt_tokens
     assert answer.usage.completion_tokens == 10
-    chunks = list(client.chat.completions.create(**how, stream=True))
+
+
+def test_streamed_chat(client, speaking, torch_only):
+    expected = generate(speaking, PROMPT, max_new_tokens=10, chat=True).text
+    how = asking(speaking, messages=CHAT, max_tokens=10, stream=True)
+    chunks = list(client.chat.completions.create(**how))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == expected
+    assert sum(map(bool, pieces)) > 1
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+
+
+def test_completion(client, speaking, torch_only):
+    expected = generate(speaking, PROMPT, max_new_tokens=10)
+    answer = client.completions.create(**asking(speaking, prompt=PROMPT, max_tokens=10))
+    assert answer.choices[0].text == expected.text
+    assert answer.usage.prompt_tokens == expected.prompt_tokens
+    assert answer.usage.completion_tokens == expected.new_tokens
+
+
+def test_streamed_completion(client, speaking, torch_only):
+    expected = generate(speaking, PROMPT, max_new_tokens=10).text
+    how = asking(speaking, prompt=PROMPT, max_tokens=10, stream=True)
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**how)]
     assert "".join(pieces) == expected
     assert sum(map(bool, pieces)) > 1
 
 
-def test_completion_and_streamed_completion(client, speaking, torch_only):
-    expected = generate(speaking, PROMPT, max_new_tokens=10).text
-    how = {"model": str(speaking), "prompt": PROMPT, "max_tokens": 10, "temperature": 0}
-    assert client.completions.create(**how).choices[0].text == expected
-    chunks = client.completions.create(**how, stream=True)
-    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+def test_response_and_streamed_response(client, speaking, torch_only):
+    expected = generate(speaking, PROMPT, max_new_tokens=10, chat=True).text
+    how = asking(speaking, input=PROMPT, max_output_tokens=10)
+    assert client.responses.create(**how, stream=False).output_text == expected
+    events = client.responses.create(**how, stream=True)
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == expected
+    assert sum(map(bool, pieces)) > 1
 
 
 def test_listing_models_does_not_fail(client):
