@@ -63,8 +63,14 @@ def test_bytes_a_token_reads(tiny, torch_only):
 def test_too_long_a_prompt_and_a_wrong_dtype(speaking):
     with pytest.raises(TritError, match="exceed the model's 256; give a smaller --prompt-tokens"):
         bench(speaking, prompt_tokens=256, new_tokens=1)
-    with pytest.raises(TritError, match="--dtype auto is not one of"):
-        bench(speaking, dtype="auto")
+    with pytest.raises(TritError, match="--dtype int8 is not one of auto, bfloat16"):
+        bench(speaking, dtype="int8")
+
+
+def test_the_files_own_dtype(speaking):
+    result = bench(speaking, prompt_tokens=4, new_tokens=2, dtype="auto")
+    assert result.dequantized is not None
+    assert result.dequantized.name == "float16"
 
 
 def test_command(speaking, threads_kept):

@@ -12,7 +12,13 @@ import urllib.request
 
 import openai
 import pytest
+import typer
+import uvicorn
+from huggingface_hub import constants
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from tritllm.cli import serve as serve_command
 from tritllm.errors import TritError
 from tritllm.integrations import optional
 from tritllm.integrations.generation import generate
@@ -117,6 +123,32 @@ def test_response_and_streamed_response(client, speaking, torch_only):
 
 def test_listing_models_does_not_fail(client):
     assert list(client.models.list()) == []  # transformers lists what the Hub's cache holds
+
+
+def test_planes_head_and_dtype_reach_the_server(
+    speaking, torch_only, threads_kept, monkeypatch, tmp_path
+):
+    """The command, up to where the server would wait for requests; also for a model loaded anew."""
+    asked = asking(speaking, prompt=PROMPT, max_tokens=10)
+    answers = []
+
+    def answer(server: uvicorn.Server) -> None:
+        with TestClient(server.config.app) as http:
+            for _ in range(2):
+                answers.append(http.post("/v1/completions", json=asked).json())
+                http.post("/reset").raise_for_status()
+
+    monkeypatch.setattr(uvicorn.Server, "run", answer)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    app = typer.Typer()
+    app.command()(serve_command.command)
+    options = ["--planes", "1", "--lm-head-depth", "2", "--dtype", "float32", "--threads", "1"]
+    result = CliRunner().invoke(app, [str(speaking), *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    how = {"planes": 1, "lm_head_depth": 2, "dtype": "float32"}
+    expected = generate(speaking, PROMPT, max_new_tokens=10, **how).text
+    assert [done["choices"][0]["text"] for done in answers] == [expected, expected]
+    assert expected != generate(speaking, PROMPT, max_new_tokens=10).text
 
 
 def test_a_missing_package_and_a_folder_that_is_none(monkeypatch, tmp_path):

@@ -11,23 +11,20 @@ import typer
 from rich.table import Table
 
 from tritllm.cli.console import console, errors, size
+from tritllm.cli.options import Compiled, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
 from tritllm.integrations.benchmark import Benchmark, Speed, bench
 
 
 def command(
-    folder: Annotated[str, typer.Argument(help="A packed folder, or a Hub id of one.")],
+    folder: PackedModel,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 32,
-    planes: Annotated[
-        int | None, typer.Option(min=1, max=4, help="Read only so many of the trit planes.")
-    ] = None,
-    lm_head_depth: Annotated[
-        int | None, typer.Option(min=1, max=4, help="Quantize lm_head, too, at this depth.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's choice.")] = None,
+    planes: Planes = None,
+    lm_head_depth: LmHeadDepth = None,
+    dtype: Dtype = "bfloat16",
+    threads: TorchThreads = None,
     compare: Annotated[bool, typer.Option(help="Measure the dequantized model, too.")] = True,
-    compiled: Annotated[bool, typer.Option(help="Compile the decode step first.")] = False,
+    compiled: Compiled = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON, sizes in bytes.")
     ] = False,

@@ -10,18 +10,17 @@ import typer
 
 from tritllm.checkpoint.dequantize import dequantize
 from tritllm.cli.console import console, progress_bar
+from tritllm.cli.options import CodecThreads, Planes
 
 
 def command(
     packed: Annotated[Path, typer.Argument(help="A packed folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist, or be empty.")],
-    planes: Annotated[
-        int | None, typer.Option(help="Read only so many of the trit planes.")
-    ] = None,
+    planes: Planes = None,
     dtype: Annotated[
         str | None, typer.Option(help="float16 or bfloat16; default as recorded.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    threads: CodecThreads = None,
 ) -> None:
     """Write the 16-bit model that a packed folder stands for, bit for bit."""
     with progress_bar() as bar:

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from tritllm.cli.console import errors
+from tritllm.cli.options import Compiled, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
 from tritllm.integrations.generation import generate
 
 
 def command(
-    folder: Annotated[str, typer.Argument(help="A packed folder, or a Hub id of one.")],
+    folder: PackedModel,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
     chat: Annotated[bool, typer.Option(help="Use the tokenizer's chat template.")] = False,
@@ -20,15 +21,11 @@ def command(
     ] = 0.0,
     top_k: Annotated[int, typer.Option(min=1, help="Sample among so many tokens.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    planes: Annotated[
-        int | None, typer.Option(min=1, max=4, help="Read only so many of the trit planes.")
-    ] = None,
-    lm_head_depth: Annotated[
-        int | None, typer.Option(min=1, max=4, help="Quantize lm_head, too, at this depth.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's choice.")] = None,
-    compiled: Annotated[bool, typer.Option(help="Compile the decode step first.")] = False,
+    planes: Planes = None,
+    lm_head_depth: LmHeadDepth = None,
+    dtype: Dtype = "auto",
+    threads: TorchThreads = None,
+    compiled: Compiled = False,
 ) -> None:
     """Continue a prompt with a packed model; the text goes to standard output as it comes."""
     done = generate(

@@ -13,6 +13,7 @@ from tritllm.checkpoint.quantize import quantize
 from tritllm.checkpoint.report import Report
 from tritllm.checkpoint.shard_pass import Progress
 from tritllm.cli.console import console, count, errors, progress_bar, size
+from tritllm.cli.options import CodecThreads
 
 
 def command(
@@ -36,7 +37,7 @@ def command(
         list[str] | None,
         typer.Option(help="GLOB=DEPTH on module names, overrides the config. Repeatable."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    threads: CodecThreads = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
 ) -> None:
     """Quantize a model: packed trits, and the same weights dequantized for stock transformers.

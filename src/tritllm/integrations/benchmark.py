@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tritllm.errors import TritError
-from tritllm.integrations.generation import DTYPES, TokenClock, generation_settings
+from tritllm.integrations.generation import TokenClock, check_dtype, generation_settings
 from tritllm.integrations.optional import require
 
 _BUFFER_BYTES = 1 << 29  # many times any cache
@@ -74,7 +74,8 @@ def bench(
         new_tokens: tokens decoded after the first.
         planes: read only so many of the trit planes.
         lm_head_depth: quantize lm_head of the packed model, too, at this depth.
-        dtype: of activations and unquantized weights, and of the dequantized model.
+        dtype: of activations and unquantized weights, and of the dequantized model; "auto" is the
+            file's.
         threads: torch's; default is torch's own choice.
         compare: measure the dequantized model as well.
         compiled: compile the decode step of both; takes a minute or so for each.
@@ -89,8 +90,7 @@ def bench(
     from tritllm.integrations import cpu_kernels
     from tritllm.integrations.transformers import load_model
 
-    if dtype not in DTYPES[1:]:
-        raise TritError(f"--dtype {dtype} is not one of {', '.join(DTYPES[1:])}")
+    check_dtype(dtype)
     if threads:
         torch.set_num_threads(threads)
     tell = on_step or (lambda step: None)
@@ -100,6 +100,7 @@ def bench(
     bandwidth = read_bandwidth()
     tell("loading the packed model")
     model = load_model(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
+    dtype = str(model.dtype).removeprefix("torch.")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and prompt_tokens + new_tokens > limit:
         raise TritError(

@@ -15,6 +15,8 @@ def serve(
     host: str = "localhost",
     port: int = 8000,
     device: str = "auto",
+    planes: int | None = None,
+    lm_head_depth: int | None = None,
     dtype: str = "auto",
     threads: int | None = None,
 ) -> None:
@@ -25,6 +27,8 @@ def serve(
         host: address to listen on.
         port: port to listen on.
         device: "auto", "cpu", "cuda:0", ...
+        planes: read only so many of the trit planes.
+        lm_head_depth: quantize lm_head, too, at this depth.
         dtype: of activations and unquantized weights; "auto" is the file's.
         threads: torch's; default is torch's own choice.
 
@@ -35,6 +39,7 @@ def serve(
     from huggingface_hub.constants import HF_HUB_CACHE
     from transformers.cli.serve import Serve
 
+    from tritllm.integrations.transformers.config import reading
     from tritllm.integrations.transformers.load import packed_config
 
     check_dtype(dtype)
@@ -43,4 +48,5 @@ def serve(
     register_with_transformers()
     packed_config(folder)  # one line about a folder that is none, before the server's many
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # /v1/models scans it, and fails without
-    Serve(force_model=str(folder), host=host, port=port, device=device, dtype=dtype)
+    with reading(planes=planes, lm_head_depth=lm_head_depth):
+        Serve(force_model=str(folder), host=host, port=port, device=device, dtype=dtype)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -12,6 +15,7 @@ from tritllm.codec import CODECS, DEPTHS, GROUP
 from tritllm.errors import FormatError, TritError
 
 METHOD = "tritllm"
+_READING: ContextVar[Mapping[str, int]] = ContextVar("reading", default=MappingProxyType({}))
 
 
 class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -74,6 +78,11 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.planes = planes
         self.lm_head_depth = lm_head_depth
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """From config.json, and what `reading` asks for."""
+        return super().from_dict({**config_dict, **_READING.get()}, *args, **kwargs)
+
     def get_loading_attributes(self) -> dict[str, Any]:
         """What overrides the checkpoint's own config when both are given."""
         asked = {"planes": self.planes, "lm_head_depth": self.lm_head_depth}
@@ -82,3 +91,17 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it: nothing that is not set."""
         return {name: value for name, value in super().to_dict().items() if value is not None}
+
+
+@contextmanager
+def reading(*, planes: int | None = None, lm_head_depth: int | None = None) -> Iterator[None]:
+    """Within it every packed checkpoint is read so, whoever calls from_pretrained.
+
+    For code between us and from_pretrained that has no arguments of ours, such as a server's.
+    """
+    asked = {"planes": planes, "lm_head_depth": lm_head_depth}
+    token = _READING.set({name: value for name, value in asked.items() if value is not None})
+    try:
+        yield
+    finally:
+        _READING.reset(token)

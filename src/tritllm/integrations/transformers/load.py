@@ -8,7 +8,7 @@ from typing import Any
 from tritllm.checkpoint.source import CONFIG
 from tritllm.errors import TritError
 from tritllm.integrations.registration import register_with_transformers
-from tritllm.integrations.transformers.config import METHOD
+from tritllm.integrations.transformers.config import METHOD, reading
 
 
 def load_model(
@@ -31,11 +31,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     config = packed_config(folder, revision=kwargs.get("revision"))
-    if planes is not None:
-        config.quantization_config["planes"] = planes
-    if lm_head_depth is not None:
-        config.quantization_config["lm_head_depth"] = lm_head_depth
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
+    with reading(planes=planes, lm_head_depth=lm_head_depth):
+        return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
 
 
 def packed_config(folder: str | Path, *, revision: str | None = None) -> Any:
