@@ -25,7 +25,7 @@ from model_folders import (
 from typer.testing import CliRunner
 
 import tritllm
-from tritllm import quantize, verify
+from tritllm import native, quantize, verify
 from tritllm.cli import main
 from tritllm.cli.main import app
 
@@ -322,6 +322,17 @@ def test_each_command_refuses_a_folder_that_is_not_there(tmp_path, command, argu
 def test_quantize_refuses_what_it_does_not_know(source, tmp_path, extra, fails):
     line = fails("quantize", "--model", source, "--out", tmp_path / "o", *extra)
     assert line.startswith("unknown ")
+
+
+@pytest.mark.skipif(not native.available(), reason="no native library")
+@pytest.mark.parametrize("name", ["altivec", "neon"])
+def test_an_instruction_set_that_cannot_be(source, out, tmp_path, command_line, name):
+    if name in native.isas():
+        pytest.skip("it can")
+    quantizing = ("quantize", "--model", source, "--configs", "uniform-d1", "--out", tmp_path / "o")
+    for arguments in (quantizing, ("dequantize", out / "uniform-d2/packed", tmp_path / "m")):
+        done = command_line(*arguments, expect=1, TRITLLM_ISA=name)
+        assert one_line_of_error(done.stderr).startswith(f"TRITLLM_ISA={name}: ")
 
 
 def test_an_error_amid_the_tensors_is_the_last_line(tmp_path, command_line):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tritllm import native
+from tritllm import TritError, native
+from tritllm.native import library
 
 
 def python(code: str, **environment: str) -> str:
@@ -30,20 +31,36 @@ def test_the_fastest_is_used() -> None:
 
 
 @pytest.mark.skipif(not native.available(), reason="no native library")
-@pytest.mark.parametrize("name", ["scalar", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("name", ["scalar", "avx2", "avx512", "neon", "amx"])
 def test_one_can_be_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", name)
     if name in native.isas():
         assert native.isa() == name
+    elif name in library.product_isas():
+        assert native.isa() == library.CODEC_BESIDE[name]
     else:
-        with pytest.raises(ValueError, match=f"TRITLLM_ISA={name}: cannot run here; this machine"):
+        with pytest.raises(TritError, match=f"TRITLLM_ISA={name}: cannot run here; this machine"):
             native.isa()
+
+
+@pytest.mark.skipif("avx512" not in native.isas(), reason="no AVX-512")
+def test_the_codec_takes_avx512_beside_the_products_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITLLM_ISA", "amx")
+    monkeypatch.setattr(library, "product_isas", lambda: ["amx", *native.isas()])
+    assert native.isa() == "avx512"
+    assert library.choose_isa(None, library.product_isas()) == library.ISAS.index("amx")
+    monkeypatch.setattr(library, "product_isas", native.isas)
+    with pytest.raises(TritError, match="TRITLLM_ISA=amx: cannot run here; this machine has"):
+        native.isa()
 
 
 @pytest.mark.skipif(not native.available(), reason="no native library")
 def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", "altivec")
-    with pytest.raises(ValueError, match="TRITLLM_ISA=altivec: unknown instruction set"):
+    says = (
+        "TRITLLM_ISA=altivec: unknown instruction set, .* amx; amx is of packed products, the codec"
+    )
+    with pytest.raises(TritError, match=says):
         native.isa()
 
 

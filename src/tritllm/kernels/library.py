@@ -7,9 +7,6 @@ from functools import cache
 
 from tritllm.native import library as native
 
-ISAS = (*native.ISAS, "amx")  # by the number that the library knows them by
-FASTEST_FIRST = ("amx", "avx512", "avx2", "neon", "scalar")
-
 
 class Portable(ctypes.Structure):
     """tritllm_portable."""
@@ -53,7 +50,6 @@ class Product(ctypes.Structure):
 
 _INT, _INT64, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "tritllm_linear_isas": (_INT, ()),
     "tritllm_linear_size": (_INT64, (_INT, _INT64, _INT64, _INT)),
     "tritllm_linear_prepare": (_INT, (_INT, _POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_linear_check": (_INT, (_POINTER, _INT64)),
@@ -101,23 +97,21 @@ def library() -> ctypes.CDLL:
 @cache
 def isas() -> list[str]:
     """The instruction sets that this machine and this build can run, fastest first; [] unloaded."""
-    if not available():
-        return []
-    return native.named_isas(library().tritllm_linear_isas(), ISAS, FASTEST_FIRST)
+    return native.product_isas() if available() else []
 
 
 def isa() -> str:
     """The instruction set in use: the fastest, or the one that `TRITLLM_ISA` names.
 
-    Raises ValueError for a name that is unknown or cannot run here, RuntimeError without a library.
+    Raises TritError for a name that is unknown or cannot run here, RuntimeError without a library.
     """
-    return ISAS[isa_number(None)]
+    return native.ISAS[isa_number(None)]
 
 
 def isa_number(name: str | None) -> int:
-    """The library's number of `name`, by default of `isa()`. Raises as `isa`."""
+    """The library's number of `name`, by default of `isa()`. Raises as `native.choose_isa`."""
     library()
-    return native.choose_isa(name, ISAS, isas())
+    return native.choose_isa(name, isas())
 
 
 @cache

@@ -14,7 +14,7 @@ from tritllm.codec.tensor import TritTensor
 from tritllm.kernels import library
 from tritllm.native import threads as pool
 from tritllm.native.arrays import address
-from tritllm.native.library import BAD_BYTE, BAD_PADDING, TILE, UNSUPPORTED, check
+from tritllm.native.library import BAD_BYTE, BAD_PADDING, ISAS, TILE, UNSUPPORTED, check
 
 ALIGNMENT = 64
 
@@ -98,7 +98,7 @@ def prepare(
             )
     if not np.isfinite(steps).all():
         raise ValueError("a step is not a finite number")
-    name = library.ISAS[library.isa_number(isa)]
+    name = ISAS[library.isa_number(isa)]
     nbytes = size(rows, columns, planes, name)
     memory = aligned_bytes(nbytes) if out is None else out
     if memory.dtype != np.uint8 or memory.shape != (nbytes,) or address(memory) % ALIGNMENT:
@@ -180,4 +180,4 @@ def attach(memory: np.ndarray) -> Prepared:
         raise ValueError("the memory does not hold a prepared matrix of this version")
     isa, _, depth = (int(v) for v in memory[12:24].view(np.int32))
     rows, columns = (int(v) for v in memory[24:40].view(np.int64))
-    return Prepared(memory, (rows, columns), depth, library.ISAS[isa])
+    return Prepared(memory, (rows, columns), depth, ISAS[isa])

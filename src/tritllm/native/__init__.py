@@ -1,8 +1,9 @@
 """The codec in C++: the same bits as `tritllm.codec.reference`, at the memory's speed.
 
 The library is plain C behind ctypes and lies beside this file; `TRITLLM_LIBRARY` names another one.
-`TRITLLM_ISA` (scalar, avx2, avx512, neon) forces an instruction set. Where the library cannot be
-loaded, importing this package still works: `available()` is False and `load_error()` says why.
+`TRITLLM_ISA` (scalar, avx2, avx512, neon, amx) forces an instruction set; amx is of the packed
+products alone, the codec then takes avx512. Where the library cannot be loaded, importing this
+package still works: `available()` is False and `load_error()` says why.
 """
 
 from tritllm.native.decoder import decode_rows

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from tritllm.errors import TritError
+
 ABI = 1
-ISAS = ("scalar", "avx2", "avx512", "neon")  # by the number that the library knows them by
-FASTEST_FIRST = ("avx512", "avx2", "neon", "scalar")
+ISAS = ("scalar", "avx2", "avx512", "neon", "amx")  # by the number that the library knows them by
+FASTEST_FIRST = ("amx", "avx512", "avx2", "neon", "scalar")
+CODEC_BESIDE = {"amx": "avx512"}  # sets of the packed products alone, and the codec's beside each
 OK, UNSUPPORTED, BAD_BYTE, BAD_PADDING, BAD_ARGUMENT = range(5)
 
 SAMPLE = 3072
@@ -84,6 +87,7 @@ _INT, _INT64, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_abi": (_INT, ()),
     "tritllm_isas": (_INT, ()),
+    "tritllm_linear_isas": (_INT, ()),
     "tritllm_tiled": (_INT64, (_INT64, _INT64)),
     "tritllm_peak": (_INT, (_INT, _POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_first_nonfinite": (_INT64, (_POINTER,)),
@@ -160,45 +164,61 @@ def library() -> ctypes.CDLL:
 
 
 def isas() -> list[str]:
-    """The instruction sets that this machine and this build can run, fastest first; [] unloaded."""
-    if not available():
-        return []
-    return named_isas(library().tritllm_isas(), ISAS, FASTEST_FIRST)
+    """The codec's sets that this machine and this build can run, fastest first; [] unloaded."""
+    return named_isas(library().tritllm_isas()) if available() else []
 
 
-def named_isas(mask: int, known: Sequence[str], fastest_first: Sequence[str]) -> list[str]:
-    """The names of a mask's bits, bit i being known[i], fastest first."""
-    return [name for name in fastest_first if mask >> known.index(name) & 1]
+def product_isas() -> list[str]:
+    """As `isas`, of the packed products."""
+    return named_isas(library().tritllm_linear_isas()) if available() else []
+
+
+def named_isas(mask: int) -> list[str]:
+    """The names of a mask's bits, bit i being ISAS[i], fastest first."""
+    return [name for name in FASTEST_FIRST if mask >> ISAS.index(name) & 1]
 
 
 def isa() -> str:
-    """The instruction set in use: the fastest, or the one that `TRITLLM_ISA` names.
+    """The codec's instruction set: the fastest, or the one that `TRITLLM_ISA` names.
 
-    Raises ValueError for a name that is unknown or cannot run here, RuntimeError without a library.
+    Raises TritError for a name that is unknown or cannot run here, RuntimeError without a library.
     """
     return ISAS[isa_number(None)]
 
 
 def isa_number(name: str | None) -> int:
-    """The library's number of `name`, by default of `isa()`. Raises as `isa`."""
+    """The library's number of `name`, by default of `isa()`. Raises as `choose_isa`."""
     library()
-    return choose_isa(name, ISAS, isas())
+    return choose_isa(name, isas())
 
 
-def choose_isa(name: str | None, known: Sequence[str], here: Sequence[str]) -> int:
-    """Position in `known` of an instruction set that is in `here` (fastest first).
+def choose_isa(name: str | None, here: Sequence[str]) -> int:
+    """The library's number of an instruction set that is in `here` (fastest first).
 
-    By default that of `TRITLLM_ISA`, else the fastest. Raises ValueError for a name that is not
-    known, or not here.
+    By default that of `TRITLLM_ISA`, else the fastest. In place of one that only the packed
+    products have, the codec takes the one beside it.
+
+    Raises ValueError for a name that is unknown or cannot run here, TritError where `TRITLLM_ISA`
+    gives it.
     """
     source = "isa"
+    refusal: type[Exception] = ValueError
     if name is None:
-        source, name = "TRITLLM_ISA", os.environ.get("TRITLLM_ISA") or here[0]
-    if name not in known:
-        raise ValueError(f"{source}={name}: unknown instruction set, not one of {', '.join(known)}")
+        source, refusal = "TRITLLM_ISA", TritError
+        name = os.environ.get("TRITLLM_ISA") or here[0]
+    if name not in ISAS:
+        beside = "".join(
+            f"; {n} is of packed products, the codec then takes {c}"
+            for n, c in CODEC_BESIDE.items()
+        )
+        raise refusal(
+            f"{source}={name}: unknown instruction set, not one of {', '.join(ISAS)}{beside}"
+        )
+    if name not in here and name in product_isas():
+        name = CODEC_BESIDE.get(name, name)
     if name not in here:
-        raise ValueError(f"{source}={name}: cannot run here; this machine has {', '.join(here)}")
-    return known.index(name)
+        raise refusal(f"{source}={name}: cannot run here; this machine has {', '.join(here)}")
+    return ISAS.index(name)
 
 
 def check(status: int) -> None:
