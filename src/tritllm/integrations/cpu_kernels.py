@@ -21,7 +21,7 @@ import torch
 from tritllm import kernels
 from tritllm.errors import TritError
 from tritllm.kernels import library
-from tritllm.native.library import BAD_ARGUMENT, check
+from tritllm.native.library import BAD_ARGUMENT, check, describe_isa
 
 MODES = ("int8", "exact", "torch")
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # the kernels' numbers
@@ -55,11 +55,20 @@ def available() -> bool:
     return mode() != "torch" and kernels.available()
 
 
+def as_wanted() -> bool:
+    """Whether what `TRITLLM_LINEAR` asks for can run here."""
+    return mode() == "torch" or kernels.available()
+
+
 def describe() -> str:
-    """What computes packed layers on the CPU, in a line."""
+    """What computes packed layers on the CPU, and why, in a line.
+
+    Raises TritError where an environment variable asks for what cannot be.
+    """
     if available():
-        activations = "int8" if mode() == "int8" else "float32"
-        return f"native kernels, {kernels.isa()}, {activations} activations"
+        activations = "int8" if mode() == "int8" else "float32 (TRITLLM_LINEAR=exact)"
+        isa = describe_isa(kernels.isa(), kernels.isas())
+        return f"native kernels, {isa}, activations in {activations}"
     why = "TRITLLM_LINEAR=torch" if mode() == "torch" else kernels.load_error()
     return f"torch, which decodes the weights at every call: {why}"
 

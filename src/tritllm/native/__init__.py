@@ -8,7 +8,7 @@ package still works: `available()` is False and `load_error()` says why.
 
 from tritllm.native.decoder import decode_rows
 from tritllm.native.encoder import encode
-from tritllm.native.library import available, isa, isas, load_error
+from tritllm.native.library import available, describe_isa, isa, isas, load_error
 from tritllm.native.trits import (
     pack_scale_index,
     pack_trits,
@@ -19,6 +19,7 @@ from tritllm.native.trits import (
 __all__ = [
     "available",
     "decode_rows",
+    "describe_isa",
     "encode",
     "isa",
     "isas",

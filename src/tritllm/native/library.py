@@ -134,7 +134,10 @@ def _path() -> Path:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     path = _path()
     if not path.exists():
-        return None, f"{path} does not exist"
+        remedy = "install tritllm again where there is a C++ compiler"
+        if os.environ.get("TRITLLM_LIBRARY"):
+            remedy = "TRITLLM_LIBRARY names it"
+        return None, f"{path} does not exist; {remedy}"
     try:
         library = ctypes.CDLL(str(path))
         bind(library, _SIGNATURES)
@@ -219,6 +222,12 @@ def choose_isa(name: str | None, here: Sequence[str]) -> int:
     if name not in here:
         raise refusal(f"{source}={name}: cannot run here; this machine has {', '.join(here)}")
     return ISAS.index(name)
+
+
+def describe_isa(name: str, here: Sequence[str]) -> str:
+    """An instruction set in use, and what it was chosen from."""
+    chosen = "as TRITLLM_ISA says; " if os.environ.get("TRITLLM_ISA") else ""
+    return f"{name} ({chosen}this machine can run: {', '.join(here)})"
 
 
 def check(status: int) -> None:
