@@ -294,6 +294,14 @@ def test_push_verifies_first(hub, packed):
     assert hub.requests == []
 
 
+@pytest.mark.usefixtures("token")
+def test_push_of_a_packed_folder_without_its_manifest(hub, packed):
+    (packed / "tritllm.json").unlink()
+    with pytest.raises(TritError, match=r"packed, but without tritllm\.json"):
+        push(packed, "me/Tiny-trit")
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("name", [".", "packed.partial", "nowhere"])
 def test_push_of_what_is_no_finished_folder(hub, packed, tmp_path, name):
     if name == "packed.partial":

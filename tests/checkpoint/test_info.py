@@ -16,7 +16,7 @@ from model_folders import (
     write_model,
 )
 
-from tritllm import TritError, quantize
+from tritllm import FormatError, TritError, quantize
 from tritllm.checkpoint.info import info
 
 PARAMETERS = sum(int(np.prod(shape)) for shape, _ in llama().values())
@@ -61,6 +61,14 @@ def test_a_packed_folder(source, tmp_path):
     assert facts.sqnr_mean_db == pytest.approx(report["sqnr_db"]["mean"])
     assert facts.codec == "v3"
     assert facts.weight_bytes == report["packed_bytes"]
+
+
+def test_a_packed_folder_without_its_manifest(source, tmp_path):
+    quantize(str(source), ["uniform-d1"], tmp_path / "out")
+    packed = tmp_path / "out/uniform-d1/packed"
+    (packed / "tritllm.json").unlink()
+    with pytest.raises(FormatError, match=r"packed, but without tritllm\.json: saved by transform"):
+        info(str(packed))
 
 
 def test_the_model_folder_is_a_plain_one(source, tmp_path):

@@ -136,7 +136,12 @@ def test_a_manifest_that_is_none(packed, content):
 
 def test_no_manifest(packed):
     (packed / "tritllm.json").unlink()
-    refused_on_opening(packed, r"no tritllm\.json; not a packed checkpoint, or an incomplete one")
+    refused_on_opening(
+        packed, r"packed, but without tritllm\.json: saved by transformers, or incom"
+    )
+    for config in (b"{}", b"[]", b"{", b'{"quantization_config": {"quant_method": "other"}}'):
+        (packed / "config.json").write_bytes(config)
+        refused_on_opening(packed, r"no tritllm\.json; not a packed checkpoint")
 
 
 def test_no_such_folder(tmp_path):

@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES, logits, write_tiny
 from transformers import AutoModel, AutoModelForCausalLM
 
+from tritllm import FormatError, PackedCheckpoint, verify
+from tritllm.checkpoint.card import write_card
+from tritllm.checkpoint.info import info
 from tritllm.integrations.transformers import TritConfig, load_model
 
 
@@ -43,6 +46,17 @@ def test_saved_is_what_was_loaded(tiny, tmp_path, family):
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     assert torch.equal(logits(again), logits(model))
+
+
+def test_what_is_saved_has_no_manifest_and_every_command_says_so(tiny, tmp_path):
+    load_model(tiny("llama", 3) / "packed").save_pretrained(tmp_path)
+    for function in (verify, info, write_card, PackedCheckpoint):
+        with pytest.raises(FormatError) as caught:
+            function(str(tmp_path))
+        assert str(caught.value) == (
+            f"{tmp_path}: packed, but without tritllm.json: saved by transformers, or incomplete; "
+            "what it holds cannot be proven, use the folder that tritllm quantize wrote"
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from typing import Any
 import tritllm
 from tritllm.checkpoint.card import licence_notice, licence_of_card, model_card
 from tritllm.checkpoint.configs import Config
-from tritllm.checkpoint.manifest import FORMAT_VERSION, manifest_bytes
+from tritllm.checkpoint.manifest import FORMAT_VERSION, METHOD, manifest_bytes
 from tritllm.checkpoint.model_files import LocalFiles
 from tritllm.checkpoint.model_folder import (
     check_shards,
@@ -164,7 +164,7 @@ def _packed_config(plan: Plan, report: Report) -> dict[str, Any]:
     return {
         **plan.source.config,
         "quantization_config": {
-            "quant_method": "tritllm",
+            "quant_method": METHOD,
             "format_version": FORMAT_VERSION,
             "codec": plan.codec,
             "depth": uniform.pop() if len(uniform) == 1 else depths,

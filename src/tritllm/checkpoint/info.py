@@ -17,7 +17,7 @@ from tritllm.checkpoint.card import (
     licence_of_card,
     measure,
 )
-from tritllm.checkpoint.manifest import check_manifest
+from tritllm.checkpoint.manifest import check_manifest, no_manifest, says_packed
 from tritllm.checkpoint.model_files import ModelFiles, open_files
 from tritllm.checkpoint.safetensors_header import TensorEntry, read_header
 from tritllm.checkpoint.source import CONFIG, INDEX, MANIFEST
@@ -55,7 +55,8 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
 
     Of a Hub id only the config, the card and the headers are fetched.
 
-    Raises SourceError where there is no such model, FormatError for broken files.
+    Raises SourceError where there is no such model, FormatError for broken files and for packed
+    ones without their manifest.
     """
     files = open_files(model, revision, stream=not os.path.isdir(model))
     sizes = files.sizes()
@@ -70,6 +71,8 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
     manifest = None
     if MANIFEST in sizes:
         manifest = check_manifest(_json(files, sizes, MANIFEST), f"{files.name}/{MANIFEST}")
+    elif says_packed(config):
+        raise no_manifest(files.name, config)
     packed = measure(manifest) if manifest else None
     parameters = packed.parameters if packed else sum(entry.size for entry in entries)
     text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None

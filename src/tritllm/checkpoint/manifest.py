@@ -11,10 +11,11 @@ from typing import Any
 
 import jsonschema
 
-from tritllm.checkpoint.source import MANIFEST
+from tritllm.checkpoint.source import CONFIG, MANIFEST
 from tritllm.errors import FormatError
 
 FORMAT_VERSION = 1
+METHOD = "tritllm"  # quant_method in config.json
 _ZEROS = "0" * 64  # stand in for the file's own hash while it is computed
 
 
@@ -43,12 +44,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FormatError(f"{folder}: no {MANIFEST}; not a packed checkpoint, or an incomplete one")
+        raise no_manifest(str(folder), read_config(folder))
     try:
         manifest = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not valid JSON ({error})") from None
     return check_manifest(manifest, str(path))
+
+
+def no_manifest(where: str, config: Any) -> FormatError:
+    """The refusal of a folder without tritllm.json, by what its config.json says it is.
+
+    transformers' save_pretrained writes packed tensors but no manifest, and none can be made
+    afterwards: what it claims of the source and of the encoder's error is not in the files.
+    """
+    if says_packed(config):
+        return FormatError(
+            f"{where}: packed, but without {MANIFEST}: saved by transformers, or incomplete; what "
+            "it holds cannot be proven, use the folder that tritllm quantize wrote"
+        )
+    return FormatError(f"{where}: no {MANIFEST}; not a packed checkpoint, or an incomplete one")
+
+
+def says_packed(config: Any) -> bool:
+    """Whether the content of a config.json says that the weights are packed."""
+    stored = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(stored, dict) and stored.get("quant_method") == METHOD
+
+
+def read_config(folder: Path) -> Any:
+    """The content of a folder's config.json; None where there is none that can be read."""
+    try:
+        return json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def check_manifest(manifest: Any, where: str) -> dict[str, Any]:

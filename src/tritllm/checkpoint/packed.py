@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tritllm.checkpoint.manifest import read_manifest
+from tritllm.checkpoint.manifest import METHOD, read_manifest
 from tritllm.checkpoint.model_files import LocalFiles
 from tritllm.checkpoint.safetensors_header import Header, TensorEntry, read_header
 from tritllm.checkpoint.source import CONFIG, INDEX
@@ -93,8 +93,8 @@ class PackedCheckpoint:
             method = config["quantization_config"]["quant_method"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise FormatError(f"{path}: missing, or has no quantization_config") from None
-        if method != "tritllm":
-            raise FormatError(f"{path}: quant_method is {method!r}, expected 'tritllm'")
+        if method != METHOD:
+            raise FormatError(f"{path}: quant_method is {method!r}, expected {METHOD!r}")
         self._check_config(config["quantization_config"])
         result: dict[str, Any] = config
         return result

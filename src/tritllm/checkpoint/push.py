@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tritllm.checkpoint.card import read_licence
+from tritllm.checkpoint.manifest import read_config, says_packed
 from tritllm.checkpoint.source import CONFIG, MANIFEST
 from tritllm.checkpoint.verify import verify
 from tritllm.errors import OutputError, TritError
@@ -26,7 +27,7 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or folder.name.endswith(".partial"):
         raise TritError(f"{folder}: not a finished model folder")
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() or says_packed(read_config(folder)):
         verify(folder)
     licence = read_licence(folder)
     if licence.is_llama and not repository.split("/")[-1].startswith("Llama"):

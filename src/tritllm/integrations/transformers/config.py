@@ -10,11 +10,10 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tritllm.checkpoint.manifest import FORMAT_VERSION
+from tritllm.checkpoint.manifest import FORMAT_VERSION, METHOD
 from tritllm.codec import CODECS, DEPTHS, GROUP
 from tritllm.errors import FormatError, TritError
 
-METHOD = "tritllm"
 _READING: ContextVar[Mapping[str, int]] = ContextVar("reading", default=MappingProxyType({}))
 
 

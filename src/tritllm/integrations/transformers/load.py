@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tritllm.checkpoint.manifest import METHOD
 from tritllm.checkpoint.source import CONFIG
 from tritllm.errors import TritError
 from tritllm.integrations.registration import register_with_transformers
-from tritllm.integrations.transformers.config import METHOD, reading
+from tritllm.integrations.transformers.config import reading
 
 
 def load_model(
