@@ -59,6 +59,17 @@ def test_other_dtypes(tiny, torch_only, dtype, bound):
     assert (ours - theirs).float().norm() <= bound * theirs.float().norm()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("loader", [AutoModel, AutoModelForCausalLM], ids=lambda c: c.__name__)
+def test_kept_floats_have_the_models_dtype(tiny, torch_only, family, loader):
+    """Also those that transformers loads under another name than the file's."""
+    for dtype in (torch.bfloat16, torch.float32):
+        model = loader.from_pretrained(tiny(family, 3) / "packed", dtype=dtype)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        with torch.no_grad():
+            assert model(some_ids())[0].isfinite().all()
+
+
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
 def test_device_map(tiny, torch_only, device_map):
     folder = tiny("llama_tied", 2)

@@ -15,6 +15,7 @@ from tritllm.codec import encode
 from tritllm.errors import FormatError, SourceError, TritError
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.integrations.transformers.linear import TritLinear, numpy_matrix
+from tritllm.integrations.transformers.renamed import cast_renamed, float_dtypes
 
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
@@ -36,14 +37,19 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         self._depths: dict[str, int] = {}  # module: depth, on the fly
         self._faults: list[str] = []
         self._attention_asked = False
+        self._dtypes: dict[str, torch.dtype] = {}  # of float parameters, as the model has them
         self._unfused: list[list[str]] = []  # targets of the conversions that fuse experts
 
     # --- Before loading: the model is on meta -----------------------------------------------------
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Note whether the user chose an attention; transformers before 5.19 does not call this."""
+        """Note whether the user chose an attention."""
         self._attention_asked = config._attn_implementation is not None
         return config
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """As above, for transformers before 5.19, which does not call it."""
+        return self.update_attn_implementation(config)
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -51,6 +57,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         from transformers.conversion_mapping import get_model_conversion_mapping
 
         conversions = get_model_conversion_mapping(model)
+        self._dtypes = float_dtypes(model)
         if self.pre_quantized:
             self._swap_stored(model, checkpoint_files, conversions)
         else:
@@ -166,6 +173,8 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
         if self._faults:
             raise SourceError(f"{model.config.name_or_path}: {self._faults[0]}; mend the source")
+        if self.pre_quantized:
+            cast_renamed(model, self._dtypes)
         config = self.quantization_config
         head = None  # an output layer with a depth of its own
         if config.lm_head_depth is not None:
