@@ -1,4 +1,4 @@
-"""Reading ahead of a computation and writing behind it, each in one thread, by a bounded amount."""
+"""Reading ahead of a computation and working behind it, each in one thread."""
 
 from __future__ import annotations
 
@@ -84,33 +84,37 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
-class WriteBehind:
-    """Run jobs in order in a thread.
+class InOrder:
+    """Run jobs in a thread, one after the other.
 
     After a failed job none runs; the next `submit` or `wait` raises its error. Leaving the context
     waits for the last job; an error is raised unless another is on its way.
     """
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tritllm-writer")
-        self._waiting: deque[Future[None]] = deque()
+        self._executor = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Any]] = deque()
         self._failed = False
 
-    def submit(self, job: Callable[..., None], *arguments: Any, at_most: int | None = None) -> None:
+    def submit(
+        self, job: Callable[..., Any], *arguments: Any, at_most: int | None = None
+    ) -> Future[Any]:
         """Run job(*arguments) after the jobs before; first wait until fewer than `at_most` are
-        under way.
+        under way. The future has what it returns.
         """
         while self._waiting and (
             self._waiting[0].done() or (at_most is not None and len(self._waiting) >= at_most)
         ):
             self._waiting.popleft().result()
-        self._waiting.append(self._executor.submit(self._run, job, *arguments))
+        future = self._executor.submit(self._run, job, *arguments)
+        self._waiting.append(future)
+        return future
 
-    def _run(self, job: Callable[..., None], *arguments: Any) -> None:
+    def _run(self, job: Callable[..., Any], *arguments: Any) -> Any:
         if self._failed:
-            return
+            return None
         try:
-            job(*arguments)
+            return job(*arguments)
         except BaseException:
             self._failed = True
             raise
@@ -120,7 +124,7 @@ class WriteBehind:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def __enter__(self) -> WriteBehind:
+    def __enter__(self) -> InOrder:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -1,14 +1,15 @@
 """One pass over the source's shards: read ahead, encode, write behind, and keep the journal.
 
-A thread reads and hashes the source ahead, by a tensor at most; the caller's thread encodes; a
-third hashes and writes the results of the tensors before. The slowest of the three sets the pace,
-and the plan says how much of the source is held at a time.
+A thread reads the source ahead, by a tensor at most, and another hashes what it has read; the
+caller's thread encodes; one more hashes and writes the results of the tensors before. The slowest
+sets the pace, and the plan says how much of the source is held at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.checkpoint.finish import partial_folder
 from tritllm.checkpoint.journal import Journal
 from tritllm.checkpoint.model_folder import CHUNK_BYTES, model_dtype
-from tritllm.checkpoint.overlap import ReadAhead, WriteBehind
+from tritllm.checkpoint.overlap import InOrder, ReadAhead
 from tritllm.checkpoint.plan import Plan, PlannedTensor
 from tritllm.checkpoint.shard_writer import ShardWriter, output_errors
 from tritllm.checkpoint.source import SourceShard
@@ -52,7 +53,7 @@ class _Piece:
     tensor: PlannedTensor
     position: int
     data: np.ndarray  # uint8
-    read_sha256: str | None
+    read_sha256: Future[str] | None
 
 
 class ShardPass:
@@ -87,10 +88,12 @@ class ShardPass:
         writers = self._open_writers(shard, resume=done > 0)
         try:
             with (
+                InOrder() as hashing,
                 ReadAhead(
-                    partial(self._read, shard, tensors[done:], digest), self.plan.source_bytes_held
+                    partial(self._read, shard, tensors[done:], digest, hashing),
+                    self.plan.source_bytes_held,
                 ) as pieces,
-                WriteBehind() as behind,
+                InOrder() as behind,
             ):
                 self._encode_and_write(shard, pieces, writers, behind)
                 end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
@@ -100,7 +103,7 @@ class ShardPass:
                 writer.close()
 
     def _encode_and_write(
-        self, shard: SourceShard, pieces: ReadAhead[_Piece], writers: Writers, behind: WriteBehind
+        self, shard: SourceShard, pieces: ReadAhead[_Piece], writers: Writers, behind: InOrder
     ) -> None:
         pending: list[Record] = []
         uncommitted = 0
@@ -113,6 +116,8 @@ class ShardPass:
             decibels: dict[int, float] = {}
             if tensor.decision.quantize:
                 encoded = self._encode(shard, tensor, piece.data)
+                assert piece.read_sha256
+                piece.read_sha256.result()  # hashed as well: the memory is free
                 self._spare = piece.data
                 pieces.release(piece.data.nbytes)
                 decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
@@ -126,7 +131,7 @@ class ShardPass:
                 pieces.release(piece.data.nbytes)
             if piece.read_sha256 is None:
                 continue
-            record["read_sha256"] = piece.read_sha256
+            record["read_sha256"] = piece.read_sha256.result()
             pending.append(record)
             uncommitted += entry.nbytes
             if uncommitted >= COMMIT_BYTES:
@@ -142,9 +147,10 @@ class ShardPass:
         shard: SourceShard,
         tensors: list[PlannedTensor],
         digest: Any,
+        hashing: InOrder,
         reserve: Callable[[int], None],
     ) -> Iterator[_Piece]:
-        """The tensors' bytes in order; hashes them into `digest`."""
+        """The tensors' bytes in order; has them hashed into `digest`."""
         for tensor in tensors:
             entry = tensor.entry
             whole = tensor.decision.quantize
@@ -154,9 +160,9 @@ class ShardPass:
                 reserve(length)
                 chunk = data[offset : offset + length] if whole else np.empty(length, np.uint8)
                 self.plan.source.files.read_into(shard.name, entry.begin + offset, chunk.data)
-                digest.update(chunk)
+                hashing.submit(digest.update, chunk)
                 ends = offset + length == entry.nbytes
-                read_sha256 = digest.hexdigest() if ends else None
+                read_sha256 = hashing.submit(digest.hexdigest) if ends else None
                 if not whole:
                     yield _Piece(tensor, offset, chunk, read_sha256)
                 elif ends:
@@ -172,8 +178,9 @@ class ShardPass:
     ) -> Any:
         """SHA-256 of the shard up to the first tensor not yet done, read again and compared."""
         digest = hashlib.sha256(shard.header.raw)
-        for _ in self._read(shard, done, digest, lambda nbytes: None):
-            pass
+        with InOrder() as hashing:
+            for _ in self._read(shard, done, digest, hashing, lambda nbytes: hashing.wait()):
+                pass
         if records and digest.hexdigest() != records[-1]["read_sha256"]:
             raise SourceError(
                 f"{shard.name}: changed since this run began; delete {self.out} and start again"

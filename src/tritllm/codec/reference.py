@@ -74,20 +74,22 @@ def pack_trits(trits: np.ndarray) -> np.ndarray:
     return packed
 
 
-def unpack_trits(packed: np.ndarray, n: int) -> np.ndarray:
-    """Bytes uint8 [..., ceil(n/5)] -> trits int8 [..., n].
-
-    Raises ValueError for a byte above 242 or a missing trit that is not 0.
-    """
+def check_trits(packed: np.ndarray, n: int) -> None:
+    """Raise ValueError unless bytes uint8 [..., ceil(n/5)] are trits, 0 where there is none."""
     if packed.size and packed.max() > 242:
         where = np.unravel_index(int(np.argmax(packed > 242)), packed.shape)
         raise ValueError(
             f"byte {packed[where]} at {tuple(map(int, where))} is not five trits (0..242)"
         )
-    trits = _TRITS_OF_BYTE[packed].reshape(*packed.shape[:-1], -1)
-    if trits[..., n:].any():
+    last = TRITS_PER_BYTE * (packed.shape[-1] - 1)  # the first trit of the last byte
+    if packed.size and _TRITS_OF_BYTE[packed[..., -1]][..., n - last :].any():
         raise ValueError(f"padding after trit {n} of a row is not zero")
-    return trits[..., :n]
+
+
+def unpack_trits(packed: np.ndarray, n: int) -> np.ndarray:
+    """Bytes uint8 [..., ceil(n/5)] -> trits int8 [..., n]. Raises as `check_trits`."""
+    check_trits(packed, n)
+    return _TRITS_OF_BYTE[packed].reshape(*packed.shape[:-1], -1)[..., :n]
 
 
 def pack_scale_index(index: np.ndarray) -> np.ndarray:

@@ -108,10 +108,8 @@ class TritTensor:
     def check_bytes(self) -> None:
         """Raise ValueError where a byte is not five trits, or padding is not zero."""
         groups = -(-self.in_features // GROUP)
-        for rows in reference.row_blocks(self.shape):
-            for plane in self.weight:
-                reference.unpack_trits(plane[rows], self.in_features)
-            reference.unpack_trits(self.scale[rows], 3 * groups)
+        reference.check_trits(self.weight, self.in_features)
+        reference.check_trits(self.scale, 3 * groups)
 
     def rows(self, start: int, stop: int) -> TritTensor:
         """The rows start..stop-1, sharing memory."""
