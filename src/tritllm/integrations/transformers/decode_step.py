@@ -196,7 +196,9 @@ class _Parts:
         self._owners = [(owner, name) for owner, name in owners if name in owner]
         self._held = [owner[name] for owner, name in self._owners]
         self._tensors = [held for held in self._held if isinstance(held, torch.Tensor)]
-        self._where = [tensor.data_ptr() for tensor in self._tensors]
+        # A cast or a move gives a parameter other memory; prepared memory is replaced as a whole.
+        self._parameters = [held for held in self._tensors if isinstance(held, torch.nn.Parameter)]
+        self._where = [parameter.data_ptr() for parameter in self._parameters]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._dicts = [m.__dict__ for m in modules]
         self._norm = model.norm
@@ -207,7 +209,9 @@ class _Parts:
     def unchanged(self) -> bool:
         """Whether every module and tensor is what and where it was."""
         now = [owner.get(name) for owner, name in self._owners]
-        return all(map(is_, now, self._held)) and self._where == list(map(_ADDRESS, self._tensors))
+        return all(map(is_, now, self._held)) and self._where == list(
+            map(_ADDRESS, self._parameters)
+        )
 
     def may_be_bypassed(self) -> bool:
         """Whether calling each module does what its class says, and nobody listens."""
