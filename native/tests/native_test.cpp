@@ -9,17 +9,10 @@
 #include <random>
 #include <vector>
 
+#include "check.h"
 #include "tritllm.h"
 
 namespace {
-
-#define CHECK(condition)                                                         \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                        \
-        }                                                                        \
-    } while (0)
 
 struct Result {
     std::vector<uint8_t> weight[5], scale[5];

@@ -6,9 +6,7 @@
 #include <cstdint>
 #include <thread>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
+#include "../pause.h"
 
 class Phase {
  public:
@@ -22,21 +20,13 @@ class Phase {
         }
         for (int spins = 0; done_.load(std::memory_order_acquire) < parts; spins++)
             if (spins < kSpins)
-                pause();
+                pause_thread();
             else
                 std::this_thread::yield();  // the thread that has the last part may need this core
     }
 
  private:
     static constexpr int kSpins = 4000;
-
-    static void pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-        _mm_pause();
-#elif defined(__aarch64__) && !defined(_MSC_VER)
-        __asm__ volatile("yield");
-#endif
-    }
 
     alignas(64) std::atomic<int64_t> next_{0};
     alignas(64) std::atomic<int64_t> done_{0};

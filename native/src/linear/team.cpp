@@ -9,24 +9,15 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
 
+#include "../pause.h"
+
 namespace {
 
 constexpr int kSpins = 4000;  // of a pause instruction: some 50 to 150 microseconds
-
-inline void pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-    _mm_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 using Work = void (*)(void *);
 
@@ -50,7 +41,7 @@ class Pool {
         }
         wake_.notify_all();
         work(data);
-        while (busy_.load(std::memory_order_acquire)) pause();
+        while (busy_.load(std::memory_order_acquire)) pause_thread();
     }
 
  private:
@@ -59,7 +50,7 @@ class Pool {
         for (;;) {
             unsigned round = round_.load(std::memory_order_acquire);
             for (int i = 0; round == seen && i < kSpins; i++) {
-                pause();
+                pause_thread();
                 round = round_.load(std::memory_order_acquire);
             }
             if (round == seen) {
