@@ -16,4 +16,6 @@ LmHeadDepth = Annotated[
 Dtype = Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")]
 TorchThreads = Annotated[int | None, typer.Option(min=1, help="Default: torch's choice.")]
 CodecThreads = Annotated[int | None, typer.Option(min=1, help="Default: every processor.")]
-Compiled = Annotated[bool, typer.Option(help="Compile the decode step first; pays where it is not native.")]
+Compiled = Annotated[
+    bool, typer.Option(help="Compile the decode step first; pays where it is not native.")
+]
