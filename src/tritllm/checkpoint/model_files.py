@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from tritllm.checkpoint.direct_read import LEAST, read_directly
 from tritllm.errors import SourceError
 
 
@@ -56,18 +57,25 @@ class LocalFiles:
 
     def read_into(self, name: str, offset: int, data: memoryview) -> None:
         """As `ModelFiles.read_into`."""
+        path = self.folder / name
+        start, stop = read_directly(path, offset, data)
+        if start:
+            self._read_part(path, offset, data[:start])
+        self._read_part(path, offset + stop, data[stop:])
+
+    def _read_part(self, path: Path, offset: int, data: memoryview) -> None:
         done = 0
         try:
-            with open(self.folder / name, "rb", buffering=0) as file:
-                if hasattr(os, "posix_fadvise"):  # files are read from front to back
+            with open(path, "rb", buffering=0) as file:
+                if len(data) >= LEAST and hasattr(os, "posix_fadvise"):  # from front to back
                     end = offset + len(data)
                     os.posix_fadvise(file.fileno(), end, _NEXT_BYTES, os.POSIX_FADV_WILLNEED)
                 file.seek(offset)
                 while done < len(data) and (more := file.readinto(data[done:])):
                     done += more  # one call reads at most 2 GiB
         except OSError as error:
-            raise SourceError(f"{self.folder / name}: {error.strerror}") from None
-        _check_length(done, len(data), f"{self.folder / name}", offset)
+            raise SourceError(f"{path}: {error.strerror}") from None
+        _check_length(done, len(data), str(path), offset)
 
     def stamp(self, name: str) -> str:
         """As `ModelFiles.stamp`."""

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.checkpoint.direct_read import memory_for
 from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.checkpoint.finish import partial_folder
 from tritllm.checkpoint.journal import Journal
 from tritllm.checkpoint.model_folder import CHUNK_BYTES, model_dtype
 from tritllm.checkpoint.overlap import InOrder, ReadAhead
 from tritllm.checkpoint.plan import Plan, PlannedTensor
+from tritllm.checkpoint.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.checkpoint.shard_writer import ShardWriter, output_errors
 from tritllm.checkpoint.source import SourceShard
 from tritllm.codec import TritTensor, encode_depths
@@ -74,7 +76,7 @@ class ShardPass:
         self.on_progress = on_progress
         self.total_bytes = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
         self.done_bytes = 0
-        self._spare = np.empty(0, np.uint8)
+        self._spare: np.ndarray | None = None
 
     def carry(self, shard: SourceShard) -> None:
         """Write the output shards of a source shard; a shard that is done is passed over."""
@@ -118,7 +120,7 @@ class ShardPass:
                 encoded = self._encode(shard, tensor, piece.data)
                 assert piece.read_sha256
                 piece.read_sha256.result()  # hashed as well: the memory is free
-                self._spare = piece.data
+                self._spare = piece.data.base
                 pieces.release(piece.data.nbytes)
                 decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
                 behind.submit(
@@ -154,24 +156,29 @@ class ShardPass:
         for tensor in tensors:
             entry = tensor.entry
             whole = tensor.decision.quantize
-            data = self._memory(entry.nbytes if whole else 0)
+            data = self._memory(entry) if whole else None
             for offset in range(0, entry.nbytes, CHUNK_BYTES) or [0]:
                 length = min(CHUNK_BYTES, entry.nbytes - offset)
                 reserve(length)
-                chunk = data[offset : offset + length] if whole else np.empty(length, np.uint8)
-                self.plan.source.files.read_into(shard.name, entry.begin + offset, chunk.data)
+                begin = entry.begin + offset
+                chunk = memory_for(begin, length) if data is None else data[offset:][:length]
+                self.plan.source.files.read_into(shard.name, begin, chunk.data)
                 hashing.submit(digest.update, chunk)
                 ends = offset + length == entry.nbytes
                 read_sha256 = hashing.submit(digest.hexdigest) if ends else None
-                if not whole:
+                if data is None:
                     yield _Piece(tensor, offset, chunk, read_sha256)
                 elif ends:
                     yield _Piece(tensor, 0, data, read_sha256)
 
-    def _memory(self, nbytes: int) -> np.ndarray:
-        """That of the tensor encoded last, if it is enough: new memory has to be cleared first."""
-        spare, self._spare = self._spare, np.empty(0, np.uint8)
-        return spare[:nbytes] if spare.nbytes >= nbytes else np.empty(nbytes, np.uint8)
+    def _memory(self, entry: TensorEntry) -> np.ndarray:
+        """For a whole tensor; that of the one encoded last if it is enough: new memory has to be
+        cleared first.
+        """
+        if entry.begin % ITEM_BYTES[entry.dtype]:
+            return np.empty(entry.nbytes, np.uint8)
+        spare, self._spare = self._spare, None
+        return memory_for(entry.begin, entry.nbytes, spare)
 
     def _digest_of_done(
         self, shard: SourceShard, done: list[PlannedTensor], records: list[Record]
