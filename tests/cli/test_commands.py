@@ -325,6 +325,18 @@ def test_an_error_amid_the_tensors_is_the_last_line(tmp_path, command_line):
     assert "Traceback" not in done.stderr
 
 
+# The command, slow enough to be stopped in the middle.
+SLOWLY = """
+import time
+from tritllm.checkpoint import shard_pass
+from tritllm.cli.main import run
+
+encode = shard_pass.encode_depths
+shard_pass.encode_depths = lambda *arguments: (time.sleep(0.3), encode(*arguments))[1]
+run()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child")
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     tensors = random_tensors(llama(hidden=256, inner=512, layers=3), np.float32)
@@ -332,7 +344,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     arguments = ["quantize", "--model", str(source), "--configs", "uniform-d1,uniform-d4"]
     arguments += ["--out", str(tmp_path / "out"), "--threads", "1"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "tritllm", *arguments],
+        [sys.executable, "-c", SLOWLY, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -157,6 +157,8 @@ class ShardPass:
             entry = tensor.entry
             whole = tensor.decision.quantize
             data = self._memory(entry) if whole else None
+            if data is None:
+                self._spare = None  # what is read now needs the room
             for offset in range(0, entry.nbytes, CHUNK_BYTES) or [0]:
                 length = min(CHUNK_BYTES, entry.nbytes - offset)
                 reserve(length)
