@@ -77,7 +77,7 @@ class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
         **kwargs: Any,
     ) -> Any:
         """As transformers defines it."""
-        if not torch.compiler.is_compiling() and past_key_values is not None:
+        if not torch.compiler.is_compiling() and type(past_key_values) is DynamicCache:
             hidden = self._native(
                 input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
                 kwargs,
@@ -101,7 +101,7 @@ class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
         input_ids: torch.Tensor | None,
         mask: Any,
         position_ids: torch.Tensor | None,
-        past: Any,
+        past: DynamicCache,
         embeds: torch.Tensor | None,
         use_cache: bool | None,
         kwargs: dict[str, Any],
@@ -373,12 +373,14 @@ class _Room:
 _rooms: WeakKeyDictionary[DynamicCache, _Room] = WeakKeyDictionary()
 
 
-def _room_of(past: Any, blocks: ctypes.Array[decoder.Block], dtype: torch.dtype) -> _Room | None:
-    """The room of a cache, made if need be; None for a cache of another kind, or an empty one."""
-    room = _rooms.get(past) if type(past) is DynamicCache else None
+def _room_of(
+    past: DynamicCache, blocks: ctypes.Array[decoder.Block], dtype: torch.dtype
+) -> _Room | None:
+    """The room of a cache, made if need be; None for one with other layers, or an empty one."""
+    room = _rooms.get(past)
     if room is not None and room.is_of(past):
         return room
-    if type(past) is not DynamicCache or past.offloading or len(past.layers) != len(blocks):
+    if past.offloading or len(past.layers) != len(blocks):
         return None
     first = past.layers[0]
     for layer in past.layers:
