@@ -23,8 +23,8 @@ import transformers
 
 from tritllm import quantize
 from tritllm.evaluation.divergence import Scores, compare
-from tritllm.integrations import cpu_kernels
 from tritllm.integrations.transformers import load_model
+from tritllm.ops import cpu_kernels
 
 DATA = Path(str(files("tritllm.demo") / "data"))
 COLUMNS = ("packed, exact", "packed, int8", "int8, lm_head at depth 4")

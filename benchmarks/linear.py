@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tritllm import kernels
-from tritllm.codec.tensor import TritTensor, packed_shapes
-from tritllm.kernels.prepared import aligned_bytes
+from tritllm import products as kernels
+from tritllm.codec.tensor import TritTensor
+from tritllm.format.trits import packed_shapes
+from tritllm.products.prepared import aligned_bytes
 
 SHAPES = ((3584, 3584), (18944, 3584), (3584, 18944), (512, 3584))
 PREFILL_ROWS = 512

@@ -18,8 +18,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.checkpoint.safetensors_header import TensorEntry, read_header
+from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.format.safetensors_header import TensorEntry, read_header
 
 
 def entries(source: Path) -> Iterator[tuple[Path, TensorEntry]]:

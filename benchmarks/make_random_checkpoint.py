@@ -18,7 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tritllm.checkpoint.model_folder import shard_header
+from tritllm.storage.model_folder import shard_header
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary, tied embeddings, context
 SHAPES = {

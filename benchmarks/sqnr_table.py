@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 import tritllm
-from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.checkpoint.safetensors_header import TensorEntry, read_header
-from tritllm.codec import CODECS, DEPTHS, to_decibel
+from tritllm.codec import CODECS, to_decibel
+from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.format.safetensors_header import TensorEntry, read_header
+from tritllm.format.trits import DEPTHS
 
 FIRST = 6  # tensors taken where none is named
 

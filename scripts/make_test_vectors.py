@@ -21,7 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from tritllm.codec import reference
-from tritllm.codec.reference import CODECS, DEPTHS, GROUP
+from tritllm.codec.reference import CODECS
+from tritllm.format import trits
+from tritllm.format.trits import DEPTHS, GROUP
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -251,8 +253,8 @@ def dequantize(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights float32 [N, K] and scale indices [N, G] from the file's arrays alone."""
     groups = -(-columns // GROUP)
-    level = reference.trits_to_levels(reference.unpack_trits(encoded.weight[:planes], columns))
-    index = reference.unpack_scale_index(encoded.scale, groups)
+    level = trits.trits_to_levels(trits.unpack_trits(encoded.weight[:planes], columns))
+    index = trits.unpack_scale_index(encoded.scale, groups)
     return reference.decode(level, index, encoded.codebook[planes - 1]), index
 
 
@@ -275,7 +277,7 @@ def case(name: str, weight: np.ndarray, dtype: str, depth: int, codec: str) -> d
         "input_dtype": dtype,
         "shape": list(weight.shape),
         "input": hex_rows(weight),
-        "trits": trit_rows(reference.unpack_trits(encoded.weight, columns)),
+        "trits": trit_rows(trits.unpack_trits(encoded.weight, columns)),
         "planes": hex_rows(encoded.weight),
         "scale_index": decoded[0][1].tolist(),
         "scale": hex_rows(encoded.scale),
@@ -316,7 +318,7 @@ def large_case(
 
 def test_vectors() -> dict[str, Any]:
     """The whole file."""
-    trits = reference.unpack_trits(np.arange(243, dtype=np.uint8)[:, None], 5)
+    every = trits.unpack_trits(np.arange(243, dtype=np.uint8)[:, None], 5)
     cases = []
     dtypes = itertools.cycle(DTYPES)  # each width meets all three
     for width, depth, codec in itertools.product(WIDTHS, DEPTHS, CODECS):
@@ -333,7 +335,7 @@ def test_vectors() -> dict[str, Any]:
         large += [large_case(weight, seed, encoded[depth], depth, codec) for depth in DEPTHS]
     return {
         "about": ABOUT,
-        "bytes": {"valid": trit_rows(trits), "invalid": list(range(243, 256))},
+        "bytes": {"valid": trit_rows(every), "invalid": list(range(243, 256))},
         "cases": cases,
         "large": large,
     }

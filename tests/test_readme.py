@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
-from model_folders import write_family
+from support.fake_hub import FakeHub
+from support.model_folders import write_family
 
 import tritllm
 

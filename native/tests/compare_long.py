@@ -13,8 +13,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.native.matrices import DTYPES, KINDS, decoded, difference, matrix
+
 from tritllm import native
-from tritllm.codec import reference
+from tritllm.codec import native_dequantize, native_encode, reference
 
 
 def compare(seed: int) -> str:
@@ -33,14 +34,16 @@ def compare(seed: int) -> str:
     what = f"seed {seed}: {kind} {dtype} {shape} {codec} {depths}"
     for isa in native.isas():
         threads = int(rng.integers(1, 4))
-        found = native.encode(weight, depths, codec, threads, isa=isa)
+        found = native_encode.encode(weight, depths, codec, threads, isa=isa)
         if different := difference(expected, found):
             return f"{what} {isa}: {different}"
         depth, out_dtype = depths[0], DTYPES[rng.integers(3)]
         planes = int(rng.integers(1, depth + 1))
         file, out = expected[depth], np.empty(shape, out_dtype)
         steps = file.codebook[planes - 1]
-        native.decode_rows(file.weight, file.scale, steps, shape[1], planes, out, threads, isa=isa)
+        native_dequantize.decode_rows(
+            file.weight, file.scale, steps, shape[1], planes, out, threads, isa=isa
+        )
         if out.tobytes() != decoded(file, shape[1], planes, out_dtype).tobytes():
             return f"{what} {isa}: decoded at {planes} planes to {out_dtype}"
     return ""

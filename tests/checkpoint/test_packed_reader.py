@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_folders import (
+from support.model_folders import (
     llama,
     load_safetensors,
     random_tensors,
@@ -25,7 +25,7 @@ from model_folders import (
 )
 
 from tritllm import FormatError, PackedCheckpoint, TritError, quantize, verify
-from tritllm.checkpoint.manifest import manifest_bytes
+from tritllm.format.manifest import manifest_bytes
 
 LINEAR = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_folders import (
+from support.model_folders import (
     hashes,
     llama,
     random_tensors,
@@ -328,7 +328,7 @@ def test_an_error_amid_the_tensors_is_the_last_line(tmp_path, command_line):
 # The command, slow enough to be stopped in the middle.
 SLOWLY = """
 import time
-from tritllm.checkpoint import shard_pass
+from tritllm.quantizer import shard_pass
 from tritllm.cli.main import run
 
 encode = shard_pass.encode_depths

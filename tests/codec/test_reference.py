@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritllm.codec import reference
+from tritllm.format import trits as trit
 
 depths = st.integers(1, 4)
 float32 = np.float32
@@ -16,7 +17,7 @@ quick = settings(deadline=None, max_examples=100)
 
 
 def every_level(depth):
-    largest = reference.max_level(depth)
+    largest = trit.max_level(depth)
     return np.arange(-largest, largest + 1)
 
 
@@ -24,28 +25,28 @@ def every_level(depth):
 
 
 def test_max_level():
-    assert [reference.max_level(depth) for depth in (1, 2, 3, 4)] == [1, 4, 13, 40]
+    assert [trit.max_level(depth) for depth in (1, 2, 3, 4)] == [1, 4, 13, 40]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_every_level_has_its_own_trits(depth):
     level = every_level(depth)
-    trits = reference.levels_to_trits(level, depth)
+    trits = trit.levels_to_trits(level, depth)
     assert trits.dtype == np.int8
     assert set(np.unique(trits)) <= {-1, 0, 1}
     powers = 3 ** np.arange(depth - 1, -1, -1)
     np.testing.assert_array_equal(powers @ trits, level)
-    np.testing.assert_array_equal(reference.trits_to_levels(trits), level)
+    np.testing.assert_array_equal(trit.trits_to_levels(trits), level)
     assert len({tuple(column) for column in trits.T}) == 3**depth
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_dropping_planes_rounds_to_nearest(depth):
     """The r top planes hold round(k / 3**m), and no k / 3**m lies halfway."""
-    trits = reference.levels_to_trits(every_level(depth), depth)
+    trits = trit.levels_to_trits(every_level(depth), depth)
     for planes in range(1, depth + 1):
         divisor = 3 ** (depth - planes)
-        for k, top in zip(every_level(depth), reference.trits_to_levels(trits[:planes])):
+        for k, top in zip(every_level(depth), trit.trits_to_levels(trits[:planes])):
             assert 2 * abs(int(k) - int(top) * divisor) < divisor
             assert top == round(k / divisor)
 
@@ -53,14 +54,12 @@ def test_dropping_planes_rounds_to_nearest(depth):
 @quick
 @given(depths, st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_levels_trits_bytes_round_trip(depth, rows, columns, seed):
-    largest = reference.max_level(depth)
+    largest = trit.max_level(depth)
     level = np.random.default_rng(seed).integers(-largest, largest + 1, (rows, columns))
-    packed = reference.pack_trits(reference.levels_to_trits(level, depth))
+    packed = trit.pack_trits(trit.levels_to_trits(level, depth))
     assert packed.shape == (depth, rows, -(-columns // 5))
     assert packed.dtype == np.uint8
-    np.testing.assert_array_equal(
-        reference.trits_to_levels(reference.unpack_trits(packed, columns)), level
-    )
+    np.testing.assert_array_equal(trit.trits_to_levels(trit.unpack_trits(packed, columns)), level)
 
 
 @quick
@@ -70,7 +69,7 @@ def test_bytes_by_hand(trits):
     expected = [
         sum((whole[5 * b + i] + 1) * 3**i for i in range(5)) for b in range(len(whole) // 5)
     ]
-    assert reference.pack_trits(np.array(trits, np.int8)).tolist() == expected
+    assert trit.pack_trits(np.array(trits, np.int8)).tolist() == expected
 
 
 @quick
@@ -79,18 +78,18 @@ def test_scale_indices_by_hand(rows, groups, seed):
     index = np.random.default_rng(seed).integers(0, 27, (rows, groups)).astype(np.uint8)
     digits = [[d for j in row for d in (j // 9, j // 3 % 3, j % 3)] for row in index.tolist()]
     trits = np.array(digits, np.int8) - np.int8(1)  # the trits of j - 13 are j's digits less one
-    packed = reference.pack_scale_index(index)
-    np.testing.assert_array_equal(packed, reference.pack_trits(trits))
-    np.testing.assert_array_equal(reference.unpack_scale_index(packed, groups), index)
+    packed = trit.pack_scale_index(index)
+    np.testing.assert_array_equal(packed, trit.pack_trits(trits))
+    np.testing.assert_array_equal(trit.unpack_scale_index(packed, groups), index)
 
 
 def test_bad_bytes_are_refused():
     with pytest.raises(ValueError, match=r"byte 243 at \(1, 0\) is not five trits"):
-        reference.unpack_trits(np.array([[0, 1], [243, 2]], np.uint8), 10)
+        trit.unpack_trits(np.array([[0, 1], [243, 2]], np.uint8), 10)
     with pytest.raises(ValueError, match="padding after trit 8 of a row is not zero"):
-        reference.unpack_trits(np.array([[121, 121 + 81]], np.uint8), 8)
+        trit.unpack_trits(np.array([[121, 121 + 81]], np.uint8), 8)
     with pytest.raises(ValueError, match="padding after trit 3"):
-        reference.unpack_scale_index(np.array([[121 - 27]], np.uint8), 1)
+        trit.unpack_scale_index(np.array([[121 - 27]], np.uint8), 1)
 
 
 # --- Codebooks ------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ def error_by_hand(magnitudes, step, depth):
     inverse = float32(1) / step
     total = None
     for a in magnitudes:
-        level = min(round(float(float32(a * inverse))), reference.max_level(depth))
+        level = min(round(float(float32(a * inverse))), trit.max_level(depth))
         e = float32(a - float32(float32(level) * step))
         total = e * e if total is None else float32(total + e * e)
     return total
@@ -178,7 +177,7 @@ def random_magnitudes(seed, n):
 def test_search_entries(depth, seed, twin):
     """The first of the entries with the least error, also where neighbours are equal."""
     a = random_magnitudes(seed, 4)
-    top = float32(a.max() / reference.max_level(depth))
+    top = float32(a.max() / trit.max_level(depth))
     steps = reference.log_spaced(float32(top / 20), top)
     steps[twin:] = np.maximum(steps[max(twin - 2, 0)], steps[twin:])
     steps[max(twin - 2, 0) : twin + 1] = steps[twin]
@@ -199,7 +198,7 @@ def test_v2_scales(depth, seed):
     for g in range(5):
         a = np.ldexp(weight[0, 16 * g : 16 * g + 16], -groups.exponent)
         candidates = [c for c in np.sort(a)[[10, 12, 14, 15]] if c > 0]
-        largest = float32(reference.max_level(depth))
+        largest = float32(trit.max_level(depth))
         errors = [error_by_hand(a, c / largest, depth) for c in candidates]
         assert scale[g] == (candidates[errors.index(min(errors))] if candidates else 0)
 

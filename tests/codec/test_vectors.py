@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tritllm import native
-from tritllm.codec import reference
+from tritllm.codec import native_dequantize, native_encode, reference
+from tritllm.format import trits
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "test_vectors.json"
@@ -37,18 +38,18 @@ every_large = pytest.mark.parametrize("case", VECTORS["large"], **by_name)
 def encode(engine, weight, depth, codec, threads=1):
     if engine == "reference":
         return reference.encode(weight, (depth,), codec)[depth]
-    return native.encode(weight, (depth,), codec, threads, isa=engine)[depth]
+    return native_encode.encode(weight, (depth,), codec, threads, isa=engine)[depth]
 
 
 def decode(engine, packed, scale, steps, columns, planes, dtype):
     out = np.empty((packed.shape[1], columns), dtype)
     if engine == "reference":
-        level = reference.trits_to_levels(reference.unpack_trits(packed[:planes], columns))
-        index = reference.unpack_scale_index(scale, -(-columns // 16))
+        level = trits.trits_to_levels(trits.unpack_trits(packed[:planes], columns))
+        index = trits.unpack_scale_index(scale, -(-columns // 16))
         with np.errstate(over="ignore"):
             out[:] = reference.decode(level, index, steps).astype(dtype)
     else:
-        native.decode_rows(packed, scale, steps, columns, planes, out, isa=engine)
+        native_dequantize.decode_rows(packed, scale, steps, columns, planes, out, isa=engine)
     return out
 
 
@@ -117,27 +118,25 @@ def test_the_decoder_of_the_specification(case):
         assert_same_bits(decoded.reshape(case["shape"]), from_hex(expected, np.float32))
 
 
-@pytest.mark.parametrize("codec", [reference, native][: len(ENGINES)], ids=lambda m: m.__name__)
 @every_case
-def test_trits_and_indices(codec, case):
+def test_trits_and_indices(case):
     columns = case["shape"][1]
     planes, scale = from_hex(case["planes"], np.uint8), from_hex(case["scale"], np.uint8)
-    trits, index = from_trits(case["trits"]), np.array(case["scale_index"], np.uint8)
-    assert_same_bits(codec.unpack_trits(planes, columns), trits)
-    assert_same_bits(codec.pack_trits(trits), planes)
-    assert_same_bits(codec.unpack_scale_index(scale, index.shape[1]), index)
-    assert_same_bits(codec.pack_scale_index(index), scale)
+    digits, index = from_trits(case["trits"]), np.array(case["scale_index"], np.uint8)
+    assert_same_bits(trits.unpack_trits(planes, columns), digits)
+    assert_same_bits(trits.pack_trits(digits), planes)
+    assert_same_bits(trits.unpack_scale_index(scale, index.shape[1]), index)
+    assert_same_bits(trits.pack_scale_index(index), scale)
 
 
-@pytest.mark.parametrize("codec", [reference, native][: len(ENGINES)], ids=lambda m: m.__name__)
-def test_bytes(codec):
-    trits = from_trits(VECTORS["bytes"]["valid"])
+def test_bytes():
+    digits = from_trits(VECTORS["bytes"]["valid"])
     every_byte = np.arange(243, dtype=np.uint8)[:, None]
-    assert_same_bits(codec.unpack_trits(every_byte, 5), trits)
-    assert_same_bits(codec.pack_trits(trits), every_byte)
+    assert_same_bits(trits.unpack_trits(every_byte, 5), digits)
+    assert_same_bits(trits.pack_trits(digits), every_byte)
     for value in VECTORS["bytes"]["invalid"]:
         with pytest.raises(ValueError, match=f"byte {value} at"):
-            codec.unpack_trits(np.array([[121, value]], np.uint8), 10)
+            trits.unpack_trits(np.array([[121, value]], np.uint8), 10)
     assert VECTORS["bytes"]["invalid"] == list(range(243, 256))
 
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from tritllm import quantize
-from tritllm.codec import DEPTHS
 from tritllm.evaluation.divergence import compare
+from tritllm.format.trits import DEPTHS
 from tritllm.integrations.transformers import TritLinear, load_model
 
 DATA = Path(str(files("tritllm.demo") / "data"))

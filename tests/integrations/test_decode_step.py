@@ -12,7 +12,7 @@ import transformers
 
 from tritllm import quantize
 from tritllm.integrations.transformers import decode_step, load_model
-from tritllm.kernels import decoder
+from tritllm.step import native_step as decoder
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,

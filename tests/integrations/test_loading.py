@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny_models import FAMILIES, logits, quantize_tiny, some_ids
+from support.tiny_models import FAMILIES, logits, quantize_tiny, some_ids
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tritllm import dequantize

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import write_tiny
+from support.tiny_models import write_tiny
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from tritllm.errors import FormatError, SourceError, TritError

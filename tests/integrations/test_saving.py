@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import FAMILIES, logits, write_tiny
+from support.tiny_models import FAMILIES, logits, write_tiny
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tritllm import FormatError, PackedCheckpoint, verify
-from tritllm.checkpoint.card import write_card
-from tritllm.checkpoint.info import info
 from tritllm.integrations.transformers import TritConfig, load_model
+from tritllm.model_card.card import write_card
+from tritllm.publish.info import info
 
 
 def tensors(folder) -> dict[str, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Reading packed folders: open, verify, dequantize."""

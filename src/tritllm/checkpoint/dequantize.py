@@ -7,9 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tritllm.checkpoint.card import licence_notice, model_card, read_licence
 from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
-from tritllm.checkpoint.model_folder import (
+from tritllm.checkpoint.packed import PackedCheckpoint
+from tritllm.errors import FormatError, OutputError, TritError
+from tritllm.format.names import CONFIG, INDEX
+from tritllm.format.safetensors_header import Header
+from tritllm.model_card.card import licence_notice, model_card, read_licence
+from tritllm.storage.model_folder import (
     CHUNK_BYTES,
     copy_side_files,
     give_name,
@@ -19,11 +23,7 @@ from tritllm.checkpoint.model_folder import (
     write_config,
     write_index,
 )
-from tritllm.checkpoint.packed import PackedCheckpoint
-from tritllm.checkpoint.safetensors_header import Header
-from tritllm.checkpoint.shard_writer import ShardWriter, output_errors, write_atomically
-from tritllm.checkpoint.source import CONFIG, INDEX
-from tritllm.errors import FormatError, OutputError, TritError
+from tritllm.storage.shard_writer import ShardWriter, output_errors, write_atomically
 
 
 def dequantize(

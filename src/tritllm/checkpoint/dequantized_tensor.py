@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tritllm.checkpoint.dtypes import NUMPY_OF_SAFETENSORS, cast_checked
-from tritllm.checkpoint.safetensors_header import ITEM_BYTES, TensorEntry
-from tritllm.checkpoint.shard_writer import ShardWriter
 from tritllm.codec import TritTensor
 from tritllm.errors import SourceError
+from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS, cast_checked
+from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
+from tritllm.storage.shard_writer import ShardWriter
 
 _BLOCK_WEIGHTS = 1 << 21  # decoded at a time
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tritllm.checkpoint.manifest import METHOD, read_manifest
-from tritllm.checkpoint.model_files import LocalFiles
-from tritllm.checkpoint.safetensors_header import Header, TensorEntry, read_header
-from tritllm.checkpoint.source import CONFIG, INDEX
-from tritllm.codec import TritTensor, packed_shapes
+from tritllm.codec import TritTensor
 from tritllm.errors import FormatError
+from tritllm.format.manifest import METHOD, read_manifest
+from tritllm.format.names import CONFIG, INDEX
+from tritllm.format.safetensors_header import Header, TensorEntry, read_header
+from tritllm.format.trits import packed_shapes
+from tritllm.storage.model_files import LocalFiles
 
 PARTS = ("", "_scale", "_codebook")
 

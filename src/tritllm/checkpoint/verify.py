@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tritllm.checkpoint.manifest import is_unchanged
-from tritllm.checkpoint.model_folder import CHUNK_BYTES
 from tritllm.checkpoint.packed import PackedCheckpoint
-from tritllm.checkpoint.source import MANIFEST
 from tritllm.errors import FormatError
+from tritllm.format.manifest import is_unchanged
+from tritllm.format.names import MANIFEST
+from tritllm.storage.model_folder import CHUNK_BYTES
 
 UNPROVEN = ("README.md", ".gitattributes")  # the card may be edited; the Hub adds the other
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tritllm.cli.console import console, errors, size
 from tritllm.cli.options import Compiled, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
-from tritllm.integrations.benchmark import Benchmark, Speed, bench
+from tritllm.run.bench import Benchmark, Speed, bench
 
 
 def command(

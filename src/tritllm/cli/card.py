@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tritllm.checkpoint.card import write_card
 from tritllm.cli.console import console
+from tritllm.model_card.card import write_card
 
 
 def command(folder: Annotated[Path, typer.Argument(help="A packed folder.")]) -> None:

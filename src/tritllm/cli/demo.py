@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tritllm.checkpoint.shard_pass import Progress
 from tritllm.cli.console import console, progress_bar, size
 from tritllm.demo.run import DemoResult, demo
+from tritllm.quantizer.shard_pass import Progress
 
 
 def command(

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritllm.cli.console import console
-from tritllm.doctor import diagnose
+from tritllm.run.doctor import diagnose
 
 
 def command() -> None:

@@ -8,7 +8,7 @@ import typer
 
 from tritllm.cli.console import errors
 from tritllm.cli.options import Compiled, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
-from tritllm.integrations.generation import generate
+from tritllm.run.generate import generate
 
 
 def command(

@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tritllm.checkpoint.info import ModelInfo, info
 from tritllm.cli.console import console, count, size
+from tritllm.publish.info import ModelInfo, info
 
 
 def command(

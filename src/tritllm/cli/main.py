@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-import tritllm
 from tritllm.cli import (
     bench,
     card,
@@ -23,6 +22,7 @@ from tritllm.cli import (
 from tritllm.cli import demo as demo_command
 from tritllm.cli.console import errors
 from tritllm.errors import TritError
+from tritllm.version import __version__
 
 STOPPED = 130
 
@@ -51,7 +51,7 @@ def options(
 ) -> None:
     """Options of the program itself."""
     if version:
-        print(f"tritllm {tritllm.__version__}")
+        print(f"tritllm {__version__}")
         raise typer.Exit
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tritllm.checkpoint.push import push
 from tritllm.cli.console import console
+from tritllm.publish.push import push
 
 
 def command(

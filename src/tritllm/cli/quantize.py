@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tritllm.checkpoint.plan import Plan
-from tritllm.checkpoint.quantize import quantize
-from tritllm.checkpoint.report import Report
-from tritllm.checkpoint.shard_pass import Progress
 from tritllm.cli.console import console, count, errors, progress_bar, size
 from tritllm.cli.options import CodecThreads
+from tritllm.quantizer.plan import Plan
+from tritllm.quantizer.quantize import quantize
+from tritllm.quantizer.report import Report
+from tritllm.quantizer.shard_pass import Progress
 
 
 def command(

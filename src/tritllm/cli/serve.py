@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tritllm.cli.options import Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
-from tritllm.integrations.serving import serve
+from tritllm.run.serve import serve
 
 
 def command(

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from tritllm import native
-from tritllm.codec import reference
+from tritllm.codec import native_dequantize, native_encode, reference
+from tritllm.format import trits
 
 
 def is_native() -> bool:
@@ -29,7 +30,7 @@ def encode(
 ) -> dict[int, reference.Encoded]:
     """As `reference.encode`."""
     if native.available():
-        return native.encode(weight, depths, codec, threads)
+        return native_encode.encode(weight, depths, codec, threads)
     _warn_of_reference()
     return reference.encode(weight, depths, codec)
 
@@ -42,12 +43,14 @@ def decode(
     Raises ValueError for bytes that are no trits.
     """
     if native.available():
-        native.decode_rows(planes, scale, steps, out.shape[1], planes.shape[0], out, threads)
+        native_dequantize.decode_rows(
+            planes, scale, steps, out.shape[1], planes.shape[0], out, threads
+        )
         return
     _warn_of_reference()
     for rows in reference.row_blocks(out.shape):
-        level = reference.trits_to_levels(reference.unpack_trits(planes[:, rows], out.shape[1]))
-        index = reference.unpack_scale_index(scale[rows], -(-out.shape[1] // reference.GROUP))
+        level = trits.trits_to_levels(trits.unpack_trits(planes[:, rows], out.shape[1]))
+        index = trits.unpack_scale_index(scale[rows], -(-out.shape[1] // trits.GROUP))
         with np.errstate(over="ignore"):  # beyond float16's range: infinite, the caller's to check
             out[rows] = reference.decode(level, index, steps).astype(out.dtype)
 

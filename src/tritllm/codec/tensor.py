@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from tritllm.codec import engine, reference
-from tritllm.codec.reference import CODECS, DEPTHS, ENTRIES, GROUP, TRITS_PER_BYTE
+from tritllm.codec import engine
+from tritllm.codec.reference import CODECS
+from tritllm.format import trits
+from tritllm.format.trits import DEPTHS, GROUP, packed_shapes
 
 FLOAT_DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
 
@@ -95,21 +97,21 @@ class TritTensor:
 
     def trits(self, planes: int | None = None) -> np.ndarray:
         """int8 [planes, N, K] in {-1, 0, 1}, most significant plane first."""
-        return reference.unpack_trits(self.weight[: self._planes(planes)], self.in_features)
+        return trits.unpack_trits(self.weight[: self._planes(planes)], self.in_features)
 
     def levels(self, planes: int | None = None) -> np.ndarray:
         """int8 [N, K]: the levels that the top `planes` planes hold, in [-L, L]."""
-        return reference.trits_to_levels(self.trits(planes))
+        return trits.trits_to_levels(self.trits(planes))
 
     def scale_index(self) -> np.ndarray:
         """uint8 [N, G], 0..26."""
-        return reference.unpack_scale_index(self.scale, -(-self.in_features // GROUP))
+        return trits.unpack_scale_index(self.scale, -(-self.in_features // GROUP))
 
     def check_bytes(self) -> None:
         """Raise ValueError where a byte is not five trits, or padding is not zero."""
         groups = -(-self.in_features // GROUP)
-        reference.check_trits(self.weight, self.in_features)
-        reference.check_trits(self.scale, 3 * groups)
+        trits.check_trits(self.weight, self.in_features)
+        trits.check_trits(self.scale, 3 * groups)
 
     def rows(self, start: int, stop: int) -> TritTensor:
         """The rows start..stop-1, sharing memory."""
@@ -139,18 +141,6 @@ class TritTensor:
         if not 1 <= planes <= self.depth:
             raise ValueError(f"planes is {planes}, expected 1..{self.depth}")
         return planes
-
-
-def packed_shapes(
-    out_features: int, in_features: int, depth: int
-) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, int]]:
-    """Shapes of the three arrays: planes, scale indices, codebook."""
-    groups = -(-in_features // GROUP)
-    return (
-        (depth, out_features, -(-in_features // TRITS_PER_BYTE)),
-        (out_features, -(-3 * groups // TRITS_PER_BYTE)),
-        (depth, ENTRIES),
-    )
 
 
 def to_decibel(nmse: float) -> float:

@@ -10,12 +10,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from tritllm.checkpoint.configs import CONFIG_NAMES
-from tritllm.checkpoint.quantize import quantize
-from tritllm.checkpoint.report import peak_memory_bytes
-from tritllm.checkpoint.shard_pass import Progress
 from tritllm.checkpoint.verify import verify
 from tritllm.errors import TritError
+from tritllm.quantizer.configs import CONFIG_NAMES
+from tritllm.quantizer.quantize import quantize
+from tritllm.quantizer.report import peak_memory_bytes
+from tritllm.quantizer.shard_pass import Progress
 
 SEED = 2026
 SAMPLE_TOKENS = 40

@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tritllm.checkpoint.manifest import FORMAT_VERSION, METHOD
-from tritllm.codec import CODECS, DEPTHS, GROUP
+from tritllm.codec import CODECS
 from tritllm.errors import FormatError, TritError
+from tritllm.format.manifest import FORMAT_VERSION, METHOD
+from tritllm.format.trits import DEPTHS, GROUP
 
 _READING: ContextVar[Mapping[str, int]] = ContextVar("reading", default=MappingProxyType({}))
 

@@ -22,10 +22,10 @@ from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from tritllm.integrations import cpu_kernels
 from tritllm.integrations.transformers import attention
 from tritllm.integrations.transformers.linear import TritLinear
-from tritllm.kernels import decoder
+from tritllm.ops import cpu_kernels
+from tritllm.step import native_step as decoder
 
 # Models whose blocks are what native/include/tritllm_decoder.h says.
 MODELS = {

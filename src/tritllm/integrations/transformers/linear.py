@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tritllm.codec import TritTensor, packed_shapes
-from tritllm.integrations import cpu_kernels, torch_ops
+from tritllm.codec import TritTensor
+from tritllm.format.trits import packed_shapes
+from tritllm.ops import cpu_kernels, torch_ops
 
 NUMPY_OF_TORCH = {
     torch.float16: np.dtype(np.float16),

@@ -14,8 +14,8 @@ from transformers.quantizers.base import HfQuantizer
 from tritllm.codec import encode
 from tritllm.errors import FormatError, SourceError, TritError
 from tritllm.integrations.transformers.config import TritConfig
+from tritllm.integrations.transformers.dtype_of_renamed import cast_renamed, float_dtypes
 from tritllm.integrations.transformers.linear import TritLinear, numpy_matrix
-from tritllm.integrations.transformers.renamed import cast_renamed, float_dtypes
 
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
@@ -70,7 +70,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         """Swap the layers whose packed weights the files hold."""
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-        from tritllm.integrations.transformers.stored import stored_matrices
+        from tritllm.checkpoint.packed_headers import stored_matrices
 
         if not files or not all(str(file).endswith(".safetensors") for file in files):
             raise TritError("a packed model is loaded from safetensors files, and here are none")
@@ -98,7 +98,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _swap_linears(self, model: Any, conversions: Sequence[Any]) -> None:
         """Swap the layers that are to be quantized; their weights come as floats."""
-        from tritllm.integrations.transformers.on_the_fly import is_linear_weight
+        from tritllm.integrations.transformers.encode_at_load import is_linear_weight
 
         config = self.quantization_config
         if config.depth is None:
@@ -160,7 +160,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def get_quantize_ops(self) -> Any:
         """The operation that encodes."""
-        from tritllm.integrations.transformers.on_the_fly import Encode
+        from tritllm.integrations.transformers.encode_at_load import Encode
 
         return Encode(self._depths, self.quantization_config.codec, self._faults)
 
@@ -168,7 +168,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from tritllm.integrations.transformers.attention import use_attention
-        from tritllm.integrations.transformers.check import check_and_prepare
+        from tritllm.integrations.transformers.check_and_prepare import check_and_prepare
         from tritllm.integrations.transformers.decode_step import use_native_step
 
         if self._faults:

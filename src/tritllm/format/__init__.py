@@ -1,0 +1,1 @@
+"""The file: names, trits, layout, headers, manifest. Imports nothing but errors and NumPy."""

@@ -1,0 +1,54 @@
+"""Loading a packed model for generation, with the options that only concern reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tritllm.errors import TritError
+from tritllm.format.manifest import METHOD
+from tritllm.format.names import CONFIG
+from tritllm.integrations.registration import register_with_transformers
+from tritllm.integrations.transformers.config import reading
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    planes: int | None = None,
+    lm_head_depth: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """AutoModelForCausalLM.from_pretrained of a packed folder or Hub id.
+
+    Args:
+        folder: a packed folder, or a Hub id of one.
+        planes: read only so many of the trit planes.
+        lm_head_depth: quantize lm_head, too, at this depth.
+        kwargs: passed to from_pretrained (dtype, device_map, revision, ...).
+
+    Raises TritError where it is not a packed model, or breaks the format.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = packed_config(folder, revision=kwargs.get("revision"))
+    with reading(planes=planes, lm_head_depth=lm_head_depth):
+        return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
+
+
+def packed_config(folder: str | Path, *, revision: str | None = None) -> Any:
+    """config.json of a packed model. Raises TritError for anything else."""
+    from transformers import AutoConfig
+
+    register_with_transformers()
+    is_path = Path(folder).exists() or str(folder).startswith((".", "/", "~"))
+    if is_path and not (Path(folder) / CONFIG).is_file():
+        raise TritError(f"{folder}: no {CONFIG} there; not a model's folder")
+    try:
+        config = AutoConfig.from_pretrained(folder, revision=revision)
+    except (OSError, ValueError) as error:
+        raise TritError(f"{folder}: {str(error).splitlines()[0]}") from None
+    stored = getattr(config, "quantization_config", None)
+    if not isinstance(stored, dict) or stored.get("quant_method") != METHOD:
+        raise TritError(f"{folder}: is not a packed model; quantize it with tritllm quantize")
+    return config

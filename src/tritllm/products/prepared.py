@@ -1,0 +1,183 @@
+"""Weights in the layout that an instruction set likes best, made from the portable arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tritllm.codec.tensor import TritTensor
+from tritllm.format import trits
+from tritllm.format.trits import ENTRIES, GROUP
+from tritllm.native import threads as pool
+from tritllm.native.arrays import address
+from tritllm.native.library import BAD_BYTE, BAD_PADDING, ISAS, TILE, UNSUPPORTED, check
+from tritllm.products import library
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A matrix [out_features, in_features] = [N, K] ready to be multiplied with.
+
+    Attributes:
+        memory: uint8, aligned to 64 bytes, of `size(...)` bytes; it begins with a header that names
+            the layout, so it can be handed around as a plain array.
+        shape: (N, K).
+        depth: planes that were read, 1..4.
+        isa: the instruction set it was made for.
+    """
+
+    memory: np.ndarray
+    shape: tuple[int, int]
+    depth: int
+    isa: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.memory.nbytes
+
+    @property
+    def address(self) -> int:
+        """Of the first byte."""
+        return address(self.memory)
+
+
+def size(out_features: int, in_features: int, depth: int, isa: str | None = None) -> int:
+    """Bytes of prepared memory. Raises ValueError for a shape or depth that is not one."""
+    number = library.isa_number(isa)
+    found = library.library().tritllm_linear_size(number, out_features, in_features, depth)
+    if found < 0:
+        raise ValueError(f"no matrix [{out_features}, {in_features}] of depth {depth}")
+    return found
+
+
+def aligned_bytes(nbytes: int) -> np.ndarray:
+    """Uninitialized uint8 [nbytes] at a multiple of 64 bytes; huge pages where NumPy gets them."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -address(raw) % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def prepare(
+    tensor: TritTensor,
+    planes: int | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+    out: np.ndarray | None = None,
+) -> Prepared:
+    """Prepare a matrix, or its top `planes` planes.
+
+    tensor: anything with TritTensor's weight, scale, codebook and in_features.
+    out: uint8 memory to fill, aligned to 64 bytes and of `size(...)` bytes; by default new memory.
+
+    Raises ValueError for planes outside 1..d, a byte above 242, padding that is not zero, steps
+    that are not finite, or `out` that does not fit; RuntimeError without the library.
+    """
+    depth, rows = tensor.weight.shape[:2]
+    planes = depth if planes is None else planes
+    if not 1 <= planes <= depth:
+        raise ValueError(f"planes is {planes}, expected 1..{depth}")
+    columns, groups = tensor.in_features, -(-tensor.in_features // GROUP)
+    weight = np.ascontiguousarray(tensor.weight[:planes])
+    scale = np.ascontiguousarray(tensor.scale)
+    steps = np.ascontiguousarray(tensor.codebook[planes - 1])
+    for what, array, shape, dtype in (
+        ("planes", weight, (planes, rows, -(-columns // 5)), np.uint8),
+        ("scale indices", scale, (rows, -(-3 * groups // 5)), np.uint8),
+        ("steps", steps, (ENTRIES,), np.float32),
+    ):
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"{what} are {array.dtype} {list(array.shape)}, "
+                f"expected {np.dtype(dtype)} {list(shape)}"
+            )
+    if not np.isfinite(steps).all():
+        raise ValueError("a step is not a finite number")
+    name = ISAS[library.isa_number(isa)]
+    nbytes = size(rows, columns, planes, name)
+    memory = aligned_bytes(nbytes) if out is None else out
+    if memory.dtype != np.uint8 or memory.shape != (nbytes,) or address(memory) % ALIGNMENT:
+        raise ValueError(f"out is not {nbytes} aligned bytes")
+    prepare_pointers(
+        address(weight),
+        weight.strides[0],
+        address(scale),
+        address(steps),
+        (rows, columns),
+        planes,
+        address(memory),
+        threads,
+        name,
+    )
+    return Prepared(memory, (rows, columns), planes, name)
+
+
+def prepare_pointers(
+    weight: int,
+    plane_stride: int,
+    scale: int,
+    steps: int,
+    shape: tuple[int, int],
+    planes: int,
+    memory: int,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """`prepare` on addresses: uint8 planes (rows contiguous, planes `plane_stride` bytes apart),
+    uint8 scale indices, float32 steps [27], and `size(...)` bytes of memory. Raises as `prepare`.
+    """
+    rows, columns = shape
+    native, number = library.library(), library.isa_number(isa)
+    call = library.Portable(weight, plane_stride, scale, steps, rows, columns, planes)
+    statuses: list[int] = []
+
+    def part(begin: int, end: int) -> None:
+        statuses.append(
+            native.tritllm_linear_prepare(number, ctypes.byref(call), begin, end, memory)
+        )
+
+    ranges = pool.parts(rows, TILE, threads)
+    pool.run([partial(part, *rows) for rows in ranges], threads)
+    if BAD_BYTE in statuses or BAD_PADDING in statuses:
+        _refuse(weight, plane_stride, scale, shape, planes)
+    for status in statuses:
+        check(status)
+
+
+def _refuse(
+    weight: int, plane_stride: int, scale: int, shape: tuple[int, int], planes: int
+) -> None:
+    """Raise the reference's ValueError, which names the first bad byte."""
+    rows, columns = shape
+    groups = -(-columns // GROUP)
+
+    def view(at: int, width: int) -> np.ndarray:
+        return np.ctypeslib.as_array((ctypes.c_uint8 * (rows * width)).from_address(at)).reshape(
+            rows, width
+        )
+
+    for plane in range(planes):
+        trits.unpack_trits(view(weight + plane * plane_stride, -(-columns // 5)), columns)
+    trits.unpack_scale_index(view(scale, -(-3 * groups // 5)), groups)
+
+
+def attach(memory: np.ndarray) -> Prepared:
+    """The Prepared that lies in `memory`, uint8 and aligned, which `prepare` filled.
+
+    Raises ValueError where it is not one of this version, RuntimeError where it cannot run here.
+    """
+    if memory.dtype != np.uint8 or memory.ndim != 1 or address(memory) % ALIGNMENT:
+        raise ValueError("prepared memory is one-dimensional uint8, aligned to 64 bytes")
+    status = library.library().tritllm_linear_check(address(memory), memory.nbytes)
+    if status == UNSUPPORTED:
+        raise RuntimeError("the memory was prepared for another machine's instruction set")
+    if status:
+        raise ValueError("the memory does not hold a prepared matrix of this version")
+    isa, _, depth = (int(v) for v in memory[12:24].view(np.int32))
+    rows, columns = (int(v) for v in memory[24:40].view(np.int64))
+    return Prepared(memory, (rows, columns), depth, ISAS[isa])

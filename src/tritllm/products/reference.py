@@ -1,0 +1,86 @@
+"""The products in NumPy: what the native kernels compute, readable and slow.
+
+`exact` is what a float32 matrix product of the decoded weights gives. `quantized` has int8
+activations: every 16 along K, the weights' own groups, share one float32 scale, and each group's
+dot product is an exact integer. Kernels agree with it up to the rounding of float32 sums; `bound`
+says by how much they may differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tritllm.codec import reference as codec
+from tritllm.format.trits import GROUP
+
+SMALLEST = np.float32(2.0**-100)  # a group whose magnitudes are all below counts as zero
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Activations of `rows` batch rows: q int8 [rows, G, 16], scale float32 [rows, G]."""
+
+    q: np.ndarray
+    scale: np.ndarray
+
+
+def quantize(x: np.ndarray) -> Quantized:
+    """X [rows, K] of any float type -> int8 and scales; the last group is filled up with zeros.
+
+    s = max|x| / 127 and q = rint(x * (127 / max|x|)), half to even, in float32. A group with a NaN
+    or an infinity has q = 0 and a NaN for its scale.
+    """
+    rows, columns = x.shape
+    padded = np.zeros((rows, -(-columns // GROUP) * GROUP), np.float32)
+    padded[:, :columns] = x
+    groups = padded.reshape(rows, -1, GROUP)
+    largest = np.abs(groups).max(axis=2)
+    finite = np.isfinite(largest)
+    present = finite & (largest >= SMALLEST)
+    safe = np.where(present, largest, np.float32(1))
+    inverse = np.where(present, np.float32(127) / safe, np.float32(0))
+    q = np.rint(np.where(present[..., None], groups, 0) * inverse[..., None]).astype(np.int8)
+    scale = np.where(present, safe / np.float32(127), np.float32(0))
+    return Quantized(q, np.where(finite, scale, np.float32(np.nan)))
+
+
+def group_dots(level: np.ndarray, x: Quantized) -> np.ndarray:
+    """Levels int8 [N, K] -> int32 [rows, N, G]: dot products of groups with their activations."""
+    n, columns = level.shape
+    padded = np.zeros((n, x.q.shape[1] * GROUP), np.int32)
+    padded[:, :columns] = level
+    return np.einsum("bgi,ngi->bng", x.q.astype(np.int32), padded.reshape(n, -1, GROUP))
+
+
+def quantized(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Y float32 [rows, N] of levels [N, K], scale indices [N, G], steps float32 [27], x [rows, K].
+
+    y = sum over groups of float32(dot) * s * step, each product rounded, summed in order.
+    """
+    activations = quantize(x)
+    dots = group_dots(level, activations).astype(np.float32)
+    terms = dots * activations.scale[:, None, :] * steps[index][None]
+    return np.cumsum(terms, axis=2, dtype=np.float32)[..., -1]
+
+
+def exact(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Y float32 [rows, N] from the decoded weights, summed in float64 and rounded once."""
+    weight = codec.decode(level, index, steps)
+    return (x.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.float32)
+
+
+def bound(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """float64 [rows, N]: how far a float32 sum in any order may be from the reference.
+
+    n additions and two roundings a term, each 2**-24 relative to the sum of the magnitudes; the
+    activations' own rounding adds to those magnitudes at most 1/254 of their group's largest.
+    """
+    rows, columns = x.shape
+    padded = np.zeros((rows, index.shape[1] * GROUP))
+    padded[:, :columns] = np.abs(x.astype(np.float64))
+    groups = padded.reshape(rows, -1, GROUP)
+    magnitude = (groups + groups.max(axis=2, keepdims=True) / 254).reshape(rows, -1)[:, :columns]
+    weight = np.abs(codec.decode(level, index, steps)).astype(np.float64)
+    return (columns + 4) * 2.0**-24 * (magnitude @ weight.T)

@@ -1,0 +1,1 @@
+"""What a publisher does with a finished folder: describe it, push it."""

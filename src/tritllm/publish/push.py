@@ -1,0 +1,49 @@
+"""Publishing a finished folder on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tritllm.checkpoint.verify import verify
+from tritllm.errors import OutputError, TritError
+from tritllm.format.manifest import read_config, says_packed
+from tritllm.format.names import CONFIG, MANIFEST
+from tritllm.model_card.card import read_licence
+
+
+def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
+    """Upload a packed or dequantized folder; a packed one is verified first.
+
+    Args:
+        folder: the folder, complete.
+        repository: Hub id, owner/name; made if it does not exist.
+        private: for a repository that is made.
+
+    Returns the URL of the commit. Raises TritError: FormatError if the folder does not verify,
+    OutputError if the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or folder.name.endswith(".partial"):
+        raise TritError(f"{folder}: not a finished model folder")
+    if (folder / MANIFEST).is_file() or says_packed(read_config(folder)):
+        verify(folder)
+    licence = read_licence(folder)
+    if licence.is_llama and not repository.split("/")[-1].startswith("Llama"):
+        raise TritError(
+            f"{repository}: the {licence.id} licence wants the name of a derived model to begin "
+            "with Llama; rename the repository"
+        )
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=f"Upload {folder.name} made with tritllm",
+        )
+    except Exception as error:  # the network, the Hub, a missing token: all end the same way
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OutputError(f"{repository}: not uploaded: {reason}") from None
+    return str(commit.commit_url)

@@ -1,0 +1,1 @@
+"""From a source model to packed and dequantized folders, streaming."""

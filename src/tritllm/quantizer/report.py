@@ -1,0 +1,112 @@
+"""report.json: what a run did to each tensor, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tritllm.codec import to_decibel
+from tritllm.errors import OutputError
+from tritllm.format.safetensors_header import ITEM_BYTES
+from tritllm.quantizer.configs import Config
+from tritllm.quantizer.plan import Plan
+from tritllm.storage.model_folder import model_dtype
+
+REPORT = "report.json"
+Report = dict[str, Any]
+
+
+def make_report(
+    plan: Plan, config: Config, results: dict[str, dict[str, Any]], seconds: float
+) -> Report:
+    """Assemble the report.
+
+    results: of each quantized tensor, its depth and nmse. seconds: of the last, uninterrupted
+    stretch of the run, over all its configs.
+    """
+    quantized = {
+        tensor.entry.name: {
+            "shape": list(tensor.matrix_shape),
+            "depth": results[tensor.entry.name]["depth"],
+            "nmse": results[tensor.entry.name]["nmse"],
+            "sqnr_db": decibel_or_none(results[tensor.entry.name]["nmse"]),
+        }
+        for tensor in plan.quantized
+    }
+    kept = {
+        tensor.entry.name: tensor.decision.reason
+        for tensor in plan.all_tensors
+        if not tensor.decision.quantize
+    }
+    weights = sum(tensor.entry.size for tensor in plan.quantized)
+    header_entries = [
+        entry
+        for shard in plan.source.shards
+        for entry in plan.header(shard, config, "packed").entries.values()
+    ]
+    every_byte = sum(entry.nbytes for entry in header_entries)
+    names = {name + suffix for name in quantized for suffix in ("", "_scale", "_codebook")}
+    packed_bytes = sum(entry.nbytes for entry in header_entries if entry.name in names)
+    decibels = [t["sqnr_db"] for t in quantized.values() if t["sqnr_db"] is not None]
+    return {
+        "config": config.name,
+        "source": plan.source.files.name,
+        "revision": plan.source.files.revision,
+        "codec": plan.codec,
+        "parameters": plan.parameters,
+        "quantized_parameters": weights,
+        "coverage_percent": 100 * plan.coverage,
+        "bits_per_weight": {
+            "quantized": 8 * packed_bytes / weights,
+            "whole_file": 8 * every_byte / plan.parameters,
+        },
+        "sqnr_db": {
+            "mean": sum(decibels) / len(decibels) if decibels else None,
+            "lowest": min(decibels, default=None),
+        },
+        "packed_bytes": every_byte,
+        "model_bytes": sum(
+            t.entry.size * ITEM_BYTES[model_dtype(t.entry.dtype, plan.dtype)]
+            for t in plan.all_tensors
+            if not t.tied_to
+        ),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "quantized": quantized,
+        "kept": kept,
+        "not_copied": plan.source.not_copied,
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.json. Raises OutputError where it is none of ours."""
+    try:
+        report: Report = json.loads(path.read_bytes())
+        report["fingerprint"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OutputError(f"{path}: not a report of tritllm; choose another folder") from None
+    return report
+
+
+def decibel_or_none(nmse: float) -> float | None:
+    """SQNR in dB; None for an exact tensor, whose SQNR JSON cannot hold."""
+    return to_decibel(nmse) if nmse else None
+
+
+def peak_memory_bytes() -> int | None:
+    """Peak resident memory of this process; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss may be that of the process which started this one
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

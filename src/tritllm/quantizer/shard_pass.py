@@ -1,0 +1,291 @@
+"""One pass over the source's shards: read ahead, encode, write behind, and keep the journal.
+
+A thread reads the source ahead, by a tensor at most, and another hashes what it has read; the
+caller's thread encodes; one more hashes and writes the results of the tensors before. The slowest
+sets the pace, and the plan says how much of the source is held at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.codec import TritTensor, encode_depths
+from tritllm.errors import SourceError
+from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
+from tritllm.quantizer.journal import Journal
+from tritllm.quantizer.pipeline import InOrder, ReadAhead
+from tritllm.quantizer.plan import Plan, PlannedTensor
+from tritllm.quantizer.source import SourceShard
+from tritllm.quantizer.write_folder import partial_folder
+from tritllm.storage.direct_read import memory_for
+from tritllm.storage.model_folder import CHUNK_BYTES, model_dtype
+from tritllm.storage.shard_writer import ShardWriter, output_errors
+
+COMMIT_BYTES = 256 << 20  # source bytes between two durable records within a shard
+Record = dict[str, Any]
+Writers = dict[tuple[str, str], ShardWriter]  # by config name and kind
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller may show after each tensor: bytes are of the source."""
+
+    tensor: PlannedTensor
+    done_bytes: int
+    total_bytes: int
+    sqnr_db: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes of a tensor from `position`, all of one that is quantized; with the last of a tensor,
+    the SHA-256 of the shard up to there.
+    """
+
+    tensor: PlannedTensor
+    position: int
+    data: np.ndarray  # uint8
+    read_sha256: Future[str] | None
+
+
+class ShardPass:
+    """Carries source shards to output shards, from where the journal says."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        journal: Journal,
+        threads: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.plan = plan
+        self.out = out
+        self.journal = journal
+        self.threads = threads
+        self.on_progress = on_progress
+        self.total_bytes = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
+        self.done_bytes = 0
+        self._spare: np.ndarray | None = None
+
+    def carry(self, shard: SourceShard) -> None:
+        """Write the output shards of a source shard; a shard that is done is passed over."""
+        records = [record for record in self.journal.records if record["shard"] == shard.name]
+        tensors = self.plan.tensors[shard.name]
+        done = len(records) - sum("shard_sha256" in record for record in records)
+        self.done_bytes += sum(tensor.entry.nbytes for tensor in tensors[:done])
+        if records and "shard_sha256" in records[-1]:
+            return
+        digest = self._digest_of_done(shard, tensors[:done], records)
+        writers = self._open_writers(shard, resume=done > 0)
+        try:
+            with (
+                InOrder() as hashing,
+                ReadAhead(
+                    partial(self._read, shard, tensors[done:], digest, hashing),
+                    self.plan.source_bytes_held,
+                ) as pieces,
+                InOrder() as behind,
+            ):
+                self._encode_and_write(shard, pieces, writers, behind)
+                end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
+                behind.submit(self._commit, writers, end)
+        finally:
+            for writer in writers.values():
+                writer.close()
+
+    def _encode_and_write(
+        self, shard: SourceShard, pieces: ReadAhead[_Piece], writers: Writers, behind: InOrder
+    ) -> None:
+        pending: list[Record] = []
+        uncommitted = 0
+        own = hashlib.sha256()
+        for piece in pieces:
+            tensor, entry = piece.tensor, piece.tensor.entry
+            if piece.position == 0:
+                own = hashlib.sha256()
+                record: Record = {"shard": shard.name, "tensor": entry.name, "configs": {}}
+            decibels: dict[int, float] = {}
+            if tensor.decision.quantize:
+                encoded = self._encode(shard, tensor, piece.data)
+                assert piece.read_sha256
+                piece.read_sha256.result()  # hashed as well: the memory is free
+                self._spare = piece.data.base
+                pieces.release(piece.data.nbytes)
+                decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
+                behind.submit(
+                    self._write_encoded, shard, tensor, encoded, writers, record, at_most=2
+                )
+                del encoded
+            elif not tensor.tied_to:
+                behind.submit(self._write_kept, shard, piece, writers, own, record, pieces)
+            else:
+                pieces.release(piece.data.nbytes)
+            if piece.read_sha256 is None:
+                continue
+            record["read_sha256"] = piece.read_sha256.result()
+            pending.append(record)
+            uncommitted += entry.nbytes
+            if uncommitted >= COMMIT_BYTES:
+                behind.submit(self._commit, writers, pending)
+                pending, uncommitted = [], 0
+            self.done_bytes += entry.nbytes
+            if self.on_progress:
+                self.on_progress(Progress(tensor, self.done_bytes, self.total_bytes, decibels))
+        behind.submit(self._commit, writers, pending)
+
+    def _read(
+        self,
+        shard: SourceShard,
+        tensors: list[PlannedTensor],
+        digest: Any,
+        hashing: InOrder,
+        reserve: Callable[[int], None],
+    ) -> Iterator[_Piece]:
+        """The tensors' bytes in order; has them hashed into `digest`."""
+        for tensor in tensors:
+            entry = tensor.entry
+            whole = tensor.decision.quantize
+            data = self._memory(entry) if whole else None
+            if data is None:
+                self._spare = None  # what is read now needs the room
+            for offset in range(0, entry.nbytes, CHUNK_BYTES) or [0]:
+                length = min(CHUNK_BYTES, entry.nbytes - offset)
+                reserve(length)
+                begin = entry.begin + offset
+                chunk = memory_for(begin, length) if data is None else data[offset:][:length]
+                self.plan.source.files.read_into(shard.name, begin, chunk.data)
+                hashing.submit(digest.update, chunk)
+                ends = offset + length == entry.nbytes
+                read_sha256 = hashing.submit(digest.hexdigest) if ends else None
+                if data is None:
+                    yield _Piece(tensor, offset, chunk, read_sha256)
+                elif ends:
+                    yield _Piece(tensor, 0, data, read_sha256)
+
+    def _memory(self, entry: TensorEntry) -> np.ndarray:
+        """For a whole tensor; that of the one encoded last if it is enough: new memory has to be
+        cleared first.
+        """
+        if entry.begin % ITEM_BYTES[entry.dtype]:
+            return np.empty(entry.nbytes, np.uint8)
+        spare, self._spare = self._spare, None
+        return memory_for(entry.begin, entry.nbytes, spare)
+
+    def _digest_of_done(
+        self, shard: SourceShard, done: list[PlannedTensor], records: list[Record]
+    ) -> Any:
+        """SHA-256 of the shard up to the first tensor not yet done, read again and compared."""
+        digest = hashlib.sha256(shard.header.raw)
+        with InOrder() as hashing:
+            for _ in self._read(shard, done, digest, hashing, lambda nbytes: hashing.wait()):
+                pass
+        if records and digest.hexdigest() != records[-1]["read_sha256"]:
+            raise SourceError(
+                f"{shard.name}: changed since this run began; delete {self.out} and start again"
+            )
+        return digest
+
+    def _open_writers(self, shard: SourceShard, resume: bool) -> Writers:
+        writers: Writers = {}
+        try:
+            for config in self.plan.configs:
+                for kind in self.plan.kinds:
+                    folder = partial_folder(self.out, config, kind)
+                    with output_errors(folder):
+                        folder.mkdir(parents=True, exist_ok=True)
+                    header = self.plan.header(shard, config, kind)
+                    writers[config.name, kind] = ShardWriter(folder / shard.name, header, resume)
+        except BaseException:
+            for writer in writers.values():
+                writer.close()
+            raise
+        return writers
+
+    def _encode(
+        self, shard: SourceShard, tensor: PlannedTensor, data: np.ndarray
+    ) -> dict[int, TritTensor]:
+        entry = tensor.entry
+        depths = sorted({config.depth_of(tensor.module) for config in self.plan.configs})
+        weight = data.view(NUMPY_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
+        if tensor.decision.transposed:
+            weight = np.ascontiguousarray(weight.T)
+        try:
+            return encode_depths(weight, depths, self.plan.codec, self.threads)
+        except ValueError as error:
+            raise SourceError(
+                f"{shard.name}: tensor {entry.name}: {error}; mend the source, "
+                f"or keep the tensor with --exclude '{entry.name}'"
+            ) from None
+
+    # What follows runs in the writing thread.
+
+    def _write_kept(
+        self,
+        shard: SourceShard,
+        piece: _Piece,
+        writers: Writers,
+        own: Any,
+        record: Record,
+        pieces: ReadAhead[_Piece],
+    ) -> None:
+        entry, data = piece.tensor.entry, piece.data.data
+        own.update(data)
+        for (_, kind), writer in writers.items():
+            if kind == "packed":
+                writer.write(entry.name, piece.position, data)
+            else:
+                target = model_dtype(entry.dtype, self.plan.dtype)
+                write_cast(writer, entry, piece.position, data, target)
+        if piece.read_sha256 is not None:
+            hashes = {entry.name: own.hexdigest()}
+            record["configs"] = {c.name: {"sha256": hashes} for c in self.plan.configs}
+        pieces.release(piece.data.nbytes)
+
+    def _write_encoded(
+        self,
+        shard: SourceShard,
+        tensor: PlannedTensor,
+        encoded: dict[int, TritTensor],
+        writers: Writers,
+        record: Record,
+    ) -> None:
+        entry = tensor.entry
+        for config in self.plan.configs:
+            packed = encoded[config.depth_of(tensor.module)]
+            hashes = {}
+            parts = {"": packed.weight, "_scale": packed.scale, "_codebook": packed.codebook}
+            for suffix, array in parts.items():
+                data = memoryview(np.ascontiguousarray(array)).cast("B")
+                hashes[entry.name + suffix] = hashlib.sha256(data).hexdigest()
+                if (config.name, "packed") in writers:
+                    writers[config.name, "packed"].write(entry.name + suffix, 0, data)
+            if (config.name, "model") in writers:
+                write_decoded(
+                    writers[config.name, "model"],
+                    entry.name,
+                    packed,
+                    model_dtype(entry.dtype, self.plan.dtype),
+                    tensor.decision.transposed,
+                    self.threads,
+                )
+            record["configs"][config.name] = {
+                "sha256": hashes,
+                "depth": packed.depth,
+                "nmse": packed.nmse,
+            }
+
+    def _commit(self, writers: Writers, records: list[Record]) -> None:
+        for writer in writers.values():
+            writer.sync()
+        self.journal.add(records)

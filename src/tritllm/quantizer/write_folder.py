@@ -1,0 +1,188 @@
+"""The last steps of a run: side files, config, index, card, manifest, and the final names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from tritllm.format.manifest import FORMAT_VERSION, METHOD, manifest_bytes
+from tritllm.format.names import CONFIG, INDEX, MANIFEST
+from tritllm.format.trits import GROUP
+from tritllm.model_card.card import licence_notice, licence_of_card, model_card
+from tritllm.quantizer.configs import Config
+from tritllm.quantizer.plan import Plan
+from tritllm.quantizer.report import REPORT, Report, make_report
+from tritllm.storage.model_files import LocalFiles
+from tritllm.storage.model_folder import (
+    check_shards,
+    copy_side_files,
+    give_name,
+    model_config,
+    write_config,
+    write_index,
+)
+from tritllm.storage.shard_writer import write_atomically
+from tritllm.version import __version__
+
+
+def partial_folder(out: Path, config: Config, kind: str) -> Path:
+    """Where an output grows until it is whole."""
+    return out / config.name / f"{kind}.partial"
+
+
+def finish_config(
+    plan: Plan, config: Config, out: Path, records: list[dict[str, Any]], seconds: float
+) -> Report:
+    """Complete the folders of one config and give them their names; again, after a kill."""
+    hashes: dict[str, str] = {}
+    results: dict[str, dict[str, Any]] = {}
+    for record in records:
+        result = record.get("configs", {}).get(config.name)
+        if result:
+            hashes |= result["sha256"]
+            results[record["tensor"]] = result
+    report = make_report(plan, config, results, seconds)
+    manifest = _manifest(plan, config, records, hashes, results)
+    licence = licence_of_card(plan.source.read_text("README.md"))
+    notice = licence_notice(licence)
+    for kind in reversed(plan.kinds):  # the packed folder, which holds the proof, last
+        partial, final = partial_folder(out, config, kind), out / config.name / kind
+        if final.exists():
+            continue
+        manifest["side_files"] = copy_side_files(plan.source.files, plan.source.side_files, partial)
+        if kind == "packed":
+            write_config(partial, _packed_config(plan, report))
+        else:
+            write_config(partial, model_config(plan.source.config, plan.dtype))
+        headers = {shard.name: plan.header(shard, config, kind) for shard in plan.source.shards}
+        check_shards(partial, headers)
+        write_index(partial, headers)
+        if notice and "NOTICE" not in plan.source.side_files:
+            write_atomically(partial / "NOTICE", notice.encode())
+        write_atomically(
+            partial / "README.md", model_card(manifest, plan.source.config, licence, kind).encode()
+        )
+        if kind == "packed":
+            for name in (CONFIG, INDEX, "NOTICE"):
+                if (partial / name).is_file():
+                    digest = hashlib.sha256((partial / name).read_bytes())
+                    manifest["side_files"][name] = digest.hexdigest()
+            write_atomically(partial / MANIFEST, manifest_bytes(manifest))
+        give_name(partial, final)
+    write_atomically(out / config.name / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    return report
+
+
+def public_name(plan: Plan) -> str:
+    """The source as others may know it: a Hub id, or the bare name of a local folder."""
+    files = plan.source.files
+    local = isinstance(files, LocalFiles) and files.revision is None
+    return Path(files.name).name if local else files.name
+
+
+def _manifest(
+    plan: Plan,
+    config: Config,
+    records: list[dict[str, Any]],
+    hashes: dict[str, str],
+    results: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    for shard in plan.source.shards:
+        header = plan.header(shard, config, "packed")
+        headers[shard.name] = hashlib.sha256(header.raw).hexdigest()
+        entries = header.entries
+        for tensor in plan.tensors[shard.name]:
+            name = tensor.entry.name
+            if tensor.tied_to:
+                continue
+            parts = [name]
+            if tensor.decision.quantize:
+                parts += [f"{name}_scale", f"{name}_codebook"]
+            for part in parts:
+                entry = entries[part]
+                tensors[part] = {
+                    "file": shard.name,
+                    "dtype": entry.dtype,
+                    "shape": list(entry.shape),
+                    "sha256": hashes[part],
+                }
+                if part != name:
+                    tensors[part]["part_of"] = name
+                elif tensor.decision.quantize:
+                    tensors[part] |= {
+                        "depth": results[name]["depth"],
+                        "in_features": tensor.matrix_shape[1],
+                        "transposed": tensor.decision.transposed,
+                        "nmse": results[name]["nmse"],
+                    }
+                else:
+                    tensors[part]["kept"] = tensor.decision.reason
+    return {
+        "format_version": FORMAT_VERSION,
+        "tool": f"tritllm {__version__}",
+        "codec": plan.codec,
+        "config": config.name,
+        "command": _command(plan, config),
+        "group_size": GROUP,
+        "dequantized_dtype": plan.dtype,
+        "source": {
+            "model": public_name(plan),
+            "revision": plan.source.files.revision,
+            "shards": {r["shard"]: r["shard_sha256"] for r in records if "shard_sha256" in r},
+        },
+        "headers": headers,
+        "tensors": tensors,
+        "not_stored": {t.entry.name: t.tied_to for t in plan.all_tensors if t.tied_to},
+        "side_files": {},
+    }
+
+
+def _command(plan: Plan, config: Config) -> str:
+    """The command line that gives these bytes again."""
+    words = ["tritllm", "quantize", "--model", public_name(plan)]
+    if plan.source.files.revision:
+        words += ["--revision", plan.source.files.revision]
+    words += ["--configs", config.name, "--out", "out"]
+    if plan.codec != "v3":
+        words += ["--codec", plan.codec]
+    if plan.dtype != "float16":
+        words += ["--dtype", plan.dtype]
+    for flag, key in (("include", "include"), ("exclude", "exclude"), ("depth", "depth_overrides")):
+        for value in plan.fingerprint[key]:
+            words += [f"--{flag}", value]
+    return shlex.join(words)
+
+
+def _packed_config(plan: Plan, report: Report) -> dict[str, Any]:
+    depths = {t.module: report["quantized"][t.entry.name]["depth"] for t in plan.quantized}
+    uniform = set(depths.values())
+    return {
+        **plan.source.config,
+        "quantization_config": {
+            "quant_method": METHOD,
+            "format_version": FORMAT_VERSION,
+            "codec": plan.codec,
+            "depth": uniform.pop() if len(uniform) == 1 else depths,
+            "group_size": GROUP,
+            "bits_per_weight": round(report["bits_per_weight"]["quantized"], 4),
+            "modules_to_not_convert": _kept_modules(plan),
+        },
+    }
+
+
+def _kept_modules(plan: Plan) -> list[str]:
+    """Modules with a 2-D weight that stays as it is; lm_head also where it is tied."""
+    kept = [
+        tensor.module
+        for tensor in plan.all_tensors
+        if tensor.entry.name.endswith(".weight")
+        and not tensor.decision.quantize
+        and len(tensor.entry.shape) == 2
+    ]
+    has_head = any(tensor.module.endswith("lm_head") for tensor in plan.all_tensors)
+    return kept if has_head else [*kept, "lm_head"]

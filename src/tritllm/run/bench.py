@@ -1,0 +1,211 @@
+"""How fast a packed model runs here, beside the same model dequantized, in the same run."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tritllm.errors import TritError
+from tritllm.run.generate import TokenClock, check_dtype, generation_settings
+from tritllm.run.optional import require
+
+_BUFFER_BYTES = 1 << 29  # many times any cache
+_READS = 8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One model's line.
+
+    weight_bytes: what its weights take in memory. token_bytes: of these, what one token reads (of
+    a block's experts, those that a token chooses; not the embeddings). resident_bytes: the process,
+    after decoding. Speeds are in tokens a second at batch 1.
+    """
+
+    name: str
+    weight_bytes: int
+    token_bytes: int
+    resident_bytes: int
+    prefill: float
+    decode: float
+    bandwidth: float
+
+    @property
+    def bandwidth_share(self) -> float:
+        """Bytes read a second while decoding, as a share of what the machine can read."""
+        return self.token_bytes * self.decode / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The packed model's speed, and the dequantized one's if it was measured."""
+
+    threads: int
+    bandwidth: float
+    kernels: str
+    packed: Speed
+    dequantized: Speed | None
+
+
+def bench(
+    folder: str | Path,
+    *,
+    prompt_tokens: int = 512,
+    new_tokens: int = 32,
+    planes: int | None = None,
+    lm_head_depth: int | None = None,
+    dtype: str = "bfloat16",
+    threads: int | None = None,
+    compare: bool = True,
+    compiled: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> Benchmark:
+    """Measure prefill and decode at batch 1, through transformers' own generate.
+
+    Args:
+        folder: a packed folder, or a Hub id of one.
+        prompt_tokens: the length of the random prompt.
+        new_tokens: tokens decoded after the first.
+        planes: read only so many of the trit planes.
+        lm_head_depth: quantize lm_head of the packed model, too, at this depth.
+        dtype: of activations and unquantized weights, and of the dequantized model; "auto" is the
+            file's.
+        threads: torch's; default is torch's own choice.
+        compare: measure the dequantized model as well.
+        compiled: compile the decode step of both; takes a minute or so for each.
+        on_step: called with what is being done.
+
+    Raises TritError where the folder is not a packed model or a package is missing.
+    """
+    require("bench", "transformers", "torch", "transformers")
+    import torch
+    import transformers
+
+    from tritllm.integrations.transformers import load_model
+    from tritllm.ops import cpu_kernels
+
+    check_dtype(dtype)
+    if threads:
+        torch.set_num_threads(threads)
+    tell = on_step or (lambda step: None)
+    transformers.utils.logging.disable_progress_bar()
+
+    tell("measuring memory bandwidth")
+    bandwidth = read_bandwidth()
+    tell("loading the packed model")
+    model = load_model(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
+    dtype = str(model.dtype).removeprefix("torch.")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and prompt_tokens + new_tokens > limit:
+        raise TritError(
+            f"{prompt_tokens} + {new_tokens} tokens exceed the model's {limit}; "
+            "give a smaller --prompt-tokens"
+        )
+    tell("running the packed model")
+    packed = _measure("packed", model, prompt_tokens, new_tokens, bandwidth, compiled)
+    dequantized = None
+    if compare:
+        del model
+        gc.collect()
+        tell(f"dequantizing to {dtype}")
+        model = load_model(folder, planes=planes, dtype=dtype)
+        model.dequantize(getattr(torch, dtype))
+        gc.collect()
+        tell("running the dequantized model")
+        dequantized = _measure(dtype, model, prompt_tokens, new_tokens, bandwidth, compiled)
+    return Benchmark(
+        torch.get_num_threads(), bandwidth, cpu_kernels.describe(), packed, dequantized
+    )
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that torch's threads read: the best of some sums of a big array."""
+    import torch
+
+    values = torch.zeros(_BUFFER_BYTES // 8, dtype=torch.int64)
+    best = float("inf")
+    for _ in range(_READS):
+        started = time.perf_counter()
+        values.sum()
+        best = min(best, time.perf_counter() - started)
+    return _BUFFER_BYTES / best
+
+
+def _measure(
+    name: str,
+    model: Any,
+    prompt_tokens: int,
+    new_tokens: int,
+    bandwidth: float,
+    compiled: bool,
+) -> Speed:
+    import torch
+
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (1, prompt_tokens), generator=generator).to(model.device)
+    count = new_tokens + 1
+    settings = generation_settings(
+        model, max_new_tokens=count, min_new_tokens=count, compiled=compiled
+    )
+    # Once for the caches' sake, at length where a static cache's length is compiled in.
+    warm = count if compiled else 2
+    warm_settings = generation_settings(
+        model, max_new_tokens=warm, min_new_tokens=warm, compiled=compiled
+    )
+    for config, clock in ((warm_settings, TokenClock()), (settings, TokenClock())):
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            streamer=clock,
+        )
+    done = clock.result("", prompt_tokens)
+    total, token = weight_bytes(model)
+    resident = psutil.Process().memory_info().rss
+    return Speed(
+        name, total, token, resident, done.prefill_speed, done.decode_speed or 0.0, bandwidth
+    )
+
+
+def weight_bytes(model: Any) -> tuple[int, int]:
+    """Bytes of a model's weights in memory, and of those that decoding one token reads."""
+    import torch
+
+    from tritllm.integrations.transformers.experts import TritExperts
+    from tritllm.integrations.transformers.linear import TritLinear
+
+    config = model.config.get_text_config()
+    chosen = getattr(config, "num_experts_per_tok", 1)
+    experts = tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, TritExperts) or hasattr(module, "gate_up_proj")
+    )
+    total = token = 0
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, TritLinear):
+            own = module.nbytes
+        else:
+            own = 0
+            for tensor in module.parameters(recurse=False):
+                if tensor.data_ptr() not in seen:
+                    own += tensor.nbytes
+                    seen.add(tensor.data_ptr())
+        total += own
+        if isinstance(module, torch.nn.Embedding):
+            tied = module.weight is getattr(model.get_output_embeddings(), "weight", None)
+            token += own if tied else 0
+        elif any(name == e or name.startswith(f"{e}.") for e in experts):
+            block = model.get_submodule(next(e for e in experts if name.startswith(e)))
+            token += own * chosen // block.num_experts
+        else:
+            token += own
+    return total, token

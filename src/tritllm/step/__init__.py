@@ -1,0 +1,1 @@
+"""A model's blocks for new tokens: NumPy twin and native call."""

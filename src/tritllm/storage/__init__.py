@@ -1,0 +1,1 @@
+"""Bytes of model folders: read locally or by ranges from the Hub, written atomically."""

@@ -1,0 +1,165 @@
+"""Products of every instruction set that runs here against the reference."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from support.weights import random_weights
+
+from tritllm import products as kernels
+from tritllm.products import reference
+
+DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
+EPSILON = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # half a unit, relative
+
+
+def activations(seed: int, batch: int, columns: int, dtype: type) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, columns)).astype(dtype)
+
+
+def assert_close(y, expected, bound):
+    """Y of its dtype within `bound` of the float32 values expected, and its own rounding."""
+    assert y.shape == expected.shape
+    rounding = EPSILON[y.dtype.name] * (np.abs(expected) + bound) + 1e-7
+    assert (np.abs(y.astype(np.float64) - expected) <= bound + rounding).all()
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, 300),
+    columns=st.integers(1, 300),
+    depth=st.integers(1, 4),
+    drop=st.integers(0, 3),
+    batch=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    bias_dtype=st.sampled_from([None, *DTYPES]),
+    exact=st.booleans(),
+    threads=st.integers(1, 3),
+)
+@example(1, 1, 4, 0, 1, np.float32, None, False, 1)
+@example(16, 96, 2, 0, 1, np.float32, None, False, 1)
+@example(17, 97, 3, 0, 2, np.float16, np.float16, True, 2)
+@example(300, 300, 4, 3, 40, ml_dtypes.bfloat16, np.float32, False, 2)
+def test_products_agree_with_the_reference(
+    isa, rows, columns, depth, drop, batch, dtype, bias_dtype, exact, threads
+):
+    planes = max(1, depth - drop)
+    w = random_weights(rows, rows, columns, depth)
+    x = activations(columns, batch, columns, dtype)
+    bias = None
+    expected = (reference.exact if exact else reference.quantized)(
+        *w.at(planes), x.astype(np.float32)
+    ).astype(np.float64)
+    bound = reference.bound(*w.at(planes), x.astype(np.float32))
+    if bias_dtype:
+        bias = activations(7, 1, rows, bias_dtype)[0]
+        expected = expected + bias.astype(np.float64)
+        bound = bound + 2.0**-23 * (np.abs(expected) + np.abs(bias.astype(np.float64)))
+    prepared = kernels.prepare(w.tensor, planes, threads, isa)
+    assert (prepared.shape, prepared.depth, prepared.isa) == ((rows, columns), planes, isa)
+    y = kernels.linear(prepared, x, bias, threads, exact)
+    assert y.dtype == x.dtype
+    assert_close(y, expected, bound)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 97, 110])
+def test_integer_parts_are_exact(isa, depth, batch):
+    """With one group and scales of a power of two nothing is rounded."""
+    w = random_weights(depth, 40, 16, depth)
+    steps = np.full((depth, 27), 0.5, np.float32)
+    tensor = type(w.tensor)(w.tensor.weight, w.tensor.scale, steps, 16)
+    q = np.random.default_rng(batch).integers(-127, 128, (batch, 16)).astype(np.float32)
+    q[:, 0] = 127
+    y = kernels.linear(kernels.prepare(tensor, isa=isa), q)
+    assert (y == 0.5 * (q @ tensor.levels().T.astype(np.float32))).all()
+
+
+@pytest.mark.parametrize("columns", [95, 96, 97, 576, 577, 1160])
+@pytest.mark.parametrize("batch", [1, 4, 13, 100])
+def test_long_rows(isa, columns, batch):
+    w = random_weights(3, 50, columns, 2)
+    x = activations(1, batch, columns, np.float32)
+    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x, threads=2)
+    assert_close(y, reference.quantized(*w.at(2), x), reference.bound(*w.at(2), x))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 20])
+def test_a_row_of_zeros_gives_the_bias(isa, exact, batch):
+    w = random_weights(2, 35, 130, 4)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    x = activations(4, batch, 130, np.float32)
+    x[batch // 2] = 0
+    bias = activations(5, 1, 35, np.float32)[0]
+    assert (kernels.linear(prepared, x, exact=exact)[batch // 2] == 0).all()
+    assert (kernels.linear(prepared, x, bias, exact=exact)[batch // 2] == bias).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("batch", [1, 9])
+def test_large_activations_stay_finite(isa, exact, batch):
+    w = random_weights(6, 33, 400, 4)
+    x = np.full((batch, 400), 1e5, np.float32) * np.where(np.arange(400) % 3, 1, -1)
+    x = x.astype(np.float32)
+    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x, exact=exact)
+    assert np.isfinite(y).all()
+    assert_close(
+        y, reference.exact(*w.at(4), x), 0.02 * np.abs(x).max() + reference.bound(*w.at(4), x)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_in_its_row(isa, batch, dtype):
+    w = random_weights(8, 20, 100, 1)
+    x = activations(2, batch, 100, dtype)
+    clean = kernels.linear(kernels.prepare(w.tensor, isa=isa), x)
+    x[0, 99] = np.nan
+    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x)
+    assert np.isnan(y[0].astype(np.float32)).all()
+    assert y[1:].tobytes() == clean[1:].tobytes()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 30])
+def test_threads_and_company_do_not_change_a_result(isa, batch):
+    shapes = [(100, 250), (16, 250), (37, 250)]
+    prepared = [
+        kernels.prepare(random_weights(i, *shape, 2 + i % 3).tensor, isa=isa)
+        for i, shape in enumerate(shapes)
+    ]
+    x = activations(3, batch, 250, np.float32)
+    alone = [kernels.linear(weight, x) for weight in prepared]
+    for threads in (1, 2, 3, 5):
+        together = kernels.linear_many(prepared, x, threads=threads)
+        assert [y.tobytes() for y in together] == [y.tobytes() for y in alone]
+
+
+def test_rows_of_x_may_lie_apart(isa):
+    w = random_weights(1, 20, 64, 3)
+    wide = activations(1, 6, 200, np.float32)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    apart = kernels.linear(prepared, wide[:, 70:134])
+    assert (apart == kernels.linear(prepared, wide[:, 70:134].copy())).all()
+    assert kernels.linear(prepared, wide[0, :64]).shape == (20,)
+    assert kernels.linear(prepared, wide[:, :64].reshape(2, 3, 64)).shape == (2, 3, 20)
+    assert kernels.linear(prepared, wide[:0, :64]).shape == (0, 20)
+
+
+def test_arguments_that_do_not_fit_are_refused(isa):
+    prepared = kernels.prepare(random_weights(1, 20, 64, 3).tensor, isa=isa)
+    x = np.zeros((2, 64), np.float32)
+    with pytest.raises(ValueError, match="x has shape"):
+        kernels.linear(prepared, x[:, 1:])
+    with pytest.raises(ValueError, match="bias has shape"):
+        kernels.linear(prepared, x, np.zeros(19, np.float32))
+    with pytest.raises(TypeError, match="float64"):
+        kernels.linear(prepared, x.astype(np.float64))
+    with pytest.raises(TypeError, match="int32"):
+        kernels.linear(prepared, x, np.zeros(20, np.int32))
+    other = kernels.prepare(random_weights(1, 20, 65, 3).tensor, isa=isa)
+    with pytest.raises(ValueError, match="share one x"):
+        kernels.linear_many([prepared, other], x)

@@ -1,0 +1,113 @@
+"""Prepared memory: its header, its making, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support.weights import random_weights
+
+from tritllm import TritError
+from tritllm import products as kernels
+from tritllm.native.library import ISAS
+from tritllm.products.prepared import aligned_bytes
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_threads_make_the_same_memory(isa, depth):
+    tensor = random_weights(1, 130, 1111, depth).tensor
+    one, four = (kernels.prepare(tensor, threads=n, isa=isa) for n in (1, 4))
+    assert one.memory.tobytes() == four.memory.tobytes()
+    assert one.nbytes == kernels.size(130, 1111, depth, isa)
+
+
+def test_sizes_of_the_dense_layout():
+    """2, 11/3, 16/3 and 7 bits a weight for whole blocks."""
+    if "avx512" not in kernels.isas():
+        pytest.skip("no AVX-512 VNNI here")
+    for depth, bits in zip((1, 2, 3, 4), (2, 11 / 3, 16 / 3, 7)):
+        expected = 192 + 160 * 960 * bits / 8
+        assert kernels.size(160, 960, depth, "avx512") == pytest.approx(expected)
+
+
+def test_memory_describes_itself(isa):
+    prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, planes=2, isa=isa)
+    copy = aligned_bytes(prepared.nbytes)
+    copy[:] = prepared.memory
+    attached = kernels.attach(copy)
+    assert (attached.shape, attached.depth, attached.isa) == ((33, 70), 2, isa)
+    x = np.random.default_rng(0).standard_normal((2, 70)).astype(np.float32)
+    assert (kernels.linear(attached, x) == kernels.linear(prepared, x)).all()
+
+
+@pytest.mark.parametrize("at", [0, 8, 12, 16, 20, 24, 32, 40, 48])
+def test_a_changed_header_is_refused(isa, at):
+    prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, isa=isa)
+    prepared.memory[at] ^= 1
+    with pytest.raises(ValueError, match="prepared matrix"):
+        kernels.attach(prepared.memory)
+
+
+def test_memory_cut_short_is_refused(isa):
+    prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, isa=isa)
+    for nbytes in (0, 63, 191, prepared.nbytes - 64):
+        with pytest.raises(ValueError, match="prepared matrix"):
+            kernels.attach(prepared.memory[:nbytes])
+    with pytest.raises(ValueError, match="aligned"):
+        kernels.attach(prepared.memory[1:])
+
+
+@pytest.mark.parametrize("field", ["weight", "scale"])
+@pytest.mark.parametrize("row", [0, 15, 16, 40])
+def test_a_byte_that_is_no_trits_is_refused(isa, field, row):
+    tensor = random_weights(3, 41, 500, 3).tensor
+    bad = getattr(tensor, field).copy()
+    bad[..., row, 7] = 243
+    with pytest.raises(ValueError, match="byte 243"):
+        kernels.prepare(dataclasses.replace(tensor, **{field: bad}), isa=isa)
+
+
+@pytest.mark.parametrize("field", ["weight", "scale"])
+def test_padding_that_is_not_zero_is_refused(isa, field):
+    tensor = random_weights(3, 41, 33, 3).tensor
+    bad = getattr(tensor, field).copy()
+    bad[..., 20, -1] = 242
+    with pytest.raises(ValueError, match="padding"):
+        kernels.prepare(dataclasses.replace(tensor, **{field: bad}), isa=isa)
+
+
+def test_planes_and_steps_are_checked(isa):
+    tensor = random_weights(3, 4, 33, 2).tensor
+    for planes in (0, 3):
+        with pytest.raises(ValueError, match="planes"):
+            kernels.prepare(tensor, planes, isa=isa)
+    tensor.codebook[1, 5] = np.inf
+    with pytest.raises(ValueError, match="finite"):
+        kernels.prepare(tensor, isa=isa)
+    kernels.prepare(tensor, 1, isa=isa)
+    with pytest.raises(ValueError, match="no matrix"):
+        kernels.size(4, 0, 2)
+    with pytest.raises(ValueError, match="no matrix"):
+        kernels.size(4, 4, 5)
+
+
+def test_memory_may_be_the_callers(isa):
+    tensor = random_weights(3, 50, 200, 2).tensor
+    memory = aligned_bytes(kernels.size(50, 200, 2, isa))
+    assert kernels.prepare(tensor, isa=isa, out=memory).memory is memory
+    assert memory.tobytes() == kernels.prepare(tensor, isa=isa).memory.tobytes()
+    with pytest.raises(ValueError, match="aligned"):
+        kernels.prepare(tensor, isa=isa, out=memory[:-64])
+
+
+def test_instruction_sets_by_name(monkeypatch):
+    assert kernels.isa() == kernels.isas()[0]
+    monkeypatch.setenv("TRITLLM_ISA", "scalar")
+    assert kernels.isa() == "scalar"
+    monkeypatch.setenv("TRITLLM_ISA", "abacus")
+    with pytest.raises(TritError, match="TRITLLM_ISA=abacus"):
+        kernels.isa()
+    missing = [name for name in ISAS if name not in kernels.isas()]
+    with pytest.raises(ValueError, match="cannot run here"):
+        kernels.size(1, 1, 1, missing[0])

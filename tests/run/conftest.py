@@ -1,0 +1,10 @@
+"""These tests need torch and transformers."""
+
+from support.torch_fixtures import (  # noqa: F401
+    native,
+    pytest_collection_modifyitems,
+    speaking,
+    threads_kept,
+    tiny,
+    torch_only,
+)

@@ -1,0 +1,130 @@
+"""tritllm doctor: what is used here and why, in whatever state the machine is; it exits with 0."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from tritllm import native
+from tritllm import products as kernels
+from tritllm.cli.main import app
+from tritllm.native import library
+from tritllm.ops import cpu_kernels
+
+needs_library = pytest.mark.skipif(not native.available(), reason="no native library")
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    """doctor(NAME=value, ...): its lines by subject, as [ok or --, what it says]."""
+
+    def run(**environment: str) -> dict[str, list[str]]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cpu_kernels.mode.cache_clear()
+        result = CliRunner().invoke(app, ["doctor"], catch_exceptions=False)
+        assert result.exit_code == 0
+        return by_subject(result.stdout)
+
+    yield run
+    cpu_kernels.mode.cache_clear()
+
+
+def by_subject(text: str) -> dict[str, list[str]]:
+    said: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if re.match(r" (ok|--) ", line):
+            mark, subject, says = re.split(" +", line.strip(), maxsplit=2)
+            said[subject] = [mark, says]
+        else:
+            said[subject][1] += f" {line.strip()}"
+    return said
+
+
+def test_it_names_what_it_uses(doctor):
+    said = doctor()
+    for subject in ("tritllm", "python", "machine", "memory", "numpy", "torch", "transformers"):
+        assert said[subject][0] == "ok"
+    assert said["codec"][0] == ("ok" if native.available() else "--")
+    assert said["kernels"][0] == ("ok" if kernels.available() else "--")
+
+
+@needs_library
+def test_the_kernels_and_why(doctor, monkeypatch):
+    monkeypatch.delenv("TRITLLM_ISA", raising=False)
+    monkeypatch.delenv("TRITLLM_LINEAR", raising=False)
+    here = ", ".join(native.isas())
+    ok, says = doctor()["kernels"]
+    assert ok == "ok"
+    assert re.fullmatch(rf"native kernels, \w+ \(.* run: .*{here}\), activations in int8", says)
+    assert doctor(TRITLLM_ISA="scalar", TRITLLM_LINEAR="exact")["kernels"] == [
+        "ok",
+        f"native kernels, scalar (as TRITLLM_ISA says; this machine can run: {here}), "
+        "activations in float32 (TRITLLM_LINEAR=exact)",
+    ]
+
+
+def test_kernels_that_are_not_wanted(doctor):
+    assert doctor(TRITLLM_LINEAR="torch")["kernels"] == [
+        "ok",
+        "torch, which decodes the weights at every call: TRITLLM_LINEAR=torch",
+    ]
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("name", "value", "subjects"),
+    [
+        ("TRITLLM_LINEAR", "fast", ["kernels"]),
+        ("TRITLLM_ISA", "altivec", ["codec", "kernels"]),
+        ("TRITLLM_ISA", "neon", ["codec", "kernels"]),
+    ],
+)
+def test_what_cannot_be_is_said_and_no_failure(doctor, name, value, subjects):
+    if value in native.isas():
+        pytest.skip("it can")
+    said = doctor(**{name: value})
+    for subject in subjects:
+        assert said[subject][0] == "--"
+        assert said[subject][1].startswith(f"{name}={value}")
+
+
+def test_without_the_library(tmp_path, command_line):
+    """As where there was no compiler, or where TRITLLM_LIBRARY names what is not there."""
+    missing = tmp_path / "libtritllm.so"
+    said = by_subject(command_line("doctor", TRITLLM_LIBRARY=str(missing)).stdout)
+    assert said["codec"][0] == said["kernels"][0] == "--"
+    for subject, instead in (("codec", "NumPy reference"), ("kernels", "torch")):
+        assert said[subject][1].startswith(instead)
+        assert said[subject][1].endswith("does not exist; TRITLLM_LIBRARY names it")
+
+
+def test_the_remedy_for_a_library_that_was_not_built(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITLLM_LIBRARY", raising=False)
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    _, error = library._load.__wrapped__()
+    assert error.endswith("does not exist; install tritllm again where there is a C++ compiler")
+
+
+def test_a_package_that_is_missing_and_how_to_get_it(doctor, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
+    said = doctor()
+    for subject, extra in (("torch", "demo"), ("kernels", "transformers")):
+        assert said[subject][0] == "--"
+        assert said[subject][1].endswith(f"pip install 'tritllm[{extra}]'")
+
+
+def test_torch_and_transformers_that_cannot_be_imported(tmp_path, command_line):
+    for name in ("torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    said = by_subject(command_line("doctor", PYTHONPATH=path).stdout)
+    assert said["kernels"] == [
+        "--",
+        "none: packed layers need torch, which cannot be imported: not here",
+    ]

@@ -1,0 +1,86 @@
+"""tritllm generate: the text of the model, in pieces, with its speed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+import typer
+from typer.testing import CliRunner
+
+from tritllm.cli import generate as generate_command
+from tritllm.errors import TritError
+from tritllm.integrations.transformers import load_model
+from tritllm.run.generate import TokenClock, generate
+
+PROMPT = "Größe"
+
+
+def test_text_is_the_models_and_comes_in_pieces(speaking, torch_only):
+    pieces: list[str] = []
+    done = generate(speaking, PROMPT, max_new_tokens=24, on_text=pieces.append)
+    assert "".join(pieces) == done.text
+    assert (done.prompt_tokens, done.new_tokens) == (len(PROMPT.encode()), 24)
+    assert done.prefill_speed > 0
+    assert done.decode_speed > 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(speaking)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    output = load_model(speaking).generate(**inputs, max_new_tokens=24, do_sample=False)
+    assert tokenizer.decode(output[0, done.prompt_tokens :]) == done.text
+
+
+def test_sampling_repeats_with_its_seed(speaking, torch_only):
+    how = {"max_new_tokens": 12, "temperature": 1.5}
+    first, second, third = (generate(speaking, PROMPT, seed=s, **how).text for s in (1, 1, 2))
+    assert first == second != third
+
+
+def test_chat_planes_and_head(speaking, torch_only):
+    plain = generate(speaking, PROMPT, max_new_tokens=8)
+    chat = generate(speaking, PROMPT, max_new_tokens=8, chat=True)
+    assert chat.prompt_tokens == len(f"[user] {PROMPT}\n[assistant]".encode())
+    coarse = generate(speaking, PROMPT, max_new_tokens=8, planes=1, lm_head_depth=4)
+    assert coarse.text != plain.text
+
+
+def test_one_token_has_no_decode_speed(speaking, torch_only):
+    assert generate(speaking, PROMPT, max_new_tokens=1).decode_speed is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "int8"}, "--dtype int8 is not one of auto, bfloat16"),
+        ({"prompt": ""}, "the prompt has no tokens"),
+    ],
+)
+def test_what_cannot_be(speaking, torch_only, options, says):
+    with pytest.raises(TritError, match=says):
+        generate(speaking, **{"prompt": PROMPT} | options)
+
+
+def test_pieces_end_at_words_so_that_no_character_is_cut():
+    class Tokenizer:
+        def decode(self, tokens, skip_special_tokens):
+            return bytes(tokens).decode("utf-8", "replace")
+
+    pieces: list[str] = []
+    clock = TokenClock(Tokenizer(), pieces.append)
+    clock.put(torch.zeros(1, 3))
+    for byte in "ein größerer\nText".encode():
+        clock.put(torch.tensor([byte]))
+    clock.end()
+    assert pieces == ["ein ", "größerer\n", "Text"]
+
+
+def test_command(speaking, torch_only, threads_kept):
+    app = typer.Typer()
+    app.command()(generate_command.command)
+    result = CliRunner().invoke(
+        app, [str(speaking), "--prompt", PROMPT, "--max-new-tokens", "9", "--threads", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    expected = generate(speaking, PROMPT, max_new_tokens=9).text
+    assert result.stdout == expected + "\n"
+    assert "7 prompt tokens at" in result.stderr
+    assert "9 new tokens, the first after" in result.stderr

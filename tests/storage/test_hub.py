@@ -1,0 +1,333 @@
+"""Sources on the Hub: read in place or downloaded, pinned to a commit, and published again."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from support.fake_hub import FakeHub
+from support.model_folders import (
+    hashes,
+    llama,
+    random_tensors,
+    result_hashes,
+    shard_names,
+    split,
+    write_model,
+)
+
+from tritllm import quantize, verify
+from tritllm.errors import OutputError, SourceError, TritError
+from tritllm.publish.info import info
+from tritllm.publish.push import push
+
+REPOSITORY = "some-org/Tiny-Llama"
+CARD = b"---\nlicense: apache-2.0\nbase_model: some-org/base\n---\n# Tiny\n"
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_model(
+        tmp_path / "source",
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        split(random_tensors(llama(), np.float32), 3),
+        {
+            "README.md": CARD,
+            "tokenizer.json": b"{}",
+            "sub/extra.txt": b"x",
+            "empty.txt": b"",
+            "pytorch_model.bin": b"\x80\x02pickled",
+        },
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The fake Hub, in the place of the real one; its cache is a folder of the test."""
+    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub.utils import _http
+
+    HfFileSystem.clear_instance_cache()  # they are shared, and remember the last test's Hub
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with FakeHub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+    HfFileSystem.clear_instance_cache()
+
+
+NAMING = ("tritllm.json", "README.md")  # say where the source came from
+
+
+def same_but_for_its_name(one, other) -> None:
+    """Equal bytes, besides the source's name and revision in manifest and card."""
+    first, second = result_hashes(one), result_hashes(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        if not name.endswith(NAMING):
+            assert first[name] == second[name], name
+    for path in one.glob("*/packed/tritllm.json"):
+        manifests = []
+        for manifest in (path, other / path.relative_to(one)):
+            content = json.loads(manifest.read_text())
+            for key in ("sha256", "command"):
+                del content[key]
+            content["source"] = content["source"]["shards"]
+            manifests.append(content)
+        assert manifests[0] == manifests[1]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "snapshot"])
+def test_a_hub_id_gives_what_the_local_folder_gives(hub, source, tmp_path, stream):
+    sha = hub.add(REPOSITORY, source)
+    configs = ["uniform-d1", "uniform-d3"]
+    reports = quantize(REPOSITORY, configs, tmp_path / "hub", stream=stream)
+    quantize(str(source), configs, tmp_path / "local")
+    same_but_for_its_name(tmp_path / "local", tmp_path / "hub")
+    assert [report["revision"] for report in reports] == [sha, sha]
+    assert reports[0]["source"] == REPOSITORY
+    packed = tmp_path / "hub/uniform-d1/packed"
+    manifest = json.loads((packed / "tritllm.json").read_text())
+    assert manifest["source"]["model"] == REPOSITORY
+    assert manifest["source"]["revision"] == sha
+    assert manifest["command"] == (
+        f"tritllm quantize --model {REPOSITORY} --revision {sha} --configs uniform-d1 --out out"
+    )
+    card = (packed / "README.md").read_text()
+    assert f"https://huggingface.co/{REPOSITORY}" in card
+    assert sha[:12] in card
+    assert "base_model: some-org/Tiny-Llama" in card
+    assert "base_model_relation: quantized" in card
+    verify(packed)
+
+
+def test_streaming_fetches_each_byte_once_and_stores_nothing(hub, source, tmp_path):
+    hub.add(REPOSITORY, source)
+    quantize(REPOSITORY, ["uniform-d1", "uniform-d2"], tmp_path / "out", stream=True)
+    sizes = sum((source / name).stat().st_size for name in shard_names(3))
+    headers = sum(
+        8 + 8 + int.from_bytes((source / name).read_bytes()[:8], "little")
+        for name in shard_names(3)
+    )
+    fetched = hub.bytes_of(".safetensors")
+    assert sizes <= fetched <= sizes + headers
+    for shard in shard_names(3):
+        ranges = sorted(r[1:] for r in hub.fetched if r[0] == shard)
+        data = [r for r in ranges if r[0] >= 16]
+        assert all(a[1] <= b[0] for a, b in pairwise(data))
+    assert not (tmp_path / "cache").exists()
+    assert not hub.bytes_of(".bin")
+
+
+def test_a_snapshot_leaves_the_pickle_on_the_hub(hub, source, tmp_path):
+    hub.add(REPOSITORY, source)
+    quantize(REPOSITORY, ["uniform-d1"], tmp_path / "out")
+    assert not any(".bin" in request for request in hub.requests if "resolve" in request)
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "snapshot"])
+def test_revision_pins_a_commit(hub, source, tmp_path, stream):
+    first = hub.add(REPOSITORY, source)
+    second_source = write_model(
+        tmp_path / "second", {"model_type": "llama"}, [random_tensors(llama(), seed=1)]
+    )
+    second = hub.add(REPOSITORY, second_source)
+    for revision, sha, folder in ((first, first, source), (None, second, second_source)):
+        out = tmp_path / f"out-{sha}"
+        (report,) = quantize(
+            REPOSITORY, ["uniform-d1"], out, revision=revision, stream=stream, write=["packed"]
+        )
+        assert report["revision"] == sha
+        manifest = json.loads((out / "uniform-d1/packed/tritllm.json").read_text())
+        assert manifest["source"]["revision"] == sha
+        assert set(manifest["source"]["shards"]) == {p.name for p in folder.glob("*.safetensors")}
+
+
+def test_a_branch_that_moved_is_noticed_on_resuming(hub, source, tmp_path):
+    hub.add(REPOSITORY, source)
+    with pytest.raises(ZeroDivisionError):
+        quantize(
+            REPOSITORY, ["uniform-d1"], tmp_path / "out", stream=True, on_progress=lambda _: 1 / 0
+        )
+    hub.add(REPOSITORY, source)
+    with pytest.raises(OutputError, match=r"revision: \w{40} -> \w{40}"):
+        quantize(REPOSITORY, ["uniform-d1"], tmp_path / "out", stream=True)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "snapshot"])
+@pytest.mark.parametrize(
+    ("repository", "revision"),
+    [("some-org/nothing", None), (REPOSITORY, "no-such-branch"), ("bad name/with spaces", None)],
+)
+def test_what_the_hub_does_not_have(hub, source, tmp_path, repository, revision, stream):
+    hub.add(REPOSITORY, source)
+    with pytest.raises(SourceError, match="not a local folder, and the Hub says: ") as raised:
+        quantize(repository, ["uniform-d1"], tmp_path / "out", revision=revision, stream=stream)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "snapshot"])
+def test_a_hub_that_cannot_be_reached(hub, tmp_path, monkeypatch, stream):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(SourceError, match="and the Hub says: ") as raised:
+        quantize(REPOSITORY, ["uniform-d1"], tmp_path / "out", stream=stream)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("answers", [7, 9, 16, 24, 31])
+def test_a_hub_that_dies_midway_leaves_a_run_that_resumes(hub, source, tmp_path, answers):
+    hub.add(REPOSITORY, source)
+    hub.refuse_after = answers
+    with pytest.raises(SourceError, match=rf"^{REPOSITORY}/.*403") as raised:
+        quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out/uniform-d2/packed").exists()
+    hub.refuse_after = None
+    quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True)
+    quantize(REPOSITORY, ["uniform-d2"], tmp_path / "whole", stream=True)
+    assert result_hashes(tmp_path / "out") == result_hashes(tmp_path / "whole")
+
+
+def test_a_connection_that_is_lost_is_one_line(hub, source, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.add(REPOSITORY, source)
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    seen = []
+
+    def lose_it(step):
+        seen.append(step)
+        if len(seen) == 3:
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+
+    with pytest.raises(SourceError, match=f"^{REPOSITORY}/model-0000") as raised:
+        quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True, on_progress=lose_it)
+    assert "\n" not in str(raised.value)
+    assert 3 <= len(seen) < len(llama())  # what had been read was still encoded
+
+
+def test_info_of_a_hub_id_fetches_headers_only(hub, source):
+    hub.add(REPOSITORY, source)
+    facts = info(REPOSITORY)
+    assert facts.parameters == sum(int(np.prod(shape)) for shape, _ in llama().values())
+    assert facts.licence.id == "apache-2.0"
+    assert facts.base_model == "some-org/base"
+    headers = sum(
+        16 + int.from_bytes((source / name).read_bytes()[:8], "little") for name in shard_names(3)
+    )
+    assert hub.bytes_of(".safetensors") == headers
+    assert {name for name, *_ in hub.fetched} == {
+        "config.json",
+        "README.md",
+        "model.safetensors.index.json",
+        *shard_names(3),
+    }
+
+
+def test_info_of_a_packed_repository(hub, source, tmp_path):
+    quantize(str(source), ["uniform-d2"], tmp_path / "out")
+    packed = tmp_path / "out/uniform-d2/packed"
+    hub.add("me/packed", packed)
+    there, here = info("me/packed"), info(str(packed))
+    assert there.depths == here.depths
+    assert there.depths.keys() == {2}
+    assert there.weight_bytes == here.weight_bytes
+    assert there.sqnr_mean_db == here.sqnr_mean_db
+
+
+def test_the_command_line_streams(hub, source, tmp_path, command_line):
+    hub.add(REPOSITORY, source)
+    environment = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    arguments = ["--configs", "uniform-d1", "--out", tmp_path / "out", "--stream"]
+    command_line("quantize", "--model", REPOSITORY, *arguments, **environment)
+    quantize(str(source), ["uniform-d1"], tmp_path / "local")
+    same_but_for_its_name(tmp_path / "local", tmp_path / "out")
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    done = command_line("info", REPOSITORY, **environment)
+    assert "apache-2.0" in done.stdout
+
+
+# Publishing
+
+
+@pytest.fixture
+def packed(source, tmp_path):
+    quantize(str(source), ["uniform-d2"], tmp_path / "out")
+    return tmp_path / "out/uniform-d2/packed"
+
+
+@pytest.fixture
+def token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize("kind", ["packed", "model"])
+def test_push_uploads_every_file(hub, packed, kind):
+    folder = packed.with_name(kind)
+    url = push(folder, "me/Tiny-trit")
+    assert url == f"{hub.endpoint}/me/Tiny-trit/commit/{'c' * 40}"
+    uploaded = hub.uploaded["me/Tiny-trit"]
+    assert uploaded == {name: (folder / name).read_bytes() for name in hashes(folder)}
+
+
+@pytest.mark.usefixtures("token")
+def test_push_verifies_first(hub, packed):
+    with open(packed / "tokenizer.json", "ab") as file:
+        file.write(b" ")
+    with pytest.raises(TritError, match=r"tokenizer\.json: SHA-256 differs"):
+        push(packed, "me/Tiny-trit")
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("token")
+def test_push_of_a_packed_folder_without_its_manifest(hub, packed):
+    (packed / "tritllm.json").unlink()
+    with pytest.raises(TritError, match=r"packed, but without tritllm\.json"):
+        push(packed, "me/Tiny-trit")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", [".", "packed.partial", "nowhere"])
+def test_push_of_what_is_no_finished_folder(hub, packed, tmp_path, name):
+    if name == "packed.partial":
+        os.rename(packed, tmp_path / name)
+    with pytest.raises(TritError, match="not a finished model folder"):
+        push(tmp_path / name, "me/Tiny-trit")
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("token")
+def test_llama_derivatives_must_be_named_so(hub, source, tmp_path):
+    (source / "README.md").write_bytes(b"---\nlicense: llama3.1\n---\n")
+    quantize(str(source), ["uniform-d2"], tmp_path / "llama")
+    for kind in ("packed", "model"):
+        folder = tmp_path / "llama/uniform-d2" / kind
+        with pytest.raises(TritError, match=r"llama3\.1 licence wants .* begin with Llama"):
+            push(folder, "me/Tiny-trit")
+        assert hub.requests == []
+    push(folder, "me/Llama-Tiny-trit")
+    assert "NOTICE" in hub.uploaded["me/Llama-Tiny-trit"]
+
+
+def test_a_hub_that_refuses_the_upload(hub, packed, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OutputError, match=r"me/Tiny-trit: not uploaded: .") as raised:
+        push(packed, "me/Tiny-trit")
+    assert "\n" not in str(raised.value)
