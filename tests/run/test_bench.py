@@ -35,7 +35,7 @@ def test_both_models_are_measured(speaking, threads_kept):
 
 def test_without_comparison_and_with_a_packed_head(speaking):
     plain = bench(speaking, prompt_tokens=4, new_tokens=2, compare=False)
-    packed = bench(speaking, prompt_tokens=4, new_tokens=2, compare=False, lm_head_depth=4)
+    packed = bench(speaking, prompt_tokens=4, new_tokens=2, compare=False, lm_head_depth=2)
     assert plain.dequantized is None
     assert packed.packed.token_bytes < plain.packed.token_bytes
 
