@@ -563,10 +563,7 @@ def test_other_results_do_not_count_as_already_written(source, monkeypatch):
 
 
 def test_too_little_memory_is_refused_before_the_first_byte(source, monkeypatch):
-    import psutil
-
-    memory = psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr("tritllm.quantizer.plan.available_memory", lambda: 1000)
     refused(TritError, source, "GB of memory are needed")
     assert not (source.parent / "out").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from tritllm.checkpoint.dequantize import dequantize
 from tritllm.cli.console import console, progress_bar
 from tritllm.cli.options import CodecThreads, Planes
+from tritllm.machine import processors
 
 
 def command(
@@ -30,7 +30,7 @@ def command(
             out,
             planes=planes,
             dtype=dtype,
-            threads=threads or os.cpu_count() or 1,
+            threads=threads or processors(),
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{folder}: written", markup=False, soft_wrap=True)

@@ -10,11 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tritllm.errors import OutputError, SourceError, TritError
 from tritllm.format.safetensors_header import Header, TensorEntry
 from tritllm.format.trits import packed_shapes
+from tritllm.machine import available_memory
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.linear_weights import Decision, decide
 from tritllm.quantizer.source import Source, SourceShard
@@ -245,7 +244,7 @@ def check_resources(plan: Plan, out: Path, already_written: int) -> None:
             f"{out}: {need / 1e9:.2f} GB more are needed and {free / 1e9:.2f} GB are free; "
             "free some, or write less (--write packed, fewer --configs)"
         )
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if plan.peak_memory_bytes > available:
         raise TritError(
             f"about {plan.peak_memory_bytes / 1e9:.1f} GB of memory are needed and "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tritllm.codec import CODECS
 from tritllm.errors import OutputError, TritError
+from tritllm.machine import processors
 from tritllm.quantizer.configs import parse_config
 from tritllm.quantizer.journal import FOLDER, Journal, differences, remove_empty
 from tritllm.quantizer.plan import Plan, check_resources, make_plan
@@ -88,7 +89,7 @@ def quantize(
         _check_folder(plan, out)
     check_resources(plan, out, sum(_bytes_below(out / config.name) for config in parsed))
     with Journal(out, plan.fingerprint) as journal:
-        run = ShardPass(plan, out, journal, threads or os.cpu_count() or 1, on_progress)
+        run = ShardPass(plan, out, journal, threads or processors(), on_progress)
         for shard in source.shards:
             run.carry(shard)
         reports = [

@@ -24,7 +24,7 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 class ShardWriter:
-    """Writes into `path`, whose size and header are known from the start.
+    """Writes into `path`, whose size and header are known from the start: a `TensorSink`.
 
     The file takes its full size at once, so a full disk shows early. An existing file of the right
     size and header is continued; anything else is begun anew, or refused if `resume` says that
@@ -60,8 +60,13 @@ class ShardWriter:
             self._file.truncate(size)
         self._write_at(0, raw)
 
+    @property
+    def where(self) -> str:
+        """As `TensorSink.where`."""
+        return self.path.name
+
     def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
-        """Write bytes of tensor `name`, from `offset` within it."""
+        """As `TensorSink.write`."""
         entry = self.header.entries[name]
         if offset + len(data) > entry.nbytes:
             raise ValueError(f"{name}: {offset + len(data)} bytes for a tensor of {entry.nbytes}")
