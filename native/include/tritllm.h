@@ -151,7 +151,8 @@ typedef struct {
 } tritllm_packed;
 
 /* Writes rows [begin, end) of out. Where a row is refused, what it holds is unspecified. */
-TRITLLM_API int tritllm_decode(int isa, const tritllm_packed *packed, int64_t begin, int64_t end);
+TRITLLM_API int tritllm_dequantize(int isa, const tritllm_packed *packed, int64_t begin,
+                                   int64_t end);
 
 #ifdef __cplusplus
 }

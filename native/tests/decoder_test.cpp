@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "random_matrix.h"
-#include "tritllm_decoder.h"
+#include "tritllm_step.h"
 
 namespace {
 
@@ -110,9 +110,8 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
                                c.tokens,
                                {model.vectors[0].data(), TRITLLM_FLOAT32},
                                1e-6f};
-    const Memory scratch = aligned(tritllm_decoder_scratch(blocks.data(), c.batch, c.tokens));
-    CHECK(tritllm_decoder_step(threads, blocks.data(), kBlocks, &step, scratch.get()) ==
-          TRITLLM_OK);
+    const Memory scratch = aligned(tritllm_llama_step_scratch(blocks.data(), c.batch, c.tokens));
+    CHECK(tritllm_llama_step(threads, blocks.data(), kBlocks, &step, scratch.get()) == TRITLLM_OK);
     return r;
 }
 

@@ -64,7 +64,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         const tritllm_packed p = {packed.data(), rows * width, width,   scale.data(),
                                   scale_width,   steps,        columns, planes,
                                   dtype,         out.data(),   columns};
-        const int status = tritllm_decode(isa, &p, 0, rows);
+        const int status = tritllm_dequantize(isa, &p, 0, rows);
         if ((status == TRITLLM_OK) != valid) std::abort();
         if (!valid) continue;
         if (first.empty()) first = out;

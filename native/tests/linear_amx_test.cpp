@@ -5,8 +5,8 @@
 #include <vector>
 
 #define TRITLLM_EMULATE_TILES
-#define linear_kernels_amx emulated_kernels_amx
-#include "../src/linear/linear_amx.cpp"
+#define products_amx emulated_kernels_amx
+#include "../src/products/products_amx.cpp"
 
 int main() {
     if (!(tritllm_linear_isas() >> TRITLLM_AVX512 & 1)) return 0;
@@ -51,8 +51,7 @@ int main() {
                 const auto *h = static_cast<const ActivationsHeader *>(activations);
                 const Activations a = {reinterpret_cast<const uint8_t *>(h + 1), h->row_bytes,
                                        batch, blocks};
-                (i ? emulated_kernels_amx : linear_kernels_avx512)
-                    .compute(product, a, 0, tiles_of(rows));
+                (i ? emulated_kernels_amx : products_avx512).compute(product, a, 0, tiles_of(rows));
             }
             if (y[0] != y[1]) {
                 std::fprintf(stderr, "depth %d, batch %d: results differ\n", depth, int(batch));

@@ -117,7 +117,7 @@ Result run(int isa, tritllm_matrix m, bool search, int64_t part, int out_dtype) 
             out_dtype,
             result.decoded.data() + size_t(planes - 1) * size_t(rows * m.columns) * element,
             m.columns};
-        CHECK(tritllm_decode(isa, &packed, 0, rows) == TRITLLM_OK);
+        CHECK(tritllm_dequantize(isa, &packed, 0, rows) == TRITLLM_OK);
     }
     return result;
 }

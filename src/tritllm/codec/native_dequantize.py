@@ -66,7 +66,7 @@ def decode_rows(
     statuses: list[int] = []
 
     def part(begin: int, end: int) -> None:
-        statuses.append(native.tritllm_decode(number, ctypes.byref(call), begin, end))
+        statuses.append(native.tritllm_dequantize(number, ctypes.byref(call), begin, end))
 
     if rows and columns:
         ranges = pool.parts(rows, 1, threads)

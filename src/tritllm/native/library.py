@@ -109,7 +109,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_unpack_trits": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_pack_scale_index": (None, (_POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_unpack_scale_index": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
-    "tritllm_decode": (_INT, (_INT, _POINTER, _INT64, _INT64)),
+    "tritllm_dequantize": (_INT, (_INT, _POINTER, _INT64, _INT64)),
 }
 
 

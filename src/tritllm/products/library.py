@@ -1,4 +1,4 @@
-"""The functions of native/include/tritllm_linear.h and tritllm_decoder.h in the native library."""
+"""The functions of native/include/tritllm_linear.h and tritllm_step.h in the native library."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_linear_compute": (_INT, (_POINTER, _POINTER, _INT64, _INT64)),
     "tritllm_linear_run": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _INT)),
     "tritllm_linear_use_openmp": (None, (_POINTER,)),
-    "tritllm_decoder_scratch": (_INT64, (_POINTER, _INT64, _INT64)),
-    "tritllm_decoder_step": (_INT, (_INT, _POINTER, _INT64, _POINTER, _POINTER)),
+    "tritllm_llama_step_scratch": (_INT64, (_POINTER, _INT64, _INT64)),
+    "tritllm_llama_step": (_INT, (_INT, _POINTER, _INT64, _POINTER, _POINTER)),
 }
 
 

@@ -1,6 +1,6 @@
 """The decoder blocks of the Llama family for one new token a sequence, by address.
 
-The structures and the function of native/include/tritllm_decoder.h, which says what they compute;
+The structures and the function of native/include/tritllm_step.h, which says what they compute;
 `kernels.decoder_reference` is the same in NumPy. Nothing about the memory is checked but the
 headers of what is prepared.
 """
@@ -73,7 +73,7 @@ def scratch_size(block: Block, batch: int, tokens: int) -> int:
 
     Raises ValueError for a block that cannot be computed.
     """
-    size = library.library().tritllm_decoder_scratch(ctypes.byref(block), batch, tokens)
+    size = library.library().tritllm_llama_step_scratch(ctypes.byref(block), batch, tokens)
     if size < 0:
         raise ValueError("not a block that the kernels can compute")
     return size
@@ -86,7 +86,7 @@ def decoder_step(threads: int, blocks: ctypes.Array[Block], step: Step, scratch:
     scratch: an address. Raises ValueError for products that do not fit their block, RuntimeError
     for an instruction set that is not there; what has been written is then unspecified.
     """
-    status = library.library().tritllm_decoder_step(
+    status = library.library().tritllm_llama_step(
         threads, blocks, len(blocks), ctypes.byref(step), scratch
     )
     if status == BAD_ARGUMENT:

@@ -1,4 +1,4 @@
-"""A decoder's step for one new token a sequence, in plain NumPy: the twin of native/src/decoder.
+"""A decoder's step for one new token a sequence, in plain NumPy: the twin of native/src/step.
 
 Numbers are float32, and rounded to the model's dtype where the native code rounds them: queries,
 keys, values, and hidden states between two blocks.

@@ -27,7 +27,7 @@ from tritllm.integrations.transformers.linear import TritLinear
 from tritllm.ops import cpu_kernels
 from tritllm.step import native_step as decoder
 
-# Models whose blocks are what native/include/tritllm_decoder.h says.
+# Models whose blocks are what native/include/tritllm_step.h says.
 MODELS = {
     "LlamaModel": "transformers.models.llama.modeling_llama",
     "MistralModel": "transformers.models.mistral.modeling_mistral",

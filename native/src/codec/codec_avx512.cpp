@@ -1,0 +1,14 @@
+#include "cpu/lanes_avx512.h"
+#include "dequantize.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
+
+const CodecKernels codec_avx512 = {
+    {trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint32_t>},
+    {trit_measure<Avx512, Half>, trit_measure<Avx512, Bfloat>, trit_measure<Avx512, float>},
+    {trit_write<Avx512, Half>, trit_write<Avx512, Bfloat>, trit_write<Avx512, float>},
+    trit_tabulate<Avx512>,
+    {trit_dequantize<Avx512, Half>, trit_dequantize<Avx512, Bfloat>,
+     trit_dequantize<Avx512, float>},
+};

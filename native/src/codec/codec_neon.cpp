@@ -1,0 +1,13 @@
+#include "cpu/lanes_neon.h"
+#include "dequantize.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
+
+const CodecKernels codec_neon = {
+    {trit_peak<Neon, uint16_t>, trit_peak<Neon, uint16_t>, trit_peak<Neon, uint32_t>},
+    {trit_measure<Neon, Half>, trit_measure<Neon, Bfloat>, trit_measure<Neon, float>},
+    {trit_write<Neon, Half>, trit_write<Neon, Bfloat>, trit_write<Neon, float>},
+    trit_tabulate<Neon>,
+    {trit_dequantize<Neon, Half>, trit_dequantize<Neon, Bfloat>, trit_dequantize<Neon, float>},
+};

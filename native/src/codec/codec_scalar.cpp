@@ -1,0 +1,14 @@
+#include "cpu/lanes_scalar.h"
+#include "dequantize.h"
+#include "measure.h"
+#include "tabulate.h"
+#include "write.h"
+
+const CodecKernels codec_scalar = {
+    {trit_peak<Scalar, uint16_t>, trit_peak<Scalar, uint16_t>, trit_peak<Scalar, uint32_t>},
+    {trit_measure<Scalar, Half>, trit_measure<Scalar, Bfloat>, trit_measure<Scalar, float>},
+    {trit_write<Scalar, Half>, trit_write<Scalar, Bfloat>, trit_write<Scalar, float>},
+    trit_tabulate<Scalar>,
+    {trit_dequantize<Scalar, Half>, trit_dequantize<Scalar, Bfloat>,
+     trit_dequantize<Scalar, float>},
+};

@@ -1,0 +1,154 @@
+// Sixteen rows of the portable planes -> digits and scale indices, a span of 480 columns at a time:
+// 96 bytes of a plane, 18 bytes of scale indices, 30 groups, 5 blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/trits.h"
+#include "prepared.h"
+#include "tritllm_linear.h"
+
+namespace {
+
+constexpr int kSpanColumns = 480;
+constexpr int kSpanBlocks = kSpanColumns / kBlockColumns;
+constexpr int kSpanUnits = kSpanBlocks * kBlockSteps;
+constexpr int kSpanGroups = kSpanColumns / TRITLLM_GROUP;
+constexpr int kSpanBytes = kSpanColumns / kTritsPerByte;
+static_assert(kSpanColumns % kDecodeColumns == 0, "add_planes takes so many at a time");
+constexpr int kSpanScaleBytes = 3 * kSpanGroups / kTritsPerByte;
+
+// How a layout wants the trits of a weight: in up to two parts, each the number that the digits (0,
+// 1, 2) of consecutive planes write in base three. zero: the part of a weight that is zero.
+struct Split {
+    int parts;
+    int planes[2];
+    uint8_t zero[2];
+};
+
+// The parts of a span as units: byte 4 * r + c of unit s belongs to row r, column 4 * s + c.
+struct Span {
+    alignas(64) uint8_t unit[2][kSpanUnits + 8][kUnit];
+    alignas(64) uint32_t index[kSpanBlocks][kTileRows];  // six scale indices of five bits
+};
+
+// Rows of a span before they are transposed; the pitch holds whole vectors.
+struct SpanRows {
+    alignas(64) uint8_t byte[2][kTileRows][512 + 64];
+};
+
+// What an instruction set may do in its own way.
+struct PlainReader {
+    static void prefetch(const uint8_t *) {}
+    static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
+        return ::add_planes(plane, planes, digits);
+    }
+    static void units(const SpanRows &rows, int part, Span *span) {
+        for (int r = 0; r < kTileRows; r++)
+            for (int s = 0; s < kSpanUnits; s++)
+                std::memcpy(&span->unit[part][s][4 * r], &rows.byte[part][r][4 * s], 4);
+    }
+};
+
+// Bytes [0, left) of the row at p, then zero trits.
+inline const uint8_t *span_bytes(const uint8_t *p, int64_t left, int64_t size, uint8_t *edge) {
+    if (left >= size) return p;
+    std::memset(edge, kZeroTrits, size_t(size));
+    if (left > 0) std::memcpy(edge, p, size_t(left));
+    return edge;
+}
+
+template <class Reader>
+int read_span(const tritllm_portable &source, const Split &split, int64_t row, int64_t column,
+              SpanRows *rows, Span *span) {
+    const int64_t width = (source.columns + 4) / 5;
+    const int64_t groups = (source.columns + 15) / 16, scale_width = (3 * groups + 4) / 5;
+    const int64_t count = std::min<int64_t>(kTileRows, source.rows - row);
+    bool valid = true;
+    uint64_t seen = 0;
+    std::memset(span->index, 0, sizeof span->index);
+    for (int64_t r = 0; r < count; r++) {
+        uint8_t edge[kSpanScaleBytes];
+        for (int part = 0, p = 0; part < split.parts; p += split.planes[part++]) {
+            const int64_t first = column / kTritsPerByte;
+            for (int64_t i = 0; i < kSpanBytes; i += kPlaneBytes) {
+                const uint8_t *plane[4];
+                uint8_t edges[4][kPlaneBytes];
+                for (int j = 0; j < split.planes[part]; j++) {
+                    const uint8_t *bytes = source.weight + (p + j) * source.plane_stride +
+                                           (row + r) * width + first + i;
+                    // Sixteen rows side by side are more than the hardware follows; the next
+                    // sixteen come behind them.
+                    Reader::prefetch(bytes + kTileRows * width);
+                    plane[j] = span_bytes(bytes, width - first - i, kPlaneBytes, edges[j]);
+                }
+                valid &= Reader::add_planes(plane, split.planes[part],
+                                            rows->byte[part][r] + kTritsPerByte * i);
+            }
+        }
+        const int64_t at = column / TRITLLM_GROUP * 3 / kTritsPerByte;
+        const uint8_t *bytes = span_bytes(source.scale + (row + r) * scale_width + at,
+                                          scale_width - at, kSpanScaleBytes, edge);
+        uint8_t index[kSpanGroups + 8];
+        for (int i = 0; i < kSpanScaleBytes / 3; i++, bytes += 3) {
+            const uint64_t sum = kIndices.part[0][bytes[0]] + kIndices.part[1][bytes[1]] +
+                                 kIndices.part[2][bytes[2]];
+            seen |= sum;
+            std::memcpy(index + 5 * i, &sum, 8);
+        }
+        for (int block = 0; block < kSpanBlocks; block++) {
+            uint32_t word = 0;
+            for (int g = 0; g < kBlockGroups; g++) {
+                // Past the last group the padding decodes to the middle index; nothing reads it.
+                word |= uint32_t(index[kBlockGroups * block + g] & 31) << 5 * g;
+            }
+            span->index[block][r] = word;
+        }
+    }
+    for (int part = 0; part < split.parts; part++) {
+        for (int64_t r = count; r < kTileRows; r++)
+            std::memset(rows->byte[part][r], split.zero[part], kSpanColumns);
+        Reader::units(*rows, part, span);
+    }
+    return valid && seen < kInvalid ? TRITLLM_OK : TRITLLM_BAD_BYTE;
+}
+
+inline bool padding_is_zero_in(const tritllm_portable &source, int64_t row) {
+    const int64_t width = (source.columns + 4) / 5;
+    const int64_t groups = (source.columns + 15) / 16, scale_width = (3 * groups + 4) / 5;
+    for (int p = 0; p < source.depth; p++) {
+        const uint8_t *bytes = source.weight + p * source.plane_stride + row * width;
+        if (!padding_is_zero(bytes[width - 1], source.columns)) return false;
+    }
+    return padding_is_zero(source.scale[row * scale_width + scale_width - 1], 3 * groups);
+}
+
+// Prepares tiles [begin, end): `pack(span, block, depth, out)` writes one block's codes.
+template <class Reader, class Pack>
+int prepare_tiles(const tritllm_portable &source, uint32_t layout, const Split &split,
+                  int64_t begin, int64_t end, uint8_t *tiles, Pack pack) {
+    static thread_local SpanRows rows;
+    static thread_local Span span;
+    const int64_t blocks = blocks_of(source.columns), bytes = block_bytes(layout, source.depth);
+    for (int64_t tile = begin; tile < end; tile++) {
+        const int64_t row = tile * kTileRows;
+        for (int64_t r = row; r < std::min(row + kTileRows, source.rows); r++)
+            if (!padding_is_zero_in(source, r)) return TRITLLM_BAD_PADDING;
+        uint8_t *out = tiles + tile * blocks * bytes;
+        for (int64_t first = 0; first < blocks; first += kSpanBlocks) {
+            const int status =
+                read_span<Reader>(source, split, row, first * kBlockColumns, &rows, &span);
+            if (status != TRITLLM_OK) return status;
+            for (int64_t b = 0; b < std::min<int64_t>(kSpanBlocks, blocks - first);
+                 b++, out += bytes) {
+                std::memcpy(out, span.index[b], kUnit);
+                pack(span, int(b), out + kUnit);
+            }
+        }
+    }
+    return TRITLLM_OK;
+}
+
+}  // namespace

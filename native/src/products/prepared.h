@@ -1,0 +1,108 @@
+// What prepared memory looks like: a header, the steps, then tiles of 16 rows.
+//
+// A tile is a sequence of blocks of 96 columns (6 groups), so a thread reads a tile from front to
+// back. A block begins with 16 words of 32 bits, one a row: the scale indices of its six groups,
+// five bits each. The codes of the weights follow, in units of 64 bytes = 16 rows x 4 columns.
+// Columns past K and rows past N have level 0 and index 0. What a code is depends on the layout:
+//
+//   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512 VBMI. See fives.h.
+//   kFields  two, four, six or eight bits a weight: unpacked by shifts and masks alone, for
+//   everything
+//            else. See fields.h.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/lanes_scalar.h"
+#include "tritllm.h"
+
+// Structures that the table of kernels mentions are plain data without functions of their own, for
+// the reason that elements.h gives.
+
+struct PreparedHeader {
+    char magic[8];
+    uint32_t version;
+    uint32_t isa;
+    uint32_t layout;
+    int32_t depth;
+    int64_t rows;
+    int64_t columns;
+    int64_t size;    // of everything, header included
+    uint64_t check;  // of the fields above
+    uint64_t reserved;
+    float steps[32];  // 27, then zeros
+};
+static_assert(sizeof(PreparedHeader) == 64 + 32 * 4, "a header of 64 bytes, then the steps");
+
+struct ActivationsHeader {
+    char magic[8];
+    int64_t batch;
+    int64_t columns;
+    int64_t row_bytes;
+    int32_t exact;
+    int32_t reserved[7];
+};
+static_assert(sizeof(ActivationsHeader) == 64, "one cache line");
+
+// Batch rows of activations. Exact: float32 [96 * blocks]. Else int8 [96 * blocks], then for each
+// of the depths 1..4 int32 [6 * blocks], then float32 [6 * blocks]; the int32 are -L * (sum of the
+// group), which makes dot products of codes (>= 0, as vpdpbusd wants its left operand) those of
+// levels.
+struct Activations {
+    const uint8_t *rows;
+    int64_t row_bytes;
+    int64_t batch;
+    int64_t blocks;
+};
+
+namespace {
+
+constexpr int kTileRows = TRITLLM_TILE;
+constexpr int kBlockGroups = 6;
+constexpr int kBlockColumns = kBlockGroups * TRITLLM_GROUP;
+constexpr int kUnit = 64;                                // bytes: 16 rows x 4 columns
+constexpr int kBlockSteps = kBlockColumns / 4;           // units of unpacked weights in a block
+constexpr int kGroupSteps = kBlockSteps / kBlockGroups;  // and in a group
+
+enum Layout : uint32_t { kFives = 1, kFields = 2 };
+
+constexpr char kPreparedMagic[8] = {'t', 'r', 'i', 't', 'l', 'i', 'n', '1'};
+constexpr uint32_t kPreparedVersion = 1;
+
+inline int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+inline int64_t blocks_of(int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns; }
+
+// Bytes of a block: the scale indices, then the codes.
+constexpr int block_bytes(uint32_t layout, int depth) {
+    return kUnit * (1 + (layout == kFives ? 5 : 6) * depth);
+}
+
+// The largest level, which codes are offset by: a code is level + L, unsigned.
+constexpr int kLevelOffset[] = {0, 1, 4, 13, 40};
+
+// A group whose largest magnitude is below counts as zero: 127 / magnitude stays finite.
+constexpr float kSmallestActivation = 0x1p-100f;
+
+constexpr char kActivationsMagic[8] = {'t', 'r', 'i', 't', 'a', 'c', 't', '1'};
+
+inline const float *exact_row(const Activations &a, int64_t b) {
+    return reinterpret_cast<const float *>(a.rows + b * a.row_bytes);
+}
+inline const int8_t *quantized_row(const Activations &a, int64_t b) {
+    return reinterpret_cast<const int8_t *>(a.rows + b * a.row_bytes);
+}
+inline const int32_t *offset_row(const Activations &a, int64_t b, int depth) {
+    return reinterpret_cast<const int32_t *>(quantized_row(a, b) + kBlockColumns * a.blocks) +
+           (depth - 1) * kBlockGroups * a.blocks;
+}
+inline const float *scale_row(const Activations &a, int64_t b) {
+    return reinterpret_cast<const float *>(offset_row(a, b, 5));
+}
+
+inline int64_t activation_row_bytes(int64_t blocks, bool exact) {
+    const int64_t bytes =
+        exact ? blocks * kBlockColumns * 4 : blocks * (kBlockColumns + 5 * 4 * kBlockGroups);
+    return (bytes + 63) / 64 * 64;
+}
+
+}  // namespace

@@ -1,0 +1,28 @@
+// Products that share one input, opened once and shared between threads by tiles of rows.
+#pragma once
+
+#include <cstdint>
+
+#include "product_kernels.h"
+
+constexpr int kMostProducts = 64;
+
+struct ProductSet {
+    int count;
+    Product product[kMostProducts];
+    const ProductKernels *kernel[kMostProducts];
+    int64_t tiles_before[kMostProducts + 1];
+
+    int64_t tiles() const { return tiles_before[count]; }
+};
+
+// Fills `set`; the status of tritllm.h that says why it cannot. `activations` needs its header
+// only.
+int open_products(const tritllm_product *products, int count, const void *activations,
+                  ProductSet *set);
+
+// How many tiles a thread takes at a time.
+int64_t tiles_at_a_time(const ProductSet &set, int threads);
+
+// Tiles [begin, end) of all of them, numbered one product after the other, for all batch rows.
+void multiply_tiles(const ProductSet &set, const void *activations, int64_t begin, int64_t end);

@@ -1,0 +1,23 @@
+// What stands between the products of a block, sixteen floats at a time.
+#include "cpu/lanes_avx512.h"
+#include "products/avx512_elements.h"
+#include "rows.h"
+
+namespace {
+
+struct Avx512Rows : Avx512 {
+    static constexpr __mmask16 kAll = 0xffff;
+    template <class T>
+    static F load_as(const T *p) {
+        return load16(p, kAll);
+    }
+    template <class T>
+    static void store_as(T *p, F x) {
+        store16(p, kAll, x);
+    }
+    static float total(F x) { return _mm512_reduce_add_ps(x); }
+};
+
+}  // namespace
+
+const StepKernels step_avx512 = step_kernels<Avx512Rows>();

@@ -1,0 +1,47 @@
+// The table of functions that one instruction set provides for what stands between the products of
+// a block. All numbers of elements are multiples of 16.
+#pragma once
+
+#include <cstdint>
+
+#include "tritllm_step.h"
+
+// Of one sequence, the queries that share a head of keys and some of its keys.
+struct AttentionPart {
+    const void *q;  // [heads][head_dim]
+    const void *key, *value;
+    int64_t stride;       // of a token's keys and values, in elements
+    const uint8_t *mask;  // [tokens], or null
+    int64_t tokens;
+    int32_t heads, head_dim, dtype;
+    float scaling;
+    float *out;  // [heads][kPartial]
+};
+
+// A head's share of an attention: head_dim sums of weight * value, then the largest score and the
+// sum of the weights, which are exp(score - largest score).
+constexpr int kMostHeadDim = 256;
+constexpr int kPartial = kMostHeadDim + 16;
+constexpr int kLargestScore = kMostHeadDim, kWeightSum = kMostHeadDim + 1;
+
+struct StepKernels {
+    // out = x / sqrt(mean(x**2) + epsilon) * weight
+    void (*rms_norm)(const float *x, int64_t n, const tritllm_vector &weight, float epsilon,
+                     float *out);
+    // x turned by its position: pairs are i and i + n / 2.
+    void (*rotate)(const float *x, int64_t n, const void *cos, const void *sin, int dtype,
+                   void *out);
+    // out = silu(gate) * up
+    void (*gate)(const float *gate, const float *up, int64_t n, float *out);
+    void (*widen)(const void *x, int dtype, int64_t n, float *out);
+    void (*add)(const float *x, const tritllm_vector &y, int64_t n, float *out);
+    void (*narrow)(const float *x, int64_t n, int dtype, void *out);
+    void (*attend)(const AttentionPart &part);
+    // One head from its parts, `stride` floats apart.
+    void (*combine)(const float *parts, int64_t count, int64_t stride, int head_dim, float *out);
+};
+
+extern const StepKernels step_scalar;
+extern const StepKernels step_avx2;
+extern const StepKernels step_avx512;
+extern const StepKernels step_neon;

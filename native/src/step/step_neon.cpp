@@ -1,0 +1,32 @@
+// What stands between the products of a block, four floats at a time.
+#include "cpu/lanes_neon.h"
+#include "rows.h"
+
+namespace {
+
+struct NeonRows : Neon {
+    static F load_as(const float *p) { return vld1q_f32(p); }
+    static F load_as(const Half *p) {
+        return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p))));
+    }
+    static F load_as(const Bfloat *p) {
+        return vreinterpretq_f32_u32(
+            vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16));
+    }
+    static void store_as(float *p, F x) { vst1q_f32(p, x); }
+    static void store_as(Half *p, F x) {
+        vst1_u16(reinterpret_cast<uint16_t *>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
+    }
+    static void store_as(Bfloat *p, F x) {
+        const uint32x4_t u = vreinterpretq_u32_f32(x);
+        const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+        uint32x4_t r = vaddq_u32(vaddq_u32(u, odd), vdupq_n_u32(0x7fff));
+        r = vbslq_u32(vceqq_f32(x, x), r, vdupq_n_u32(0x7fc00000));
+        vst1_u16(reinterpret_cast<uint16_t *>(p), vshrn_n_u32(r, 16));
+    }
+    static float total(F x) { return vaddvq_f32(x); }
+};
+
+}  // namespace
+
+const StepKernels step_neon = step_kernels<NeonRows>();
