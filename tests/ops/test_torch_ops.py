@@ -8,8 +8,8 @@ import torch
 from torch.library import opcheck
 
 from tritllm import TritTensor, encode
-from tritllm.integrations.transformers.linear import NUMPY_OF_TORCH, torch_parts
 from tritllm.ops import cpu_kernels, torch_ops
+from tritllm.ops.numpy_arrays import NUMPY_OF_TORCH, torch_parts
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((24, 80), (7, 1), (5, 83), (33, 48), (1, 16))

@@ -179,7 +179,7 @@ def weight_bytes(model: Any) -> tuple[int, int]:
     import torch
 
     from tritllm.integrations.transformers.experts import TritExperts
-    from tritllm.integrations.transformers.linear import TritLinear
+    from tritllm.ops.trit_linear import TritLinear
 
     config = model.config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", 1)

@@ -6,7 +6,7 @@ import torch
 
 from tritllm.errors import FormatError
 from tritllm.format.trits import GROUP, TRITS_PER_BYTE
-from tritllm.integrations.transformers.linear import TritLinear
+from tritllm.ops.trit_linear import TritLinear
 
 LARGEST_BYTE = 3**TRITS_PER_BYTE - 1
 

@@ -23,8 +23,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tritllm.integrations.transformers import attention
-from tritllm.integrations.transformers.linear import TritLinear
 from tritllm.ops import cpu_kernels
+from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as decoder
 
 # Models whose blocks are what native/include/tritllm_step.h says.

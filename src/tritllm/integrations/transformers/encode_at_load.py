@@ -9,7 +9,8 @@ from transformers.core_model_loading import ConversionOps
 
 from tritllm.codec import encode
 from tritllm.format.safetensors_header import TensorEntry
-from tritllm.integrations.transformers.linear import TritLinear, numpy_matrix, torch_parts
+from tritllm.ops.numpy_arrays import numpy_matrix, torch_parts
+from tritllm.ops.trit_linear import TritLinear
 from tritllm.quantizer.linear_weights import decide
 
 

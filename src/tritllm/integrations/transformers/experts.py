@@ -16,7 +16,7 @@ from torch import nn
 from transformers.core_model_loading import WeightConverter
 
 from tritllm.errors import TritError
-from tritllm.integrations.transformers.linear import TritLinear
+from tritllm.ops.trit_linear import TritLinear
 
 _MERGES = {("MergeModulelist", "Concatenate"): 2, ("MergeModulelist",): 1}
 

@@ -15,7 +15,8 @@ from tritllm.codec import encode
 from tritllm.errors import FormatError, SourceError, TritError
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.integrations.transformers.dtype_of_renamed import cast_renamed, float_dtypes
-from tritllm.integrations.transformers.linear import TritLinear, numpy_matrix
+from tritllm.ops.numpy_arrays import numpy_matrix
+from tritllm.ops.trit_linear import TritLinear
 
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
@@ -176,9 +177,8 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.pre_quantized:
             cast_renamed(model, self._dtypes)
         config = self.quantization_config
-        head = None  # an output layer with a depth of its own
-        if config.lm_head_depth is not None:
-            head = pack_output_layer(model, config.lm_head_depth)
+        own = config.lm_head_depth  # of the output layer
+        head = None if own is None else pack_output_layer(model, own)
         layers = packed_layers(model)
         for name, layer in layers.items():
             if config.planes is not None and layer is not head:

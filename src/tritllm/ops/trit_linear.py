@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
@@ -13,12 +12,7 @@ from torch import nn
 from tritllm.codec import TritTensor
 from tritllm.format.trits import packed_shapes
 from tritllm.ops import cpu_kernels, torch_ops
-
-NUMPY_OF_TORCH = {
-    torch.float16: np.dtype(np.float16),
-    torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
-    torch.float32: np.dtype(np.float32),
-}
+from tritllm.ops.numpy_arrays import NUMPY_OF_TORCH, torch_parts
 
 
 class TritLinear(nn.Module):  # type: ignore[misc]
@@ -165,18 +159,3 @@ class TritLinear(nn.Module):  # type: ignore[misc]
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"depth={self.depth}, bias={self.bias is not None}, {how}"
         )
-
-
-def torch_parts(tensor: TritTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Planes, scale indices and codebook as torch tensors that share the arrays' memory."""
-    parts = (tensor.weight, tensor.scale, tensor.codebook)
-    planes, scale, codebook = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
-    return planes, scale, codebook
-
-
-def numpy_matrix(weight: torch.Tensor) -> np.ndarray:
-    """A float matrix as NumPy has it, bfloat16 included; other dtypes as float32."""
-    weight = weight.detach().cpu().contiguous()
-    if weight.dtype == torch.bfloat16:
-        return weight.view(torch.uint16).numpy().view(NUMPY_OF_TORCH[torch.bfloat16])
-    return (weight if weight.dtype in NUMPY_OF_TORCH else weight.float()).numpy()
