@@ -22,7 +22,7 @@ import numpy as np
 
 from tritllm import products as kernels
 from tritllm.codec.tensor import TritTensor
-from tritllm.format.trits import packed_shapes
+from tritllm.format.layout import packed_shapes
 from tritllm.products.prepared import aligned_bytes
 
 SHAPES = ((3584, 3584), (18944, 3584), (3584, 18944), (512, 3584))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tritllm
 from tritllm.codec import TritTensor, reference, to_decibel
-from tritllm.format.trits import packed_shapes
+from tritllm.format.layout import packed_shapes
 
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
 CODECS = ("v2", "v3")

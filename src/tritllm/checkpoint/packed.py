@@ -11,13 +11,11 @@ import numpy as np
 
 from tritllm.codec import TritTensor
 from tritllm.errors import FormatError
+from tritllm.format.layout import CODEBOOK, SCALE, check, part_names, parts_of
 from tritllm.format.manifest import METHOD, read_manifest
 from tritllm.format.names import CONFIG, INDEX
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
-from tritllm.format.trits import packed_shapes
 from tritllm.storage.model_files import LocalFiles
-
-PARTS = ("", "_scale", "_codebook")
 
 
 class PackedCheckpoint:
@@ -71,8 +69,8 @@ class PackedCheckpoint:
         entry = self.entry(name)
         rows = entry.shape[1]
         weight = np.frombuffer(self.read_range(name, 0, entry.nbytes // depth * keep), np.uint8)
-        scale = np.frombuffer(self.read(f"{name}_scale"), np.uint8)
-        codebook = np.frombuffer(self.read(f"{name}_codebook"), "<f4").astype(np.float32)
+        scale = np.frombuffer(self.read(name + SCALE), np.uint8)
+        codebook = np.frombuffer(self.read(name + CODEBOOK), "<f4").astype(np.float32)
         try:
             return TritTensor(
                 weight.reshape(keep, rows, -1),
@@ -150,26 +148,16 @@ class PackedCheckpoint:
                 )
 
     def _check_parts(self) -> None:
-        parts = {name for name, record in self._records.items() if "part_of" in record}
+        entries = {name: self.entry(name) for name in self._records}
+        rest = {name for name, record in self._records.items() if "part_of" in record}
         for name in self.quantized:
             record = self._records[name]
-            where = f"{self.folder / record['file']}: tensor {name}"
-            if len(record["shape"]) != 3 or record["shape"][0] != record["depth"]:
-                raise FormatError(
-                    f"{where} has shape {record['shape']}, expected [d, N, ceil(K/5)]"
-                )
-            shapes = packed_shapes(record["shape"][1], record["in_features"], record["depth"])
-            for suffix, shape, dtype in zip(PARTS, shapes, ("U8", "U8", "F32"), strict=True):
-                part = self._records.get(name + suffix)
-                if part is None:
-                    raise FormatError(f"{where}{suffix} is missing from the manifest")
-                parts.discard(name + suffix)
-                if (part["dtype"], tuple(part["shape"])) != (dtype, shape):
-                    raise FormatError(
-                        f"{where}{suffix} is {part['dtype']} {part['shape']}, "
-                        f"expected {dtype} {list(shape)} from N, K and d"
-                    )
-        for name in parts:
+            where = str(self.folder / record["file"])
+            parts = parts_of(entries, name, where)
+            depth, rows = record["depth"], parts[0].shape[1]
+            check(parts, rows, record["in_features"], depth, where)
+            rest.difference_update(part_names(name))
+        for name in rest:
             raise FormatError(f"{self.folder}: tensor {name} belongs to no quantized weight")
 
     def _check_index(self) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritllm.checkpoint.packed import PARTS
 from tritllm.errors import FormatError
+from tritllm.format.layout import CODEBOOK, SCALE, check, parts_of
 from tritllm.format.manifest import FORMAT_VERSION
 from tritllm.format.names import MANIFEST
 from tritllm.format.safetensors_header import TensorEntry, read_header
-from tritllm.format.trits import DEPTHS, packed_shapes
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,7 @@ class StoredMatrix:
 
     def check(self, out_features: int, in_features: int) -> None:
         """Raise FormatError where a shape does not follow from N, K and d."""
-        shapes = packed_shapes(out_features, in_features, self.depth)
-        for part, shape, dtype in zip(self.parts, shapes, ("U8", "U8", "F32"), strict=True):
-            if (part.dtype, part.shape) != (dtype, shape):
-                raise FormatError(
-                    f"{self.file}: tensor {part.name} is {part.dtype} {list(part.shape)}, "
-                    f"expected {dtype} {list(shape)}"
-                )
+        check(self.parts, out_features, in_features, self.depth, self.file)
 
 
 def stored_matrices(files: Sequence[str]) -> dict[str, StoredMatrix]:
@@ -54,23 +47,15 @@ def stored_matrices(files: Sequence[str]) -> dict[str, StoredMatrix]:
         if (folder / MANIFEST).is_file():
             _check_manifest(folder / MANIFEST, entries)
     found = {}
-    for name in [n.removesuffix("_codebook") for n in entries if n.endswith(".weight_codebook")]:
-        where = entries[f"{name}_codebook"][1]
-        for part in PARTS:
-            if name + part not in entries:
-                raise FormatError(f"{where}: tensor {name}{part} is missing")
-        planes, scale, codebook = (entries[name + part][0] for part in PARTS)
-        if len(planes.shape) != 3 or planes.shape[0] not in DEPTHS:
-            raise FormatError(
-                f"{where}: tensor {name} has shape {list(planes.shape)}, "
-                "expected [d, N, ceil(K/5)] with d of 1..4"
-            )
-        found[name] = StoredMatrix(name, where, (planes, scale, codebook))
+    tensors = {name: entry for name, (entry, _) in entries.items()}
+    for name in [n.removesuffix(CODEBOOK) for n in entries if n.endswith(f".weight{CODEBOOK}")]:
+        where = entries[name + CODEBOOK][1]
+        found[name] = StoredMatrix(name, where, parts_of(tensors, name, where))
     for name, (entry, where) in entries.items():
         packed = name.endswith(".weight") and entry.dtype == "U8" and len(entry.shape) == 3
         if packed and name not in found:
-            raise FormatError(f"{where}: tensor {name}_codebook is missing")
-        if name.endswith(".weight_scale") and name.removesuffix("_scale") not in found:
+            raise FormatError(f"{where}: tensor {name}{CODEBOOK} is missing")
+        if name.endswith(f".weight{SCALE}") and name.removesuffix(SCALE) not in found:
             raise FormatError(f"{where}: tensor {name} belongs to no packed weight")
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from tritllm import native
 from tritllm.codec import native_dequantize, native_encode, reference
 from tritllm.format import trits
+from tritllm.format.layout import groups_of
 
 
 def is_native() -> bool:
@@ -50,7 +51,7 @@ def decode(
     _warn_of_reference()
     for rows in reference.row_blocks(out.shape):
         level = trits.trits_to_levels(trits.unpack_trits(planes[:, rows], out.shape[1]))
-        index = trits.unpack_scale_index(scale[rows], -(-out.shape[1] // trits.GROUP))
+        index = trits.unpack_scale_index(scale[rows], groups_of(out.shape[1]))
         with np.errstate(over="ignore"):  # beyond float16's range: infinite, the caller's to check
             out[rows] = reference.decode(level, index, steps).astype(out.dtype)
 

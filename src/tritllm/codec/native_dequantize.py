@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from tritllm.format import trits
-from tritllm.format.trits import ENTRIES, GROUP
+from tritllm.format.layout import groups_of, plane_row_bytes, scale_row_bytes
+from tritllm.format.trits import ENTRIES
 from tritllm.native import library
 from tritllm.native import threads as pool
 from tritllm.native.arrays import address, dtype_number, with_dense_rows
@@ -35,9 +36,9 @@ def decode_rows(
     `unpack_trits`; `out` is then unspecified), for steps that are not finite and for shapes that do
     not fit; TypeError for another dtype; RuntimeError without the library.
     """
-    rows, groups = packed.shape[1], -(-columns // GROUP)
-    _expect("packed", packed, np.uint8, (packed.shape[0], rows, -(-columns // 5)))
-    _expect("scale", scale, np.uint8, (rows, -(-3 * groups // 5)))
+    rows = packed.shape[1]
+    _expect("packed", packed, np.uint8, (packed.shape[0], rows, plane_row_bytes(columns)))
+    _expect("scale", scale, np.uint8, (rows, scale_row_bytes(columns)))
     _expect("steps", steps, np.float32, (ENTRIES,))
     _expect("out", out, None, (rows, columns))
     if not 1 <= planes <= min(4, packed.shape[0]):
@@ -73,7 +74,7 @@ def decode_rows(
         pool.run([partial(part, *rows) for rows in ranges], threads)
     if library.BAD_BYTE in statuses or library.BAD_PADDING in statuses:
         trits.unpack_trits(packed[:planes], columns)
-        trits.unpack_scale_index(scale, groups)
+        trits.unpack_scale_index(scale, groups_of(columns))
     for status in statuses:
         library.check(status)
 

@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from tritllm.codec import engine
 from tritllm.codec.reference import CODECS
 from tritllm.format import trits
-from tritllm.format.trits import DEPTHS, GROUP, packed_shapes
-
-FLOAT_DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
+from tritllm.format.dtypes import FLOAT_DTYPES
+from tritllm.format.layout import groups_of, packed_shapes
+from tritllm.format.trits import DEPTHS
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +104,11 @@ class TritTensor:
 
     def scale_index(self) -> np.ndarray:
         """uint8 [N, G], 0..26."""
-        return trits.unpack_scale_index(self.scale, -(-self.in_features // GROUP))
+        return trits.unpack_scale_index(self.scale, groups_of(self.in_features))
 
     def check_bytes(self) -> None:
         """Raise ValueError where a byte is not five trits, or padding is not zero."""
-        groups = -(-self.in_features // GROUP)
+        groups = groups_of(self.in_features)
         trits.check_trits(self.weight, self.in_features)
         trits.check_trits(self.scale, 3 * groups)
 

@@ -1,16 +1,32 @@
-"""Names of float dtypes in safetensors, transformers and NumPy, and the cast between them."""
+"""The three floats that weights come in, under every name they have, and the cast between them."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-NUMPY_OF_SAFETENSORS = {
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype(np.float32),
-}
-SAFETENSORS_OF_NAME = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+
+class FloatType(NamedTuple):
+    """One float: `name` as NumPy, torch and transformers say, and what others call it."""
+
+    name: str
+    safetensors: str
+    numpy: np.dtype
+    number: int  # in the native library's calls
+
+
+FLOATS = (
+    FloatType("float16", "F16", np.dtype(np.float16), 0),
+    FloatType("bfloat16", "BF16", np.dtype(ml_dtypes.bfloat16), 1),
+    FloatType("float32", "F32", np.dtype(np.float32), 2),
+)
+
+FLOAT_DTYPES = tuple(kind.numpy for kind in FLOATS)
+NUMBER_OF_DTYPE = {kind.numpy: kind.number for kind in FLOATS}
+NUMPY_OF_SAFETENSORS = {kind.safetensors: kind.numpy for kind in FLOATS}
+SAFETENSORS_OF_NAME = {kind.name: kind.safetensors for kind in FLOATS}
 
 
 def cast_checked(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -16,6 +16,11 @@ _POWERS = tuple(3**i for i in range(TRITS_PER_BYTE))
 _TRITS_OF_BYTE = np.stack([np.arange(256) // p % 3 - 1 for p in _POWERS], axis=1).astype(np.int8)
 
 
+def bytes_of(trits: int) -> int:
+    """Bytes that hold a row of so many trits."""
+    return -(-trits // TRITS_PER_BYTE)
+
+
 def max_level(depth: int) -> int:
     """L = (3**depth - 1) / 2, the largest level: 1, 4, 13, 40."""
     return (3**depth - 1) // 2
@@ -42,7 +47,7 @@ def trits_to_levels(trits: np.ndarray) -> np.ndarray:
 def pack_trits(trits: np.ndarray) -> np.ndarray:
     """Trits int8 [..., n] -> bytes uint8 [..., ceil(n/5)]; byte = sum((t[i] + 1) * 3**i)."""
     n = trits.shape[-1]
-    width = -(-n // TRITS_PER_BYTE)
+    width = bytes_of(n)
     digits = np.ones((*trits.shape[:-1], width * TRITS_PER_BYTE), np.uint8)  # missing trits are 0
     digits[..., :n] = trits + np.int8(1)
     digits = digits.reshape(*trits.shape[:-1], width, TRITS_PER_BYTE)
@@ -80,15 +85,3 @@ def unpack_scale_index(packed: np.ndarray, groups: int) -> np.ndarray:
     """Bytes uint8 [N, ceil(3G/5)] -> indices 0..26 uint8 [N, G]. Raises as `unpack_trits`."""
     trits = unpack_trits(packed, 3 * groups).reshape(packed.shape[0], groups, 3)
     return (trits_to_levels(np.moveaxis(trits, -1, 0)) + 13).astype(np.uint8)
-
-
-def packed_shapes(
-    out_features: int, in_features: int, depth: int
-) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, int]]:
-    """Shapes of the three arrays: planes, scale indices, codebook."""
-    groups = -(-in_features // GROUP)
-    return (
-        (depth, out_features, -(-in_features // TRITS_PER_BYTE)),
-        (out_features, -(-3 * groups // TRITS_PER_BYTE)),
-        (depth, ENTRIES),
-    )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
-DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
+from tritllm.format.dtypes import NUMBER_OF_DTYPE
 
 
 def dtype_number(dtype: np.dtype) -> int:
     """The library's number of an element type. Raises TypeError for any other."""
-    if dtype not in DTYPES:
+    if dtype not in NUMBER_OF_DTYPE:
         raise TypeError(f"dtype {dtype} is not float16, bfloat16 or float32")
-    return DTYPES.index(dtype)
+    return NUMBER_OF_DTYPE[dtype]
 
 
 def address(array: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tritllm.codec import TritTensor
-from tritllm.format.trits import packed_shapes
+from tritllm.format.layout import packed_shapes
 from tritllm.ops import cpu_kernels, torch_ops
 from tritllm.ops.numpy_arrays import NUMPY_OF_TORCH, torch_parts
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from tritllm.codec.tensor import TritTensor
 from tritllm.format import trits
-from tritllm.format.trits import ENTRIES, GROUP
+from tritllm.format.layout import groups_of, plane_row_bytes, scale_row_bytes
+from tritllm.format.trits import ENTRIES
 from tritllm.native import threads as pool
 from tritllm.native.arrays import address
 from tritllm.native.library import BAD_BYTE, BAD_PADDING, ISAS, TILE, UNSUPPORTED, check
@@ -82,13 +83,13 @@ def prepare(
     planes = depth if planes is None else planes
     if not 1 <= planes <= depth:
         raise ValueError(f"planes is {planes}, expected 1..{depth}")
-    columns, groups = tensor.in_features, -(-tensor.in_features // GROUP)
+    columns = tensor.in_features
     weight = np.ascontiguousarray(tensor.weight[:planes])
     scale = np.ascontiguousarray(tensor.scale)
     steps = np.ascontiguousarray(tensor.codebook[planes - 1])
     for what, array, shape, dtype in (
-        ("planes", weight, (planes, rows, -(-columns // 5)), np.uint8),
-        ("scale indices", scale, (rows, -(-3 * groups // 5)), np.uint8),
+        ("planes", weight, (planes, rows, plane_row_bytes(columns)), np.uint8),
+        ("scale indices", scale, (rows, scale_row_bytes(columns)), np.uint8),
         ("steps", steps, (ENTRIES,), np.float32),
     ):
         if array.shape != shape or array.dtype != dtype:
@@ -154,7 +155,6 @@ def _refuse(
 ) -> None:
     """Raise the reference's ValueError, which names the first bad byte."""
     rows, columns = shape
-    groups = -(-columns // GROUP)
 
     def view(at: int, width: int) -> np.ndarray:
         return np.ctypeslib.as_array((ctypes.c_uint8 * (rows * width)).from_address(at)).reshape(
@@ -162,8 +162,8 @@ def _refuse(
         )
 
     for plane in range(planes):
-        trits.unpack_trits(view(weight + plane * plane_stride, -(-columns // 5)), columns)
-    trits.unpack_scale_index(view(scale, -(-3 * groups // 5)), groups)
+        trits.unpack_trits(view(weight + plane * plane_stride, plane_row_bytes(columns)), columns)
+    trits.unpack_scale_index(view(scale, scale_row_bytes(columns)), groups_of(columns))
 
 
 def attach(memory: np.ndarray) -> Prepared:

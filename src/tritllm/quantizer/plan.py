@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tritllm.errors import OutputError, SourceError, TritError
+from tritllm.format.layout import tensors_of
 from tritllm.format.safetensors_header import Header, TensorEntry
-from tritllm.format.trits import packed_shapes
 from tritllm.machine import available_memory
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.linear_weights import Decision, decide
@@ -148,9 +148,7 @@ def packed_layout(tensor: PlannedTensor, config: Config) -> list[tuple[str, str,
     entry = tensor.entry
     if not tensor.decision.quantize:
         return [(entry.name, entry.dtype, entry.shape)]
-    shapes = packed_shapes(*tensor.matrix_shape, config.depth_of(tensor.module))
-    names = (entry.name, f"{entry.name}_scale", f"{entry.name}_codebook")
-    return list(zip(names, ("U8", "U8", "F32"), shapes, strict=True))
+    return list(tensors_of(entry.name, *tensor.matrix_shape, config.depth_of(tensor.module)))
 
 
 def make_plan(

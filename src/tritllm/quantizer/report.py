@@ -10,6 +10,7 @@ from typing import Any
 
 from tritllm.codec import to_decibel
 from tritllm.errors import OutputError
+from tritllm.format.layout import part_names
 from tritllm.format.safetensors_header import ITEM_BYTES
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.plan import Plan
@@ -48,7 +49,7 @@ def make_report(
         for entry in plan.header(shard, config, "packed").entries.values()
     ]
     every_byte = sum(entry.nbytes for entry in header_entries)
-    names = {name + suffix for name in quantized for suffix in ("", "_scale", "_codebook")}
+    names = {part for name in quantized for part in part_names(name)}
     packed_bytes = sum(entry.nbytes for entry in header_entries if entry.name in names)
     decibels = [t["sqnr_db"] for t in quantized.values() if t["sqnr_db"] is not None]
     return {

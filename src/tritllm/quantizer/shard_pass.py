@@ -21,6 +21,7 @@ from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
 from tritllm.codec import TritTensor, encode_depths
 from tritllm.errors import SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.format.layout import part_names
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.quantizer.journal import Journal
 from tritllm.quantizer.pipeline import InOrder, ReadAhead
@@ -264,12 +265,12 @@ class ShardPass:
         for config in self.plan.configs:
             packed = encoded[config.depth_of(tensor.module)]
             hashes = {}
-            parts = {"": packed.weight, "_scale": packed.scale, "_codebook": packed.codebook}
-            for suffix, array in parts.items():
+            arrays = (packed.weight, packed.scale, packed.codebook)
+            for name, array in zip(part_names(entry.name), arrays, strict=True):
                 data = memoryview(np.ascontiguousarray(array)).cast("B")
-                hashes[entry.name + suffix] = hashlib.sha256(data).hexdigest()
+                hashes[name] = hashlib.sha256(data).hexdigest()
                 if (config.name, "packed") in writers:
-                    writers[config.name, "packed"].write(entry.name + suffix, 0, data)
+                    writers[config.name, "packed"].write(name, 0, data)
             if (config.name, "model") in writers:
                 write_decoded(
                     writers[config.name, "model"],

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tritllm.format.layout import part_names
 from tritllm.format.manifest import FORMAT_VERSION, METHOD, manifest_bytes
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
 from tritllm.format.trits import GROUP
@@ -100,10 +101,7 @@ def _manifest(
             name = tensor.entry.name
             if tensor.tied_to:
                 continue
-            parts = [name]
-            if tensor.decision.quantize:
-                parts += [f"{name}_scale", f"{name}_codebook"]
-            for part in parts:
+            for part in part_names(name) if tensor.decision.quantize else (name,):
                 entry = entries[part]
                 tensors[part] = {
                     "file": shard.name,

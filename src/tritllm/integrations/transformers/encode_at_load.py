@@ -8,6 +8,7 @@ import torch
 from transformers.core_model_loading import ConversionOps
 
 from tritllm.codec import encode
+from tritllm.format.layout import SUFFIXES
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.ops.numpy_arrays import numpy_matrix, torch_parts
 from tritllm.ops.trit_linear import TritLinear
@@ -45,7 +46,7 @@ class Encode(ConversionOps):  # type: ignore[misc]
         except ValueError as error:
             self.faults.append(f"tensor {full_layer_name}: {error}")
             tensor = encode(numpy_matrix(torch.zeros_like(matrix)), depth, self.codec)
-        suffixes = ("", "_scale", "_codebook")
+        suffixes = SUFFIXES
         return {
             full_layer_name + suffix: part.to(weight.device)
             for suffix, part in zip(suffixes, torch_parts(tensor), strict=True)
