@@ -26,7 +26,7 @@ from tritllm.evaluation.divergence import Scores, compare
 from tritllm.integrations.transformers import load_model
 from tritllm.ops import cpu_kernels
 
-DATA = Path(str(files("tritllm.demo") / "data"))
+DATA = Path(str(files("tritllm") / "demo_data"))
 COLUMNS = ("packed, exact", "packed, int8", "int8, lm_head at depth 4")
 HEAD_DEPTH = 4
 

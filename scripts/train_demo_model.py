@@ -56,7 +56,7 @@ EVALUATE_EVERY = 250  # steps
 HELD_OUT_LINES = 0.04  # of a text without --verses
 SHORT_BOOK = 5  # chapters; the last chapter of a longer book is held out
 END = "<|endoftext|>"  # token 0: stands before a text, and is never predicted
-DEFAULT_OUT = Path(__file__).resolve().parent.parent / "src" / "tritllm" / "demo" / "data"
+DEFAULT_OUT = Path(__file__).resolve().parent.parent / "src/tritllm/demo_data"
 
 
 # --- Text ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ SOURCES = Path(__file__).parents[1] / "src" / "tritllm"
 LAYERS = (
     "errors", "version", "machine", "extras", "format", "native", "codec", "products", "step",
     "storage", "model_card", "checkpoint", "quantizer", "publish", "ops", "evaluation",
-    "integrations", "run", "demo", "cli",
+    "integrations", "run", "cli",
 )  # fmt: skip
 LAST_WITHOUT_TORCH = "publish"
 TORCH = {"torch", "transformers", "accelerate"}
@@ -36,7 +36,6 @@ KNOWN_TORCH: set[str] = set()
 KNOWN_LONG = {
     "codec/reference.py",
     "integrations/transformers/decode_step.py",
-    "model_card/card.py",
     "quantizer/plan.py",
 }
 

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     """Where a reader stands: a clone, after `make demo`."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copy(ROOT / "quantize_model_v2.py", folder)
-    model = files("tritllm.demo") / "data/model"
+    model = files("tritllm") / "demo_data/model"
     tritllm.quantize(str(model), ["uniform-d4"], folder / "demo-out/configs")
     return folder
 

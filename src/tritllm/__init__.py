@@ -1,26 +1,73 @@
-"""Balanced-ternary quantization of language models: encode, pack, verify, run."""
+"""Balanced-ternary quantization of language models: encode, pack, verify, run.
 
-from tritllm.checkpoint.dequantize import dequantize
-from tritllm.checkpoint.packed import PackedCheckpoint
-from tritllm.checkpoint.verify import verify
-from tritllm.codec import TritTensor, encode, encode_depths
-from tritllm.errors import FormatError, OutputError, SourceError, TritError
+Every command is a function here, of the same name and arguments. A name is imported when it is
+first used, so that `import tritllm` costs nothing and needs NumPy only where numbers are met.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from tritllm.integrations.registration import register_with_transformers
-from tritllm.quantizer.quantize import quantize
 from tritllm.version import __version__ as __version__
 
-__all__ = [
-    "FormatError",
-    "OutputError",
-    "PackedCheckpoint",
-    "SourceError",
-    "TritError",
-    "TritTensor",
-    "dequantize",
-    "encode",
-    "encode_depths",
-    "quantize",
-    "verify",
-]
+if TYPE_CHECKING:
+    from tritllm.checkpoint.dequantize import dequantize as dequantize
+    from tritllm.checkpoint.packed import PackedCheckpoint as PackedCheckpoint
+    from tritllm.checkpoint.verify import verify as verify
+    from tritllm.codec import TritTensor as TritTensor
+    from tritllm.codec import encode as encode
+    from tritllm.codec import encode_depths as encode_depths
+    from tritllm.errors import FormatError as FormatError
+    from tritllm.errors import OutputError as OutputError
+    from tritllm.errors import SourceError as SourceError
+    from tritllm.errors import TritError as TritError
+    from tritllm.publish.card import card as card
+    from tritllm.publish.info import info as info
+    from tritllm.publish.push import push as push
+    from tritllm.quantizer.quantize import quantize as quantize
+    from tritllm.run.bench import bench as bench
+    from tritllm.run.demo import demo as demo
+    from tritllm.run.doctor import doctor as doctor
+    from tritllm.run.generate import generate as generate
+    from tritllm.run.serve import serve as serve
+
+_MODULE_OF = {
+    "FormatError": "tritllm.errors",
+    "OutputError": "tritllm.errors",
+    "PackedCheckpoint": "tritllm.checkpoint.packed",
+    "SourceError": "tritllm.errors",
+    "TritError": "tritllm.errors",
+    "TritTensor": "tritllm.codec",
+    "bench": "tritllm.run.bench",
+    "card": "tritllm.publish.card",
+    "demo": "tritllm.run.demo",
+    "dequantize": "tritllm.checkpoint.dequantize",
+    "doctor": "tritllm.run.doctor",
+    "encode": "tritllm.codec",
+    "encode_depths": "tritllm.codec",
+    "generate": "tritllm.run.generate",
+    "info": "tritllm.publish.info",
+    "push": "tritllm.publish.push",
+    "quantize": "tritllm.quantizer.quantize",
+    "serve": "tritllm.run.serve",
+    "verify": "tritllm.checkpoint.verify",
+}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 register_with_transformers()

@@ -18,3 +18,8 @@ class FormatError(TritError):
 
 class OutputError(TritError):
     """The output cannot be written: disk, permissions, or a folder that holds something else."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

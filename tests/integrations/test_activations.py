@@ -14,7 +14,7 @@ from tritllm.evaluation.divergence import compare
 from tritllm.format.trits import DEPTHS
 from tritllm.integrations.transformers import TritLinear, load_model
 
-DATA = Path(str(files("tritllm.demo") / "data"))
+DATA = Path(str(files("tritllm") / "demo_data"))
 TEXT_CHARACTERS = 8000  # of the held-out text: some 2200 tokens
 WINDOW = 256
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tritllm import FormatError, PackedCheckpoint, verify
 from tritllm.integrations.transformers import TritConfig, load_model
-from tritllm.model_card.card import write_card
+from tritllm.publish.card import card
 from tritllm.publish.info import info
 
 
@@ -50,7 +50,7 @@ def test_saved_is_what_was_loaded(tiny, tmp_path, family):
 
 def test_what_is_saved_has_no_manifest_and_every_command_says_so(tiny, tmp_path):
     load_model(tiny("llama", 3) / "packed").save_pretrained(tmp_path)
-    for function in (verify, info, write_card, PackedCheckpoint):
+    for function in (verify, info, card, PackedCheckpoint):
         with pytest.raises(FormatError) as caught:
             function(str(tmp_path))
         assert str(caught.value) == (

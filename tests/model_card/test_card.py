@@ -10,13 +10,13 @@ from huggingface_hub import ModelCard
 from support.model_folders import hashes, write_family
 
 from tritllm import FormatError, dequantize, quantize
-from tritllm.model_card.card import (
+from tritllm.model_card.licence import (
     Licence,
     base_model_of_card,
     licence_notice,
     licence_of_card,
-    write_card,
 )
+from tritllm.publish.card import card as write_card
 from tritllm.publish.info import info
 
 

@@ -18,9 +18,9 @@ from huggingface_hub import constants
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+from tritllm import extras
 from tritllm.cli import serve as serve_command
 from tritllm.errors import TritError
-from tritllm.run import optional
 from tritllm.run.generate import generate
 from tritllm.run.serve import serve
 
@@ -152,9 +152,9 @@ def test_planes_head_and_dtype_reach_the_server(
 
 
 def test_a_missing_package_and_a_folder_that_is_none(monkeypatch, tmp_path):
-    found = optional.importlib.util.find_spec
+    found = extras.importlib.util.find_spec
     monkeypatch.setattr(
-        optional.importlib.util,
+        extras.importlib.util,
         "find_spec",
         lambda name: None if name == "fastapi" else found(name),
     )

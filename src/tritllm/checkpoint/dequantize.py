@@ -12,7 +12,8 @@ from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.errors import FormatError, OutputError, TritError
 from tritllm.format.names import CONFIG, INDEX
 from tritllm.format.safetensors_header import Header
-from tritllm.model_card.card import licence_notice, model_card, read_licence
+from tritllm.model_card.card import model_card
+from tritllm.model_card.licence import licence_notice, read_licence
 from tritllm.storage.model_folder import (
     CHUNK_BYTES,
     copy_side_files,

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from tritllm.cli.console import console
-from tritllm.model_card.card import write_card
+from tritllm.publish.card import card
 
 
 def command(folder: Annotated[Path, typer.Argument(help="A packed folder.")]) -> None:
     """Write the model card anew from the manifest; the licence it states stays."""
-    console.print(f"{write_card(folder)}: written", markup=False, soft_wrap=True)
+    console.print(f"{card(folder)}: written", markup=False, soft_wrap=True)

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tritllm.cli.console import console, progress_bar, size
-from tritllm.demo.run import DemoResult, demo
 from tritllm.quantizer.shard_pass import Progress
+from tritllm.run.demo import DemoResult, demo
 
 
 def command(

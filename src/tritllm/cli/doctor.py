@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritllm.cli.console import console
-from tritllm.run.doctor import diagnose
+from tritllm.run.doctor import doctor
 
 
 def command() -> None:
@@ -15,6 +15,6 @@ def command() -> None:
     table.add_column(no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in diagnose():
+    for finding in doctor():
         table.add_row("ok" if finding.ok else "--", finding.subject, Text(finding.state))
     console.print(table)

@@ -14,13 +14,8 @@ from tritllm.errors import FormatError, SourceError
 from tritllm.format.manifest import check_manifest, no_manifest, says_packed
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
 from tritllm.format.safetensors_header import TensorEntry, read_header
-from tritllm.model_card.card import (
-    Licence,
-    architectures_of,
-    base_model_of_card,
-    licence_of_card,
-    measure,
-)
+from tritllm.model_card.figures import architectures_of, measure
+from tritllm.model_card.licence import Licence, base_model_of_card, licence_of_card
 from tritllm.storage.model_files import ModelFiles, open_files
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tritllm.checkpoint.verify import verify
-from tritllm.errors import OutputError, TritError
+from tritllm.errors import OutputError, TritError, first_line
 from tritllm.format.manifest import read_config, says_packed
 from tritllm.format.names import CONFIG, MANIFEST
-from tritllm.model_card.card import read_licence
+from tritllm.model_card.licence import read_licence
 
 
 def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
@@ -44,6 +44,5 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
             commit_message=f"Upload {folder.name} made with tritllm",
         )
     except Exception as error:  # the network, the Hub, a missing token: all end the same way
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise OutputError(f"{repository}: not uploaded: {reason}") from None
+        raise OutputError(f"{repository}: not uploaded: {first_line(error)}") from None
     return str(commit.commit_url)

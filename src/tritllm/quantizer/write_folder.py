@@ -12,7 +12,8 @@ from tritllm.format.layout import part_names
 from tritllm.format.manifest import FORMAT_VERSION, METHOD, manifest_bytes
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
 from tritllm.format.trits import GROUP
-from tritllm.model_card.card import licence_notice, licence_of_card, model_card
+from tritllm.model_card.card import model_card
+from tritllm.model_card.licence import licence_notice, licence_of_card
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import REPORT, Report, make_report

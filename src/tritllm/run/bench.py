@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from tritllm.errors import TritError
+from tritllm.extras import require
 from tritllm.run.generate import TokenClock, check_dtype, generation_settings
-from tritllm.run.optional import require
 
 _BUFFER_BYTES = 1 << 29  # many times any cache
 _READS = 8

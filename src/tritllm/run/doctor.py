@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 from tritllm.codec import engine
-from tritllm.errors import TritError
+from tritllm.errors import TritError, first_line
 from tritllm.version import __version__
 
 OPTIONAL = {
@@ -32,7 +32,7 @@ class Finding:
     ok: bool = True
 
 
-def diagnose() -> list[Finding]:
+def doctor() -> list[Finding]:
     """Look at the machine, what computes on it, and the optional packages."""
     memory = psutil.virtual_memory()
     findings = [
@@ -63,7 +63,7 @@ def _kernels() -> Finding:
         try:
             from tritllm.ops import cpu_kernels
         except (ImportError, OSError) as error:  # OSError: a library of torch's does not load
-            why = f"which cannot be imported: {next(iter(str(error).splitlines()), error)}"
+            why = f"which cannot be imported: {first_line(error)}"
         else:
             return _finding("kernels", cpu_kernels.describe, cpu_kernels.as_wanted)
     return Finding("kernels", f"none: packed layers need torch, {why}", ok=False)

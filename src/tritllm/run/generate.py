@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritllm.errors import TritError
-from tritllm.run.optional import require
+from tritllm.extras import require
 
 if TYPE_CHECKING:
     import torch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tritllm.extras import require
 from tritllm.integrations.registration import register_with_transformers
 from tritllm.run.generate import check_dtype
-from tritllm.run.optional import require
 
 
 def serve(

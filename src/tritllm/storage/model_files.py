@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from tritllm.errors import SourceError
+from tritllm.errors import SourceError, first_line
 from tritllm.storage.direct_read import LEAST, read_directly
 
 
@@ -108,7 +108,7 @@ class HubFiles:
                 file.seek(offset)
                 data = file.read(length)
         except Exception as error:  # whatever the network or the client library raises
-            raise SourceError(f"{path}: {_first_line(error)}") from None
+            raise SourceError(f"{path}: {first_line(error)}") from None
         _check_length(len(data), length, path, offset)
         return data
 
@@ -119,10 +119,6 @@ class HubFiles:
     def stamp(self, name: str) -> str:
         """As `ModelFiles.stamp`."""
         return self.revision or ""
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_length(got: int, length: int, where: str, offset: int) -> None:
@@ -154,6 +150,6 @@ def open_files(model: str, revision: str | None = None, stream: bool = False) ->
         folder = Path(snapshot_download(model, revision=revision, ignore_patterns=unwanted))
     except Exception as error:  # whatever the network or the client library raises
         raise SourceError(
-            f"{model}: not a local folder, and the Hub says: {_first_line(error)}"
+            f"{model}: not a local folder, and the Hub says: {first_line(error)}"
         ) from None
     return LocalFiles(folder, name=model, revision=folder.name)

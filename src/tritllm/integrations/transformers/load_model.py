@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tritllm.errors import TritError
+from tritllm.errors import TritError, first_line
 from tritllm.format.manifest import METHOD
 from tritllm.format.names import CONFIG
 from tritllm.integrations.registration import register_with_transformers
@@ -47,7 +47,7 @@ def packed_config(folder: str | Path, *, revision: str | None = None) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
-        raise TritError(f"{folder}: {str(error).splitlines()[0]}") from None
+        raise TritError(f"{folder}: {first_line(error)}") from None
     stored = getattr(config, "quantization_config", None)
     if not isinstance(stored, dict) or stored.get("quant_method") != METHOD:
         raise TritError(f"{folder}: is not a packed model; quantize it with tritllm quantize")

@@ -73,7 +73,7 @@ def demo(
 
     out = Path(out)
     _clear(out)
-    data = files("tritllm.demo") / "data"
+    data = files("tritllm") / "demo_data"
     with as_file(data) as folder:
         source = Path(model) if model else folder / "model"
         heldout = Path(text) if text else folder / "heldout.txt"

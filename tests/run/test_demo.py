@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 
-from tritllm.demo.run import demo
 from tritllm.errors import TritError
+from tritllm.run.demo import demo
 
-DATA = files("tritllm.demo") / "data"
+DATA = files("tritllm") / "demo_data"
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-"""The whole system on a small model of our own, in a minute."""

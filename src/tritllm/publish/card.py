@@ -1,0 +1,29 @@
+"""Writing a packed folder's README.md anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tritllm.errors import FormatError
+from tritllm.format.manifest import read_manifest
+from tritllm.format.names import CARD, CONFIG
+from tritllm.model_card.card import model_card
+from tritllm.model_card.licence import read_licence
+from tritllm.storage.shard_writer import write_atomically
+
+
+def card(folder: str | Path) -> Path:
+    """Write README.md of a packed folder anew from its manifest; the licence it states stays.
+
+    Returns the file. Raises FormatError for a folder that is not packed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        raise FormatError(f"{folder / CONFIG}: missing, or not valid JSON") from None
+    text = model_card(manifest, config, read_licence(folder), "packed")
+    write_atomically(folder / CARD, text.encode())
+    return folder / CARD
