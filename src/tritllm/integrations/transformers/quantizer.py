@@ -170,7 +170,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from tritllm.integrations.transformers.attention import use_attention
         from tritllm.integrations.transformers.check_and_prepare import check_and_prepare
-        from tritllm.integrations.transformers.decode_step import use_native_step
+        from tritllm.integrations.transformers.native_step import use_native_step
 
         if self._faults:
             raise SourceError(f"{model.config.name_or_path}: {self._faults[0]}; mend the source")

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from tritllm import quantize
-from tritllm.integrations.transformers import decode_step, load_model
+from tritllm.integrations.transformers import load_model
+from tritllm.integrations.transformers.native_step import model as native_model
 from tritllm.step import native_step as decoder
 
 SIZES = {
@@ -348,9 +349,9 @@ def test_sliding_windows(folder, steps, family, more):
 
 
 def test_without_kernels(folder, steps, native, monkeypatch):
-    monkeypatch.setattr(decode_step.cpu_kernels, "mode", lambda: "torch")
+    monkeypatch.setattr(native_model.cpu_kernels, "mode", lambda: "torch")
     model = load(folder("llama"))
-    assert not isinstance(model.model, decode_step.NativeStepModel)
+    assert not isinstance(model.model, native_model.NativeStepModel)
     one_token(model)
     assert not steps
 

@@ -1,0 +1,141 @@
+"""A model's blocks as the native step wants them: which modules they are, and their addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+
+from tritllm.ops import cpu_kernels
+from tritllm.ops.trit_linear import TritLinear
+from tritllm.step import native_step as block_step
+
+
+class Linears(NamedTuple):
+    """The linear layers of a block."""
+
+    q: Any
+    k: Any
+    v: Any
+    o: Any
+    gate: Any
+    up: Any
+    down: Any
+
+
+class Norms(NamedTuple):
+    """The RMS norms of a block; those of the heads are None where a model has none."""
+
+    input: Any
+    post_attention: Any
+    q: Any
+    k: Any
+
+
+class Block(NamedTuple):
+    """One of transformers' decoder layers, taken apart."""
+
+    layer: Any
+    attention: Any
+    mlp: Any
+    linears: Linears
+    norms: Norms
+
+
+def blocks_of(model: Any) -> list[Block]:
+    """The blocks of a model of the Llama family (`model.layers`)."""
+    found = []
+    for layer in model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        linears = Linears(
+            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+        )  # fmt: skip
+        norms = Norms(
+            layer.input_layernorm, layer.post_attention_layernorm,
+            getattr(attention, "q_norm", None), getattr(attention, "k_norm", None),
+        )  # fmt: skip
+        found.append(Block(layer, attention, mlp, linears, norms))
+    return found
+
+
+def can_be_native(model: Any, blocks: list[Block]) -> bool:
+    """Whether the native step computes what these blocks compute."""
+    config, dtype = model.config, model.norm.weight.dtype
+    kinds = getattr(config, "layer_types", None)
+    sliding = getattr(config, "sliding_window", None) is not None
+    if any(kind != "full_attention" for kind in kinds) if kinds else sliding:
+        return False
+    if dtype not in cpu_kernels.DTYPES or config.hidden_act not in ("silu", "swish"):
+        return False
+    if not blocks:
+        return False
+    return all(_is_native_block(block, config) for block in blocks) and all(
+        tensor.dtype in cpu_kernels.DTYPES
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        for tensor in (model.norm.weight, *(v for block in blocks for v in vectors_of(block)))
+    )
+
+
+def _is_native_block(block: Block, config: Any) -> bool:
+    head_dim = block.attention.head_dim
+    if head_dim % block_step.HEAD_MULTIPLE or head_dim > block_step.MOST_HEAD_DIM:
+        return False
+    if type(block.attention.config) is not type(config):
+        return False
+    for linear in block.linears:
+        if type(linear) is not TritLinear or linear.prepared is None:
+            return False
+        if linear.prepared.device.type != "cpu":
+            return False
+    linears = block.linears
+    if linears.q.in_features % block_step.WIDTH_MULTIPLE:
+        return False
+    if linears.gate.out_features % block_step.WIDTH_MULTIPLE:
+        return False
+    epsilon = block.norms.input.variance_epsilon
+    return all(norm is None or norm.variance_epsilon == epsilon for norm in block.norms)
+
+
+def vectors_of(block: Block) -> list[torch.Tensor]:
+    """The norm weights and biases of a block, whose addresses the native step holds."""
+    tensors = [norm.weight for norm in block.norms if norm is not None]
+    return tensors + [linear.bias for linear in block.linears if linear.bias is not None]
+
+
+def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block_step.Block]:
+    """The blocks by address; valid as long as the tensors stay where they are.
+
+    dtype: of the model's activations and cache.
+    """
+    found = []
+    for block in blocks:
+        linears, head_dim = block.linears, block.attention.head_dim
+        found.append(
+            block_step.Block(
+                linears.q.in_features,
+                linears.gate.out_features,
+                linears.q.out_features // head_dim,
+                linears.k.out_features // head_dim,
+                head_dim,
+                cpu_kernels.DTYPES[dtype],
+                cpu_kernels.mode() == "exact",
+                block.norms.input.variance_epsilon,
+                block.attention.scaling,
+                *(vector(None if norm is None else norm.weight) for norm in block.norms),
+                *(
+                    block_step.Weight(linear.prepared.data_ptr(), vector(linear.bias))
+                    for linear in linears
+                ),
+            )
+        )
+    return (block_step.Block * len(found))(*found)
+
+
+def vector(tensor: torch.Tensor | None) -> block_step.Vector:
+    """A tensor's address and element type, or no vector."""
+    if tensor is None:
+        return block_step.Vector(None, 0)
+    return block_step.Vector(tensor.data_ptr(), cpu_kernels.DTYPES[tensor.dtype])

@@ -1,0 +1,132 @@
+"""A cache with memory allocated ahead, so that a new token copies no keys and values."""
+
+from __future__ import annotations
+
+import ctypes
+from operator import is_
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from tritllm.ops import cpu_kernels
+from tritllm.step import native_step as block_step
+
+_LEAST_ROOM = 64  # tokens
+_CAPACITY_MULTIPLE = 16  # tokens
+
+
+class PreallocatedCache:
+    """The keys and values of a cache, with room for tokens to come.
+
+    transformers' layer copies all keys and values for every token; here the layer's tensors are
+    views of the part that is filled, and the next token is written behind it. Whoever replaces
+    them, by whatever the cache offers, is noticed (`belongs_to`), and what they put there is
+    copied.
+    """
+
+    def __init__(self, past: DynamicCache, block: block_step.Block) -> None:
+        layers = past.layers
+        batch, heads, self.tokens, width = layers[0].keys.shape
+        wanted = self.tokens + max(_LEAST_ROOM, self.tokens // 4)
+        self.capacity = -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for layer in layers:  # one at a time, so that the old memory can go
+            memory = layer.keys.new_empty((2, batch, heads, self.capacity, width))
+            memory[0, :, :, : self.tokens] = layer.keys
+            memory[1, :, :, : self.tokens] = layer.values
+            self._held.append((memory[0], memory[1]))
+            self._publish_views(layer, self._held[-1])
+        self._published = _tensors(past)
+        self._stride = memory.stride()[1:4]
+        self._batch, self._dtype = batch, memory.dtype
+        pointers = ctypes.c_void_p * len(layers)
+        self._keys = pointers(*(keys.data_ptr() for keys, _ in self._held))
+        self._values = pointers(*(values.data_ptr() for _, values in self._held))
+        self._scratch = block_step.scratch_size(block, batch, self.capacity)
+
+    def belongs_to(self, past: DynamicCache) -> bool:
+        """Whether the cache holds what was published last, and there is room for another token."""
+        if self.tokens == self.capacity or len(past.layers) != len(self._held):
+            return False
+        return all(map(is_, _tensors(past), self._published))
+
+    def accepts(self, hidden: torch.Tensor) -> bool:
+        """Whether hidden states [B, 1, H] are of the cache's batch and dtype, on the CPU."""
+        return bool(
+            hidden.shape[0] == self._batch
+            and hidden.dtype is self._dtype
+            and hidden.device.type == "cpu"
+        )
+
+    def step(
+        self,
+        past: DynamicCache,
+        blocks: ctypes.Array[block_step.Block],
+        final_norm: tuple[block_step.Vector, float],
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> None:
+        """Run the blocks and the final norm on hidden [B, 1, H], in place.
+
+        Args:
+            past: the cache that this memory belongs to; it holds one token more afterwards.
+            blocks: the model's, in its order.
+            final_norm: weight and epsilon.
+            hidden: contiguous embeddings of the new tokens, of the cache's dtype.
+            cos: rotary cosines [1 or B, 1, D] of hidden's dtype; sin alike.
+            sin: see cos.
+            mask: [B, T + 1], nonzero for a token that is seen; None if all are.
+        """
+        tokens, seen = self.tokens + 1, None
+        if mask is not None:
+            seen = mask.ne(0).contiguous()
+        scratch = cpu_kernels.scratch_memory(self._scratch)
+        call = block_step.Step(
+            hidden.shape[0], tokens, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            cos.stride(0) if cos.shape[0] > 1 else 0,
+            ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
+            None if seen is None else seen.data_ptr(), tokens,
+            *final_norm,
+        )  # fmt: skip
+        block_step.decoder_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
+        self.tokens = tokens
+        for layer, held in zip(past.layers, self._held, strict=True):
+            self._publish_views(layer, held)
+        self._published = _tensors(past)
+
+    def _publish_views(self, layer: DynamicLayer, held: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Give transformers' layer the part that is filled."""
+        layer.keys = held[0].narrow(2, 0, self.tokens)
+        layer.values = held[1].narrow(2, 0, self.tokens)
+
+
+_preallocated: WeakKeyDictionary[DynamicCache, PreallocatedCache] = WeakKeyDictionary()
+
+
+def preallocated(
+    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype
+) -> PreallocatedCache | None:
+    """The memory of a cache, made if need be; None for one with other layers, or an empty one."""
+    memory = _preallocated.get(past)
+    if memory is not None and memory.belongs_to(past):
+        return memory
+    if past.offloading or len(past.layers) != len(blocks):
+        return None
+    first = past.layers[0]
+    for layer in past.layers:
+        if type(layer) is not DynamicLayer or not layer.is_initialized or not layer.keys.numel():
+            return None
+        if layer.keys.shape != first.keys.shape or layer.values.shape != first.keys.shape:
+            return None
+        for x in (layer.keys, layer.values):
+            if type(x) is not torch.Tensor or x.dtype is not dtype or x.device.type != "cpu":
+                return None
+    memory = _preallocated[past] = PreallocatedCache(past, blocks[0])
+    return memory
+
+
+def _tensors(past: DynamicCache) -> list[torch.Tensor]:
+    return [tensor for layer in past.layers for tensor in (layer.keys, layer.values)]
