@@ -35,7 +35,6 @@ KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TORCH: set[str] = set()
 KNOWN_LONG = {
     "codec/reference.py",
-    "integrations/transformers/decode_step.py",
     "quantizer/plan.py",
 }
 
