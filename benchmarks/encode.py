@@ -22,6 +22,8 @@ from tritllm import native
 from tritllm.codec import native_dequantize, native_encode, reference
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+REFERENCE = {"v2": reference.encode_v2, "v3": reference.encode_v3}
+NATIVE = {"v2": native_encode.encode_v2, "v3": native_encode.encode_v3}
 DEPTHS = ([1], [2], [3], [4], [1, 2, 3, 4])
 
 
@@ -60,11 +62,11 @@ def encode_table(weight: np.ndarray, isa: str, runs: int, reference_rows: int) -
         slowest = {1: 0.0, 2: 0.0}
         for depths in DEPTHS:
             slow, one, two = best_seconds(
-                1, lambda d=depths, c=codec: reference.encode(part, d, c)
+                1, lambda d=depths, c=codec: REFERENCE[c](part, d)
             ) + best_seconds(
                 runs,
-                lambda d=depths, c=codec: native_encode.encode(weight, d, c, 1, isa=isa),
-                lambda d=depths, c=codec: native_encode.encode(weight, d, c, 2, isa=isa),
+                lambda d=depths, c=codec: NATIVE[c](weight, d, 1, isa=isa),
+                lambda d=depths, c=codec: NATIVE[c](weight, d, 2, isa=isa),
             )
             rates = [part.size / slow, weight.size / one, weight.size / two]
             name = f"{codec} d={depths[0]}" if len(depths) == 1 else f"{codec} all four"
@@ -80,7 +82,7 @@ def encode_table(weight: np.ndarray, isa: str, runs: int, reference_rows: int) -
 
 def decode_table(weight: np.ndarray, isa: str, runs: int) -> None:
     """Decoding: weights a second and the share of a plain copy of the output."""
-    file = native_encode.encode(weight, [4], threads=2)[4]
+    file = native_encode.encode_v3(weight, [4], threads=2)[4]
     out, source = np.empty_like(weight), weight.copy()
     print(f"\ndecode to {weight.dtype}, million weights a second, and the share of a plain copy")
     print(
@@ -92,7 +94,7 @@ def decode_table(weight: np.ndarray, isa: str, runs: int) -> None:
             for planes in range(1, 5):
                 arguments = file.weight, file.scale, file.codebook[planes - 1]
                 tasks.append(
-                    lambda a=arguments, p=planes, t=threads: native_dequantize.decode_rows(
+                    lambda a=arguments, p=planes, t=threads: native_dequantize.dequantize_rows(
                         *a, weight.shape[1], p, out, t, isa=isa
                     )
                 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import tritllm
-from tritllm.codec import CODECS, to_decibel
+from tritllm.codec import ENCODERS, to_decibel
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.format.safetensors_header import TensorEntry, read_header
 from tritllm.format.trits import DEPTHS
@@ -52,7 +52,7 @@ def is_matrix(entry: TensorEntry) -> bool:
 
 
 def row_of_codecs(weight: np.ndarray, threads: int) -> list[str]:
-    by_codec = [tritllm.encode_depths(weight, DEPTHS, codec, threads) for codec in CODECS]
+    by_codec = [tritllm.encode_depths(weight, DEPTHS, codec, threads) for codec in ENCODERS]
     return [" / ".join(f"{q[depth].sqnr_db:.2f}" for q in by_codec) for depth in DEPTHS]
 
 

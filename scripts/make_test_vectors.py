@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from tritllm.codec import reference
-from tritllm.codec.reference import CODECS
+from tritllm.codec.encoded import Encoded
 from tritllm.format import trits
 from tritllm.format.trits import DEPTHS, GROUP
 
@@ -31,6 +31,8 @@ DTYPES = {
     "float32": np.dtype(np.float32),
 }
 WIDTHS = (1, 5, 15, 16, 17, 79, 80, 81)
+RULES = {"v2": reference.encode_v2, "v3": reference.encode_v3}
+CODECS = tuple(RULES)
 OUT = Path(__file__).parents[1] / "docs" / "test_vectors.json"
 
 ABOUT = {
@@ -248,14 +250,12 @@ def trit_rows(trits: np.ndarray) -> Any:
     return "".join("-0+"[int(t) + 1] for t in trits)
 
 
-def dequantize(
-    encoded: reference.Encoded, columns: int, planes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def dequantize(encoded: Encoded, columns: int, planes: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights float32 [N, K] and scale indices [N, G] from the file's arrays alone."""
     groups = -(-columns // GROUP)
     level = trits.trits_to_levels(trits.unpack_trits(encoded.weight[:planes], columns))
     index = trits.unpack_scale_index(encoded.scale, groups)
-    return reference.decode(level, index, encoded.codebook[planes - 1]), index
+    return reference.dequantize(level, index, encoded.codebook[planes - 1]), index
 
 
 def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -268,7 +268,7 @@ def case(name: str, weight: np.ndarray, dtype: str, depth: int, codec: str) -> d
     """One case of the file; weight float32, rounded to `dtype` first."""
     weight = weight.astype(DTYPES[dtype])
     columns = weight.shape[1]
-    encoded = reference.encode(weight, (depth,), codec)[depth]
+    encoded = RULES[codec](weight, (depth,))[depth]
     decoded = [dequantize(encoded, columns, r) for r in range(1, depth + 1)]
     return {
         "name": name,
@@ -296,7 +296,7 @@ def digest(array: np.ndarray) -> str:
 
 
 def large_case(
-    weight: np.ndarray, seed: int, encoded: reference.Encoded, depth: int, codec: str
+    weight: np.ndarray, seed: int, encoded: Encoded, depth: int, codec: str
 ) -> dict[str, Any]:
     """One matrix by its hashes."""
     columns = weight.shape[1]
@@ -331,7 +331,7 @@ def test_vectors() -> dict[str, Any]:
     large = []
     for (shape, seed), codec in itertools.product(LARGE, CODECS):
         weight = large_input(shape, seed)
-        encoded = reference.encode(weight, DEPTHS, codec)
+        encoded = RULES[codec](weight, DEPTHS)
         large += [large_case(weight, seed, encoded[depth], depth, codec) for depth in DEPTHS]
     return {
         "about": ABOUT,

@@ -34,7 +34,6 @@ KNOWN_UPWARD: set[str] = set()
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TORCH: set[str] = set()
 KNOWN_LONG = {
-    "codec/reference.py",
     "quantizer/plan.py",
 }
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from tests.native.matrices import DTYPES, KINDS, decoded, difference, matrix
+from support.codecs import NATIVE, REFERENCE
+from support.matrices import DTYPES, KINDS, decoded, difference, matrix
 
 from tritllm import native
-from tritllm.codec import native_dequantize, native_encode, reference
+from tritllm.codec import native_dequantize
 
 
 def compare(seed: int) -> str:
@@ -30,18 +31,18 @@ def compare(seed: int) -> str:
         scaled = weight.astype(np.float32) * np.exp2(rng.integers(-4, 1, (shape[0], 1)))
         weight = (scaled * np.exp2(rng.integers(-4, 1, shape[1]))).astype(dtype)
     depths = [int(d) for d in rng.permutation([1, 2, 3, 4])[: rng.integers(1, 5)]]
-    expected = reference.encode(weight, depths, codec)
+    expected = REFERENCE[codec](weight, depths)
     what = f"seed {seed}: {kind} {dtype} {shape} {codec} {depths}"
     for isa in native.isas():
         threads = int(rng.integers(1, 4))
-        found = native_encode.encode(weight, depths, codec, threads, isa=isa)
+        found = NATIVE[codec](weight, depths, threads, isa=isa)
         if different := difference(expected, found):
             return f"{what} {isa}: {different}"
         depth, out_dtype = depths[0], DTYPES[rng.integers(3)]
         planes = int(rng.integers(1, depth + 1))
         file, out = expected[depth], np.empty(shape, out_dtype)
         steps = file.codebook[planes - 1]
-        native_dequantize.decode_rows(
+        native_dequantize.dequantize_rows(
             file.weight, file.scale, steps, shape[1], planes, out, threads, isa=isa
         )
         if out.tobytes() != decoded(file, shape[1], planes, out_dtype).tobytes():

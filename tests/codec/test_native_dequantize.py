@@ -8,7 +8,7 @@ from support.matrices import DTYPES, decoded, matrix
 
 from tritllm import native
 from tritllm.codec import native_dequantize, native_encode
-from tritllm.codec.reference import Encoded
+from tritllm.codec.encoded import Encoded
 from tritllm.format import trits
 
 
@@ -46,7 +46,7 @@ def test_same_bits(
     expected = decoded(file, columns, planes, dtype)[first:]
     for isa in native.isas():
         out = np.full((rows - first, columns + 3), 7, dtype)
-        native_dequantize.decode_rows(
+        native_dequantize.dequantize_rows(
             file.weight[:, first:],
             file.scale[first:],
             file.codebook[planes - 1],
@@ -68,18 +68,18 @@ def test_rounding_and_overflow(isa: str, dtype: np.dtype, scale: float) -> None:
     steps = np.sort(rng.uniform(0.01, 1, 27) * scale).astype(np.float32)
     file = Encoded(file.weight, file.scale, np.stack([steps] * 4), 0.0, 0.0)
     out = np.empty((40, 160), dtype)
-    native_dequantize.decode_rows(file.weight, file.scale, steps, 160, 4, out, isa=isa)
+    native_dequantize.dequantize_rows(file.weight, file.scale, steps, 160, 4, out, isa=isa)
     assert out.tobytes() == decoded(file, 160, 4, dtype).tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_was_encoded(isa: str, dtype: np.dtype) -> None:
     weight = matrix(np.random.default_rng(6), (33, 345), "heavy", dtype)
-    file = native_encode.encode(weight, [4])[4]
+    file = native_encode.encode_v3(weight, [4])[4]
     for planes in (1, 2, 3, 4):
         out = np.empty(weight.shape, dtype)
         steps = file.codebook[planes - 1]
-        native_dequantize.decode_rows(file.weight, file.scale, steps, 345, planes, out, isa=isa)
+        native_dequantize.dequantize_rows(file.weight, file.scale, steps, 345, planes, out, isa=isa)
         assert out.tobytes() == decoded(file, 345, planes, dtype).tobytes()
 
 
@@ -91,7 +91,7 @@ def test_refuses_what_the_reference_refuses(isa: str, where: str, columns: int) 
     out = np.empty((5, columns), np.float16)
 
     def decode() -> None:
-        native_dequantize.decode_rows(
+        native_dequantize.dequantize_rows(
             file.weight, file.scale, file.codebook[1], columns, 2, out, isa=isa
         )
 
@@ -113,7 +113,7 @@ def test_planes_that_are_not_read_may_hold_anything() -> None:
     expected = decoded(file, 50, 2, np.dtype(np.float32))
     file.weight[2] = 255
     out = np.empty((3, 50), np.float32)
-    native_dequantize.decode_rows(file.weight, file.scale, file.codebook[1], 50, 2, out)
+    native_dequantize.dequantize_rows(file.weight, file.scale, file.codebook[1], 50, 2, out)
     assert out.tobytes() == expected.tobytes()
 
 
@@ -140,4 +140,4 @@ def test_refuses_shapes_and_types_that_do_not_fit() -> None:
     ]
     for error, arguments in refused:
         with pytest.raises(error):
-            native_dequantize.decode_rows(*arguments)
+            native_dequantize.dequantize_rows(*arguments)

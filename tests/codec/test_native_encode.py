@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.codecs import NATIVE, REFERENCE
 from support.matrices import DTYPES, KINDS, difference, matrix
 
 from tritllm import native
@@ -18,8 +19,8 @@ DEPTHS = [1, 2, 3, 4]
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bits(isa: str, kind: str, dtype: np.dtype, codec: str) -> None:
     weight = matrix(np.random.default_rng(len(kind)), (35, 250), kind, dtype)
-    expected = reference.encode(weight, DEPTHS, codec)
-    assert not difference(expected, native_encode.encode(weight, DEPTHS, codec, isa=isa))
+    expected = REFERENCE[codec](weight, DEPTHS)
+    assert not difference(expected, NATIVE[codec](weight, DEPTHS, isa=isa))
 
 
 @settings(deadline=None, max_examples=60)
@@ -36,46 +37,46 @@ def test_same_bits_of_any_shape(
     rows: int, columns: int, kind: str, dtype: np.dtype, codec: str, depths: list[int], seed: int
 ) -> None:
     weight = matrix(np.random.default_rng(seed), (rows, columns), kind, dtype)
-    expected = reference.encode(weight, depths, codec)
+    expected = REFERENCE[codec](weight, depths)
     for number, isa in enumerate(native.isas()):
-        found = native_encode.encode(weight, depths, codec, threads=number + 1, isa=isa)
+        found = NATIVE[codec](weight, depths, threads=number + 1, isa=isa)
         assert not difference(expected, found), isa
 
 
 @pytest.mark.parametrize("columns", [*range(1, 34), 79, 80, 81, 96, 112, 128, 144, 159, 160, 161])
 def test_every_tail(isa: str, columns: int) -> None:
     weight = matrix(np.random.default_rng(columns), (17, columns), "normal", DTYPES[0])
-    expected = reference.encode(weight, [4, 1], "v3")
-    assert not difference(expected, native_encode.encode(weight, [4, 1], "v3", isa=isa))
+    expected = reference.encode_v3(weight, [4, 1])
+    assert not difference(expected, native_encode.encode_v3(weight, [4, 1], isa=isa))
 
 
 @pytest.mark.parametrize("codec", ["v2", "v3"])
 def test_more_groups_than_the_sample(isa: str, codec: str) -> None:
     weight = matrix(np.random.default_rng(1), (300, 1000), "heavy", DTYPES[1])
-    expected = reference.encode(weight, [2, 3], codec)
-    assert not difference(expected, native_encode.encode(weight, [2, 3], codec, threads=2, isa=isa))
+    expected = REFERENCE[codec](weight, [2, 3])
+    assert not difference(expected, NATIVE[codec](weight, [2, 3], threads=2, isa=isa))
 
 
 def test_steps_that_vanish(isa: str) -> None:
     smallest = np.float32(2.0**-149)
     weight = (np.arange(1, 65).reshape(2, 32) * smallest).astype(np.float32)
     for codec in ("v2", "v3"):
-        expected = reference.encode(weight, DEPTHS, codec)
-        assert not difference(expected, native_encode.encode(weight, DEPTHS, codec, isa=isa))
+        expected = REFERENCE[codec](weight, DEPTHS)
+        assert not difference(expected, NATIVE[codec](weight, DEPTHS, isa=isa))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_threads_change_nothing(threads: int) -> None:
     weight = matrix(np.random.default_rng(2), (513, 333), "heavy", DTYPES[0])
-    expected = native_encode.encode(weight, DEPTHS)
-    assert not difference(expected, native_encode.encode(weight, DEPTHS, threads=threads))
+    expected = native_encode.encode_v3(weight, DEPTHS)
+    assert not difference(expected, native_encode.encode_v3(weight, DEPTHS, threads=threads))
 
 
 def test_depth_of_several_is_that_depth_alone() -> None:
     weight = matrix(np.random.default_rng(3), (64, 160), "normal", DTYPES[2])
-    together = native_encode.encode(weight, DEPTHS)
+    together = native_encode.encode_v3(weight, DEPTHS)
     for depth in DEPTHS:
-        assert not difference({depth: together[depth]}, native_encode.encode(weight, [depth]))
+        assert not difference({depth: together[depth]}, native_encode.encode_v3(weight, [depth]))
 
 
 def test_other_layouts_of_memory() -> None:
@@ -90,8 +91,8 @@ def test_other_layouts_of_memory() -> None:
         unaligned.reshape(48, 200),
     )
     for view in views:
-        expected = reference.encode(np.array(view), [2])
-        assert not difference(expected, native_encode.encode(view, [2], threads=2))
+        expected = reference.encode_v3(np.array(view), [2])
+        assert not difference(expected, native_encode.encode_v3(view, [2], threads=2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -101,9 +102,9 @@ def test_names_the_first_weight_that_is_not_finite(isa: str, dtype: np.dtype, ba
     weight[30, 1] = np.nan
     weight[21, 7] = bad
     with pytest.raises(ValueError, match="not a finite number") as expected:
-        reference.encode(weight, [2])
+        reference.encode_v3(weight, [2])
     with pytest.raises(ValueError, match="not a finite number") as found:
-        native_encode.encode(weight, [2], threads=2, isa=isa)
+        native_encode.encode_v3(weight, [2], threads=2, isa=isa)
     assert str(found.value) == str(expected.value)
     assert "weight[21, 7]" in str(found.value)
 
@@ -111,11 +112,11 @@ def test_names_the_first_weight_that_is_not_finite(isa: str, dtype: np.dtype, ba
 def test_flushed_subnormals_of_the_caller_change_nothing() -> None:
     torch = pytest.importorskip("torch")
     weight = matrix(np.random.default_rng(5), (32, 64), "subnormal", DTYPES[2])
-    expected = native_encode.encode(weight, DEPTHS)
+    expected = native_encode.encode_v3(weight, DEPTHS)
     if not torch.set_flush_denormal(True):
         pytest.skip("this machine cannot flush subnormals")
     try:
-        found = native_encode.encode(weight, DEPTHS)
+        found = native_encode.encode_v3(weight, DEPTHS)
     finally:
         torch.set_flush_denormal(False)
     for depth in DEPTHS:
@@ -126,14 +127,12 @@ def test_flushed_subnormals_of_the_caller_change_nothing() -> None:
 def test_refusals() -> None:
     weight = np.ones((2, 16), np.float16)
     with pytest.raises(ValueError, match="depth 5"):
-        native_encode.encode(weight, [5])
-    with pytest.raises(ValueError, match="codec 'v1'"):
-        native_encode.encode(weight, [1], "v1")
+        native_encode.encode_v3(weight, [5])
     with pytest.raises(ValueError, match="not a matrix"):
-        native_encode.encode(weight[:0], [1])
+        native_encode.encode_v3(weight[:0], [1])
     with pytest.raises(TypeError, match="float64"):
-        native_encode.encode(weight.astype(np.float64), [1])
+        native_encode.encode_v3(weight.astype(np.float64), [1])
     with pytest.raises(TypeError, match="float8"):
-        native_encode.encode(weight.astype(ml_dtypes.float8_e4m3fn), [1])
+        native_encode.encode_v3(weight.astype(ml_dtypes.float8_e4m3fn), [1])
     with pytest.raises(ValueError, match="isa=sse: unknown"):
-        native_encode.encode(weight, [1], isa="sse")
+        native_encode.encode_v3(weight, [1], isa="sse")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritllm.codec import reference
+from tritllm.codec import codebooks, fit, groups, reference
 from tritllm.format import trits as trit
 
 depths = st.integers(1, 4)
@@ -108,7 +108,7 @@ def scales(low=-64, high=0):
 @given(scales(), scales(), st.sampled_from([2, 27, 256]))
 def test_log_spaced(one, other, n):
     low, high = sorted((one, other))
-    entries = reference.log_spaced(low, high, n)
+    entries = codebooks.log_spaced(low, high, n)
     assert entries.dtype == np.float32
     assert entries.shape == (n,)
     assert (entries[0], entries[-1]) == (low, high)
@@ -121,7 +121,7 @@ def test_log_spaced(one, other, n):
 def test_log_spaced_over_few_values(ulps):
     low = float32(0.7)
     high = (low.view(np.uint32) + np.uint32(ulps)).view(np.float32)
-    entries = reference.log_spaced(low, high)
+    entries = codebooks.log_spaced(low, high)
     assert (entries[0], entries[-1]) == (low, high)
     assert (np.diff(entries) >= 0).all()
 
@@ -129,8 +129,8 @@ def test_log_spaced_over_few_values(ulps):
 @quick
 @given(scales(), scales(), st.lists(scales(), min_size=1, max_size=20))
 def test_nearest_entry(one, other, values):
-    codebook = reference.log_spaced(*sorted((one, other)))
-    index = reference.nearest_entry(np.array(values), codebook)
+    codebook = codebooks.log_spaced(*sorted((one, other)))
+    index = codebooks.nearest_entry(np.array(values), codebook)
     midpoints = [float32(math.sqrt(float(p) * float(q))) for p, q in pairwise(codebook)]
     for value, j in zip(values, index):
         assert j == sum(midpoint < value for midpoint in midpoints)
@@ -140,7 +140,7 @@ def test_nearest_entry(one, other, values):
 
 def test_nearest_entry_of_equal_entries_is_the_first():
     codebook = np.full(27, 0.5, np.float32)
-    assert reference.nearest_entry(np.array([0, 0.5], np.float32), codebook).tolist() == [0, 0]
+    assert codebooks.nearest_entry(np.array([0, 0.5], np.float32), codebook).tolist() == [0, 0]
 
 
 def test_v2_codebook_starts_at_the_0_1th_percentile():
@@ -178,7 +178,7 @@ def test_search_entries(depth, seed, twin):
     """The first of the entries with the least error, also where neighbours are equal."""
     a = random_magnitudes(seed, 4)
     top = float32(a.max() / trit.max_level(depth))
-    steps = reference.log_spaced(float32(top / 20), top)
+    steps = codebooks.log_spaced(float32(top / 20), top)
     steps[twin:] = np.maximum(steps[max(twin - 2, 0)], steps[twin:])
     steps[max(twin - 2, 0) : twin + 1] = steps[twin]
     index, error = reference.search_entries(a, steps, depth)
@@ -193,10 +193,10 @@ def test_search_entries(depth, seed, twin):
 @given(depths, st.integers(0, 2**32 - 1))
 def test_v2_scales(depth, seed):
     weight = random_magnitudes(seed, 5).T.reshape(1, -1)
-    groups = reference.gather_statistics(weight)
-    scale = reference.v2_scales(groups, depth)
+    statistics = groups.gather_statistics(weight)
+    scale = reference.v2_scales(statistics, depth)
     for g in range(5):
-        a = np.ldexp(weight[0, 16 * g : 16 * g + 16], -groups.exponent)
+        a = np.ldexp(weight[0, 16 * g : 16 * g + 16], -statistics.exponent)
         candidates = [c for c in np.sort(a)[[10, 12, 14, 15]] if c > 0]
         largest = float32(trit.max_level(depth))
         errors = [error_by_hand(a, c / largest, depth) for c in candidates]
@@ -205,16 +205,16 @@ def test_v2_scales(depth, seed):
 
 def test_v2_candidates_tie_to_the_first():
     weight = np.array([[0] * 6 + [1] * 5 + [2] * 5], np.float32)  # both leave an error of 5
-    groups = reference.gather_statistics(weight)
-    assert np.ldexp(reference.v2_scales(groups, 1), groups.exponent).tolist() == [1]
+    statistics = groups.gather_statistics(weight)
+    assert np.ldexp(reference.v2_scales(statistics, 1), statistics.exponent).tolist() == [1]
 
 
 def test_the_exponent_changes_nothing_else():
     weight = np.random.default_rng(3).standard_normal((7, 50)).astype(np.float32)
-    for codec in reference.CODECS:
-        plain = reference.encode(weight, (1, 2, 3, 4), codec)
+    for encode in (reference.encode_v2, reference.encode_v3):
+        plain = encode(weight, (1, 2, 3, 4))
         for shift in (-90, 60):
-            moved = reference.encode(np.ldexp(weight, shift), (1, 2, 3, 4), codec)
+            moved = encode(np.ldexp(weight, shift), (1, 2, 3, 4))
             for depth, expected in plain.items():
                 got = moved[depth]
                 np.testing.assert_array_equal(got.weight, expected.weight)
@@ -226,16 +226,16 @@ def test_the_exponent_changes_nothing_else():
 def test_negligible_magnitudes_are_zero():
     weight = np.zeros((1, 48), np.float32)
     weight[0, [0, 16, 32]] = 1, 2.0**-64, 2.0**-65
-    order = reference.gather_statistics(weight).order
+    order = groups.gather_statistics(weight).order
     assert order[3].tolist() == [1, 2.0**-64, 0]
 
 
 def test_block_size_changes_nothing(monkeypatch):
     weight = np.random.default_rng(4).standard_normal((40, 100)).astype(np.float32)
-    whole = reference.encode(weight, (2, 4))
-    monkeypatch.setattr(reference, "BLOCK_GROUPS", 21)
+    whole = reference.encode_v3(weight, (2, 4))
+    monkeypatch.setattr(groups, "BLOCK_GROUPS", 21)
     for depth, expected in whole.items():
-        got = reference.encode(weight, (depth,))[depth]
+        got = reference.encode_v3(weight, (depth,))[depth]
         np.testing.assert_array_equal(got.weight, expected.weight)
         np.testing.assert_array_equal(got.scale, expected.scale)
         np.testing.assert_array_equal(got.codebook, expected.codebook)
@@ -247,7 +247,7 @@ def test_block_size_changes_nothing(monkeypatch):
 
 def test_sample_of_few_groups_is_all_that_are_not_zero():
     largest = np.array([0, 1, 0.5, 0, 2], np.float32)
-    chosen, in_tail = reference.sample_groups(largest)
+    chosen, in_tail = fit.sample_groups(largest)
     assert chosen.tolist() == [1, 2, 4]
     assert in_tail.all()  # at most TAIL_SAMPLE groups: all of them
 
@@ -255,14 +255,14 @@ def test_sample_of_few_groups_is_all_that_are_not_zero():
 def test_sample_takes_the_tail_whole():
     rng = np.random.default_rng(5)
     largest = np.exp(rng.standard_normal(50_000)).astype(np.float32)
-    chosen, in_tail = reference.sample_groups(largest)
+    chosen, in_tail = fit.sample_groups(largest)
     tail = chosen[in_tail]
-    assert 0 < len(tail) <= reference.TAIL_SAMPLE
-    assert len(chosen) - len(tail) <= reference.BODY_SAMPLE
+    assert 0 < len(tail) <= fit.TAIL_SAMPLE
+    assert len(chosen) - len(tail) <= fit.BODY_SAMPLE
     lowest = largest[tail].min()
     assert len(tail) == (largest >= lowest).sum()
     bins = largest.view(np.uint32) >> 16
     below = bins[bins < bins[tail].min()].max()  # the next bin would be too much
-    assert len(tail) + (bins == below).sum() > reference.TAIL_SAMPLE
+    assert len(tail) + (bins == below).sum() > fit.TAIL_SAMPLE
     even = set((np.arange(2048) * 50_000 // 2048).tolist())
     assert set(chosen.tolist()) == even | set(tail.tolist())

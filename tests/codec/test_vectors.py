@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
+from support.codecs import NATIVE, REFERENCE
 
 from tritllm import native
-from tritllm.codec import native_dequantize, native_encode, reference
+from tritllm.codec import native_dequantize, reference
 from tritllm.format import trits
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,8 @@ every_large = pytest.mark.parametrize("case", VECTORS["large"], **by_name)
 
 def encode(engine, weight, depth, codec, threads=1):
     if engine == "reference":
-        return reference.encode(weight, (depth,), codec)[depth]
-    return native_encode.encode(weight, (depth,), codec, threads, isa=engine)[depth]
+        return REFERENCE[codec](weight, (depth,))[depth]
+    return NATIVE[codec](weight, (depth,), threads, isa=engine)[depth]
 
 
 def decode(engine, packed, scale, steps, columns, planes, dtype):
@@ -47,9 +48,9 @@ def decode(engine, packed, scale, steps, columns, planes, dtype):
         level = trits.trits_to_levels(trits.unpack_trits(packed[:planes], columns))
         index = trits.unpack_scale_index(scale, -(-columns // 16))
         with np.errstate(over="ignore"):
-            out[:] = reference.decode(level, index, steps).astype(dtype)
+            out[:] = reference.dequantize(level, index, steps).astype(dtype)
     else:
-        native_dequantize.decode_rows(packed, scale, steps, columns, planes, out, isa=engine)
+        native_dequantize.dequantize_rows(packed, scale, steps, columns, planes, out, isa=engine)
     return out
 
 

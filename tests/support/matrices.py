@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from tritllm.codec import reference
+from tritllm.codec.encoded import Encoded
 from tritllm.format import trits
 
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
@@ -32,7 +33,7 @@ def matrix(
     return np.clip(values, -limit, limit).astype(np.float32).astype(dtype)
 
 
-def difference(expected: dict[int, reference.Encoded], found: dict[int, reference.Encoded]) -> str:
+def difference(expected: dict[int, Encoded], found: dict[int, Encoded]) -> str:
     """The first field in which two results differ in any bit; empty where they are the same."""
     if list(expected) != list(found):
         return f"depths {list(expected)} and {list(found)}"
@@ -47,10 +48,10 @@ def difference(expected: dict[int, reference.Encoded], found: dict[int, referenc
     return ""
 
 
-def decoded(encoded: reference.Encoded, columns: int, planes: int, dtype: np.dtype) -> np.ndarray:
+def decoded(encoded: Encoded, columns: int, planes: int, dtype: np.dtype) -> np.ndarray:
     """What the reference decodes at `planes` planes, as `dtype`."""
     unpacked = trits.unpack_trits(encoded.weight[:planes], columns)
     index = trits.unpack_scale_index(encoded.scale, -(-columns // trits.GROUP))
     level = trits.trits_to_levels(unpacked)
     with np.errstate(over="ignore"):
-        return reference.decode(level, index, encoded.codebook[planes - 1]).astype(dtype)
+        return reference.dequantize(level, index, encoded.codebook[planes - 1]).astype(dtype)

@@ -1,10 +1,12 @@
 """The codec: matrices to balanced ternary digits and back. Knows nothing of files or torch."""
 
-from tritllm.codec.reference import CODECS
-from tritllm.codec.tensor import TritTensor, encode, encode_depths, to_decibel
+from tritllm.codec.encode_matrix import encode, encode_depths
+from tritllm.codec.encoders import ENCODERS, Encoder
+from tritllm.codec.tensor import TritTensor, to_decibel
 
 __all__ = [
-    "CODECS",
+    "ENCODERS",
+    "Encoder",
     "TritTensor",
     "encode",
     "encode_depths",

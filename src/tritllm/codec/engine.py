@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from tritllm import native
-from tritllm.codec import native_dequantize, native_encode, reference
+from tritllm.codec import native_dequantize, reference
+from tritllm.codec.groups import row_blocks
 from tritllm.format import trits
-from tritllm.format.layout import groups_of
 
 
 def is_native() -> bool:
@@ -26,36 +25,27 @@ def describe() -> str:
     return f"NumPy reference, tens of times slower than the native library: {native.load_error()}"
 
 
-def encode(
-    weight: np.ndarray, depths: Sequence[int], codec: str, threads: int
-) -> dict[int, reference.Encoded]:
-    """As `reference.encode`."""
-    if native.available():
-        return native_encode.encode(weight, depths, codec, threads)
-    _warn_of_reference()
-    return reference.encode(weight, depths, codec)
-
-
-def decode(
+def dequantize_rows(
     planes: np.ndarray, scale: np.ndarray, steps: np.ndarray, out: np.ndarray, threads: int
 ) -> None:
-    """Decode all given planes of packed rows into out [N, K]; steps float32 [27].
+    """Dequantize packed rows, all given planes of them, into out [N, K]; steps float32 [27].
 
-    Raises ValueError for bytes that are no trits.
+    Raises ValueError for a byte that is not five trits, and for padding that is not zero.
     """
     if native.available():
-        native_dequantize.decode_rows(
+        native_dequantize.dequantize_rows(
             planes, scale, steps, out.shape[1], planes.shape[0], out, threads
         )
         return
-    _warn_of_reference()
-    for rows in reference.row_blocks(out.shape):
+    warn_of_reference()
+    for rows in row_blocks(out.shape):
         level = trits.trits_to_levels(trits.unpack_trits(planes[:, rows], out.shape[1]))
-        index = trits.unpack_scale_index(scale[rows], groups_of(out.shape[1]))
+        index = trits.unpack_scale_index(scale[rows], -(-out.shape[1] // trits.GROUP))
         with np.errstate(over="ignore"):  # beyond float16's range: infinite, the caller's to check
-            out[rows] = reference.decode(level, index, steps).astype(out.dtype)
+            out[rows] = reference.dequantize(level, index, steps).astype(out.dtype)
 
 
 @cache
-def _warn_of_reference() -> None:
+def warn_of_reference() -> None:
+    """Say, once a process, that the slow implementation runs."""
     warnings.warn(f"tritllm runs its {describe()}", RuntimeWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Decoding packed rows to floating point without the levels in between."""
+"""Dequantizing packed rows by the native library, without the levels in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tritllm.native import threads as pool
 from tritllm.native.arrays import address, dtype_number, with_dense_rows
 
 
-def decode_rows(
+def dequantize_rows(
     packed: np.ndarray,
     scale: np.ndarray,
     steps: np.ndarray,
@@ -34,7 +34,7 @@ def decode_rows(
 
     Raises ValueError for a byte above 242, for padding that is not zero (as the reference's
     `unpack_trits`; `out` is then unspecified), for steps that are not finite and for shapes that do
-    not fit; TypeError for another dtype; RuntimeError without the library.
+    not belong together; TypeError for another dtype; RuntimeError without the library.
     """
     rows = packed.shape[1]
     _expect("packed", packed, np.uint8, (packed.shape[0], rows, plane_row_bytes(columns)))

@@ -1,4 +1,4 @@
-"""Encoding by the library: the passes of `reference.encode`, all depths in each of them."""
+"""Encoding by the native library: the rules of `reference.py`, all depths in each pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from tritllm.codec import reference
-from tritllm.codec.reference import CODECS, Encoded
+from tritllm.codec.codebooks import lower_steps, stored_steps
+from tritllm.codec.encoded import Encoded, rescaled
+from tritllm.codec.groups import ordered_sum
+from tritllm.format.layout import packed_shapes
 from tritllm.format.trits import DEPTHS, ENTRIES, GROUP
 from tritllm.native import library, threads
 from tritllm.native.arrays import address, dtype_number, with_dense_rows
@@ -18,31 +20,25 @@ from tritllm.native.arrays import address, dtype_number, with_dense_rows
 LARGEST_FINITE = 0x7F7FFFFF  # the bits of float32's largest number
 
 
-def encode(
-    weight: np.ndarray,
-    depths: Sequence[int],
-    codec: str = "v3",
-    threads: int = 1,
-    *,
-    isa: str | None = None,
+def encode_v2(
+    weight: np.ndarray, depths: Sequence[int], threads: int = 1, *, isa: str | None = None
 ) -> dict[int, Encoded]:
-    """Encode weight [N, K] at each of `depths`: the bits of `reference.encode`.
+    """Encode weight [N, K] at each of `depths`: the bits of `reference.encode_v2`.
 
     weight: float16, bfloat16 (ml_dtypes) or float32; rows may lie apart, other layouts are copied.
-    threads, isa: how it is computed; neither changes the result. isa: see `isas()`.
+    threads, isa: how it is computed; neither changes the result. isa: see `native.isas()`.
 
-    Raises ValueError naming the first NaN or infinity, for a shape, depth, codec or isa that is not
-    one; TypeError for another dtype; RuntimeError without the library.
+    Raises ValueError naming the first NaN or infinity, and for an invalid shape, depth or isa;
+    TypeError for another dtype; RuntimeError without the library.
     """
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"a weight of shape {weight.shape} is not a matrix")
-    if codec not in CODECS:
-        raise ValueError(f"codec {codec!r} is not one of {', '.join(CODECS)}")
-    unknown = [depth for depth in depths if depth not in DEPTHS]
-    if unknown:
-        raise ValueError(f"depth {unknown[0]} is not one of 1, 2, 3, 4")
-    call = _Call(with_dense_rows(weight), threads, library.isa_number(isa))
-    return call.encode(list(dict.fromkeys(depths)), codec)
+    return _Call(weight, depths, threads, isa).encode_v2()
+
+
+def encode_v3(
+    weight: np.ndarray, depths: Sequence[int], threads: int = 1, *, isa: str | None = None
+) -> dict[int, Encoded]:
+    """The bits of `reference.encode_v3` without column weights; otherwise as `encode_v2`."""
+    return _Call(weight, depths, threads, isa).encode_v3()
 
 
 @dataclass
@@ -62,41 +58,47 @@ class _Output:
 class _Call:
     """One matrix on its way through the library."""
 
-    def __init__(self, weight: np.ndarray, n_threads: int, isa: int) -> None:
-        self.weight, self.threads, self.isa = weight, n_threads, isa
+    def __init__(
+        self, weight: np.ndarray, depths: Sequence[int], n_threads: int, isa: str | None
+    ) -> None:
+        if weight.ndim != 2 or 0 in weight.shape:
+            raise ValueError(f"a weight of shape {weight.shape} is not a matrix")
+        unknown = [depth for depth in depths if depth not in DEPTHS]
+        if unknown:
+            raise ValueError(f"depth {unknown[0]} is not one of 1, 2, 3, 4")
+        weight = with_dense_rows(weight)
+        self.weight, self.depths, self.threads = weight, list(dict.fromkeys(depths)), n_threads
+        self.isa = library.isa_number(isa)
         self.rows, self.columns = weight.shape
-        self.groups = -(-self.columns // GROUP)
         self.library = library.library()
         stride = weight.strides[0] // weight.itemsize if self.rows > 1 else self.columns
         self.matrix = library.Matrix(
             address(weight), dtype_number(weight.dtype), 0, self.rows, self.columns, stride
         )
-
-    def encode(self, depths: list[int], codec: str) -> dict[int, Encoded]:
-        self.matrix.exponent = exponent = self._exponent()
+        self.matrix.exponent = self.exponent = self._exponent()
         tiled = self.library.tritllm_tiled(self.rows, self.columns)
-        largest = np.empty(tiled, np.float32)
-        scales = {depth: np.empty(tiled, np.float32) for depth in depths}
-        energy = self._measure(largest, scales)
+        self.largest = np.empty(tiled, np.float32)
+        self.scales = {depth: np.empty(tiled, np.float32) for depth in self.depths}
+        self.energy = self._measure()
+        self.published = {depth: np.empty(ENTRIES, np.float32) for depth in self.depths}
 
-        published = {depth: np.empty(ENTRIES, np.float32) for depth in depths}
+    def encode_v2(self) -> dict[int, Encoded]:
+        threads.run(self._v2_codebooks(), self.threads)
+        outputs = [self._output(depth, self.published[depth]) for depth in self.depths]
+        self._write([self._target(o, False, self.scales[o.depth], o.codebook) for o in outputs])
+        return self._encoded(outputs)
+
+    def encode_v3(self) -> dict[int, Encoded]:
         sample = library.SampleSet()
-        tasks = [partial(self._v2_codebook, scales[d], published[d]) for d in depths]
-        if codec == "v3":
-            tasks.append(partial(self._sample, largest, sample))
-        threads.run(tasks, self.threads)
-
-        if codec == "v2":
-            outputs = [self._output(d, published[d]) for d in depths]
-            self._write([self._target(o, False, scales[o.depth], o.codebook) for o in outputs])
-        else:
-            fitted = self._fit(published, sample)
-            outputs = [self._output(d, fitted[d]) for d in depths]
-            self._write(
-                [self._target(o, True, scales[o.depth], published[o.depth]) for o in outputs]
-            )
-            self._fall_back([o for o in outputs if not self._is_better(o)], published)
-        return {o.depth: self._encoded(o, exponent, energy) for o in outputs}
+        threads.run([*self._v2_codebooks(), partial(self._sample, sample)], self.threads)
+        fitted = self._fit(sample)
+        outputs = [self._output(depth, fitted[depth]) for depth in self.depths]
+        targets = [
+            self._target(o, True, self.scales[o.depth], self.published[o.depth]) for o in outputs
+        ]
+        self._write(targets)
+        self._fall_back([o for o in outputs if not self._is_better(o)])
+        return self._encoded(outputs)
 
     def _by_rows(self, function: Callable[..., int], *arguments: object) -> None:
         """Calls function(isa, matrix, begin, end, *arguments) on parts of the rows."""
@@ -127,37 +129,41 @@ class _Call:
             return largest.bit_length() - 150 if largest else 0
         return (largest >> 23) - 127
 
-    def _measure(self, largest: np.ndarray, scales: dict[int, np.ndarray]) -> float:
+    def _measure(self) -> float:
         row_energy = np.empty(self.rows, np.float64)
+        n = len(self.depths)
         self._by_rows(
             self.library.tritllm_measure,
-            len(scales),
-            (ctypes.c_int32 * len(scales))(*scales),
-            address(largest),
-            (ctypes.c_void_p * len(scales))(*map(address, scales.values())),
+            n,
+            (ctypes.c_int32 * n)(*self.depths),
+            address(self.largest),
+            (ctypes.c_void_p * n)(*map(address, self.scales.values())),
             address(row_energy),
         )
-        return _ordered_sum(row_energy)
+        return ordered_sum(row_energy)
 
-    def _v2_codebook(self, scales: np.ndarray, codebook: np.ndarray) -> None:
+    def _v2_codebooks(self) -> list[Callable[[], None]]:
+        return [partial(self._v2_codebook, depth) for depth in self.depths]
+
+    def _v2_codebook(self, depth: int) -> None:
+        scales = self.scales[depth]
         scratch = np.empty_like(scales)  # memory that is touched only where it is needed
         library.check(
             self.library.tritllm_v2_codebook(
-                address(scales), scales.size, address(scratch), address(codebook)
+                address(scales), scales.size, address(scratch), address(self.published[depth])
             )
         )
 
-    def _sample(self, largest: np.ndarray, sample: library.SampleSet) -> None:
+    def _sample(self, sample: library.SampleSet) -> None:
         library.check(
             self.library.tritllm_sample(
-                address(largest), self.rows, self.columns, ctypes.byref(sample)
+                address(self.largest), self.rows, self.columns, ctypes.byref(sample)
             )
         )
 
-    def _fit(
-        self, published: dict[int, np.ndarray], sample: library.SampleSet
-    ) -> dict[int, np.ndarray]:
+    def _fit(self, sample: library.SampleSet) -> dict[int, np.ndarray]:
         """The fitted codebooks; of a matrix of zeros, the published one."""
+        published = self.published
         if not sample.largest:
             return published
         native, shared = self.library, ctypes.byref(sample)
@@ -195,11 +201,12 @@ class _Call:
 
     def _output(self, depth: int, codebook: np.ndarray) -> _Output:
         rows = self.rows
+        weight, scale, _ = packed_shapes(rows, self.columns, depth)
         return _Output(
             depth,
             codebook,
-            np.empty((depth, rows, -(-self.columns // 5)), np.uint8),
-            np.empty((rows, -(-3 * self.groups // 5)), np.uint8),
+            np.empty(weight, np.uint8),
+            np.empty(scale, np.uint8),
             np.empty(rows),
             np.empty(rows),
             np.empty((depth, rows)),
@@ -228,31 +235,25 @@ class _Call:
         self._by_rows(self.library.tritllm_write, len(targets), ctypes.byref(array))
 
     def _is_better(self, o: _Output) -> bool:
-        limit = _ordered_sum(o.row_limit)
-        return limit != 0.0 and _ordered_sum(o.row_error) <= limit
+        limit = ordered_sum(o.row_limit)
+        return limit != 0.0 and ordered_sum(o.row_error) <= limit
 
-    def _fall_back(self, outputs: list[_Output], published: dict[int, np.ndarray]) -> None:
+    def _fall_back(self, outputs: list[_Output]) -> None:
         """v3's search over the published codebook, where the fitted one was not better."""
         for o in outputs:
-            o.codebook = published[o.depth]
+            o.codebook = self.published[o.depth]
         if outputs:
             self._write([self._target(o, True, None, None) for o in outputs])
 
-    def _encoded(self, o: _Output, exponent: int, energy: float) -> Encoded:
+    def _encoded(self, outputs: list[_Output]) -> dict[int, Encoded]:
+        return {o.depth: self._encoded_depth(o) for o in outputs}
+
+    def _encoded_depth(self, o: _Output) -> Encoded:
         table = np.empty((o.depth, ENTRIES), np.float32)
-        table[-1] = reference.stored_steps(o.codebook, exponent, o.depth)
+        table[-1] = stored_steps(o.codebook, self.exponent, o.depth)
         for r in range(1, o.depth):
-            norm = _ordered_sum(o.row_norm[r])
-            gain = _ordered_sum(o.row_dot[r]) / norm if norm else 1.0
-            table[r - 1] = reference.lower_steps(table[-1], gain, o.depth, r)
-        squares = _ordered_sum(o.row_error), energy
-        return Encoded(o.weight, o.scale, table, *(_rescaled(s, exponent) for s in squares))
-
-
-def _ordered_sum(values: np.ndarray) -> float:
-    """In index order, as the reference adds."""
-    return float(np.cumsum(values)[-1])
-
-
-def _rescaled(squares: float, exponent: int) -> float:
-    return float(np.ldexp(squares, 2 * exponent))
+            norm = ordered_sum(o.row_norm[r])
+            gain = ordered_sum(o.row_dot[r]) / norm if norm else 1.0
+            table[r - 1] = lower_steps(table[-1], gain, o.depth, r)
+        squares = ordered_sum(o.row_error), self.energy
+        return Encoded(o.weight, o.scale, table, *(rescaled(s, self.exponent) for s in squares))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tritllm.codec import engine
-from tritllm.codec.reference import CODECS
-from tritllm.format import trits
+from tritllm.codec.arguments import checked_threads
+from tritllm.format import cut, trits
 from tritllm.format.dtypes import FLOAT_DTYPES
 from tritllm.format.layout import groups_of, packed_shapes
 from tritllm.format.trits import DEPTHS
@@ -113,10 +112,24 @@ class TritTensor:
         trits.check_trits(self.scale, 3 * groups)
 
     def rows(self, start: int, stop: int) -> TritTensor:
-        """The rows start..stop-1, sharing memory."""
-        return TritTensor(
-            self.weight[:, start:stop], self.scale[start:stop], self.codebook, self.in_features
-        )
+        """The rows start..stop-1, sharing memory. Raises ValueError unless 0 <= start < stop <= N.
+
+        `error` and `energy` of a part are None.
+        """
+        weight, scale = cut.cut_rows(self.weight, self.scale, start, stop)
+        return TritTensor(weight, scale, self.codebook, self.in_features)
+
+    def columns(self, start: int, stop: int) -> TritTensor:
+        """The columns start..stop-1, a matrix of in_features = stop - start with every row.
+
+        Shares memory where both ends are multiples of 80 or the row's end, else the trits are
+        packed anew. `error` and `energy` of a part are None.
+
+        Raises ValueError unless 0 <= start < stop <= K, start is a multiple of 16, and stop is one
+        or is K; where trits are packed anew, also for bytes that are no trits.
+        """
+        weight, scale = cut.cut_columns(self.weight, self.scale, self.in_features, start, stop)
+        return TritTensor(weight, scale, self.codebook, stop - start)
 
     def decode(
         self, planes: int | None = None, dtype: np.typing.DTypeLike = np.float32, threads: int = 1
@@ -130,8 +143,10 @@ class TritTensor:
         out = np.empty(self.shape, dtype)
         if out.dtype not in FLOAT_DTYPES:
             raise ValueError(f"dtype {out.dtype} is not one of float16, bfloat16, float32")
+        threads = checked_threads(threads)
         planes = self._planes(planes)
-        engine.decode(self.weight[:planes], self.scale, self.codebook[planes - 1], out, threads)
+        steps = self.codebook[planes - 1]
+        engine.dequantize_rows(self.weight[:planes], self.scale, steps, out, threads)
         return out
 
     def _planes(self, planes: int | None) -> int:
@@ -145,39 +160,3 @@ class TritTensor:
 def to_decibel(nmse: float) -> float:
     """Signal to quantization noise in dB of a normalized mean squared error."""
     return -10 * math.log10(nmse) if nmse else math.inf
-
-
-def encode(weight: np.ndarray, depth: int, codec: str = "v3", threads: int = 1) -> TritTensor:
-    """Encode a matrix [out_features, in_features] at one depth. See `encode_depths`."""
-    return encode_depths(weight, (depth,), codec, threads)[depth]
-
-
-def encode_depths(
-    weight: np.ndarray, depths: Sequence[int], codec: str = "v3", threads: int = 1
-) -> dict[int, TritTensor]:
-    """Encode a matrix at several depths, sharing one reading and its statistics.
-
-    Args:
-        weight: [out_features, in_features], float16, bfloat16 (ml_dtypes) or float32.
-        depths: trits a weight, each 1..4.
-        codec: "v3" (least error, the default) or "v2" (the published rule).
-        threads: threads to share the rows; the result is the same for any number.
-
-    Raises ValueError for another shape, dtype, depth or codec, and for the first weight that is
-    not finite, naming its position.
-    """
-    weight = np.asarray(weight)
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {list(weight.shape)}, expected a matrix [N, K]")
-    if weight.dtype not in FLOAT_DTYPES:
-        raise ValueError(f"weight is {weight.dtype}, expected float16, bfloat16 or float32")
-    for depth in depths:
-        if depth not in DEPTHS:
-            raise ValueError(f"depth is {depth}, expected 1..4")
-    if codec not in CODECS:
-        raise ValueError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
-    encoded = engine.encode(weight, depths, codec, threads)
-    return {
-        depth: TritTensor(e.weight, e.scale, e.codebook, weight.shape[1], e.error, e.energy)
-        for depth, e in encoded.items()
-    }

@@ -67,7 +67,7 @@ def quantized(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.nda
 
 def exact(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Y float32 [rows, N] from the decoded weights, summed in float64 and rounded once."""
-    weight = codec.decode(level, index, steps)
+    weight = codec.dequantize(level, index, steps)
     return (x.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.float32)
 
 
@@ -82,5 +82,5 @@ def bound(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray
     padded[:, :columns] = np.abs(x.astype(np.float64))
     groups = padded.reshape(rows, -1, GROUP)
     magnitude = (groups + groups.max(axis=2, keepdims=True) / 254).reshape(rows, -1)[:, :columns]
-    weight = np.abs(codec.decode(level, index, steps)).astype(np.float64)
+    weight = np.abs(codec.dequantize(level, index, steps)).astype(np.float64)
     return (columns + 4) * 2.0**-24 * (magnitude @ weight.T)

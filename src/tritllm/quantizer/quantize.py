@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tritllm.codec import CODECS
+from tritllm.codec import ENCODERS
 from tritllm.errors import OutputError, TritError
 from tritllm.machine import processors
 from tritllm.quantizer.configs import parse_config
@@ -68,8 +68,8 @@ def quantize(
     a final name, everything finished kept.
     """
     started = time.monotonic()
-    if codec not in CODECS:
-        raise TritError(f"unknown codec {codec!r}; known: {', '.join(CODECS)}")
+    if codec not in ENCODERS:
+        raise TritError(f"unknown codec {codec!r}; known: {', '.join(ENCODERS)}")
     out = Path(out)
     parsed = [parse_config(name, depth) for name in dict.fromkeys(configs)]
     source = open_source(open_files(model, revision, stream))

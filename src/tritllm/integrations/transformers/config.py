@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tritllm.codec import CODECS
+from tritllm.codec import ENCODERS
 from tritllm.errors import FormatError, TritError
 from tritllm.format.manifest import FORMAT_VERSION, METHOD
 from tritllm.format.trits import DEPTHS, GROUP
@@ -58,8 +58,8 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
             )
         if group_size != GROUP:
             raise FormatError(f"quantization_config: group_size {group_size} is not {GROUP}")
-        if codec not in CODECS:
-            raise TritError(f"codec {codec!r} is not one of {', '.join(CODECS)}")
+        if codec not in ENCODERS:
+            raise TritError(f"codec {codec!r} is not one of {', '.join(ENCODERS)}")
         depths = depth.values() if isinstance(depth, Mapping) else (depth,)
         for name, values in (("depth", depths), ("planes", (planes,)),
                              ("lm_head_depth", (lm_head_depth,))):  # fmt: skip
