@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 HEAD = "from tritllm.integrations.registration import register_with_transformers as register\n"
 
 
@@ -48,9 +50,79 @@ def test_the_hooked_module_keeps_its_loader():
         import inspect, sys
         import transformers.quantizers.auto as table
         print("def register_quantizer" in inspect.getsource(table))
-        print(any("registration" in type(f).__module__ for f in sys.meta_path))
+        print(table.__loader__.name, table.__spec__.origin == table.__file__)
     """
-    assert run(HEAD + textwrap.dedent(code)) == "True\nFalse"
+    assert run(HEAD + textwrap.dedent(code)) == "True\ntransformers.quantizers.auto True"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "importlib.util.find_spec(table)",
+        "importlib.util.find_spec(table); importlib.util.find_spec(table)",
+        "sys.meta_path[0].find_spec(table, importlib.import_module('transformers').__path__)",
+        "pkgutil.resolve_name('transformers'); importlib.util.find_spec(table).loader",
+        "pickle.dumps(copy.copy(importlib.util.find_spec(table).loader))",
+        "importlib.reload(registration); register(); registration.register_with_transformers()",
+    ],
+)
+def test_who_merely_looks_takes_nothing_away(before):
+    code = f"""
+        import copy, importlib.util, pickle, pkgutil, sys
+        from tritllm.integrations import registration
+        table = "transformers.quantizers.auto"
+        register()
+        {before}
+        from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
+        print(mapping["tritllm"].__name__)
+    """
+    assert run(HEAD + textwrap.dedent(code), "-W", "error::RuntimeWarning") == "TritQuantizer"
+
+
+def test_reloading_the_table_registers_again():
+    code = """
+        import importlib
+        register()
+        import transformers.quantizers.auto as table
+        for _ in range(2):
+            importlib.reload(table)
+            print(table.AUTO_QUANTIZER_MAPPING["tritllm"].__name__,
+                  table.AUTO_QUANTIZATION_CONFIG_MAPPING["tritllm"].__name__)
+    """
+    expected = "TritQuantizer TritConfig\nTritQuantizer TritConfig"
+    assert run(HEAD + textwrap.dedent(code), "-W", "error::RuntimeWarning") == expected
+
+
+def test_an_import_that_fails_first_is_registered_with_later():
+    code = """
+        import sys
+        register()
+        sys.modules["transformers.quantizers.base"] = None
+        try:
+            import transformers.quantizers.auto
+        except ImportError:
+            print("failed")
+        del sys.modules["transformers.quantizers.base"]
+        from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
+        print(mapping["tritllm"].__name__)
+    """
+    assert run(HEAD + textwrap.dedent(code)) == "failed\nTritQuantizer"
+
+
+def test_threads_that_import_at_once():
+    code = """
+        import importlib, threading
+        register()
+        names = ["transformers.quantizers.auto", "tritllm.integrations.transformers"] * 3
+        threads = [threading.Thread(target=importlib.import_module, args=(n,)) for n in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
+        print(mapping["tritllm"].__name__)
+    """
+    assert run(HEAD + textwrap.dedent(code), "-W", "error::RuntimeWarning") == "TritQuantizer"
 
 
 def test_a_failure_is_a_warning_and_transformers_still_imports():

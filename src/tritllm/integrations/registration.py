@@ -1,14 +1,17 @@
 """`import tritllm` makes transformers know packed checkpoints, without importing transformers.
 
-transformers has no entry point for quantizers. So a finder waits for its table of quantizers to be
-imported and adds ours right after; where that has already happened, it is added at once.
+transformers has no entry point for quantizers. So a finder wraps the loader of its table of
+quantizers, and ours is added right after the table has run; where it has run already, at once.
+
+The finder stays: whoever merely looks for the table (`importlib.util.find_spec`) sets nothing off
+and takes nothing away, and a table that is reloaded, or imported again after a failure, is
+registered with as well.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,11 +22,11 @@ _TABLE = "transformers.quantizers.auto"
 
 def register_with_transformers() -> None:
     """Register now if transformers' table is loaded, else when it will be. Never raises."""
+    if not any(_is_ours(finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TableFinder())
     module = sys.modules.get(_TABLE)
     if module is not None and hasattr(module, "register_quantizer"):
         _register()
-    elif not any(isinstance(finder, _TableFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TableFinder())
 
 
 def _register() -> None:
@@ -38,18 +41,29 @@ def _register() -> None:
 
 
 class _TableFinder(importlib.abc.MetaPathFinder):
-    """Finds one module, as the other finders do, and registers once it has run."""
+    """Finds one module where the other finders find it, and has its loader register."""
+
+    registers_tritllm = True  # recognises the finder even after this module has been reloaded
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != _TABLE:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
-        return spec
+        for finder in list(sys.meta_path):
+            find = getattr(finder, "find_spec", None)
+            if find is None or _is_ours(finder):
+                continue
+            spec: importlib.machinery.ModuleSpec | None = find(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _RegisteringLoader(spec.loader)
+                return spec
+        return None
+
+
+def _is_ours(finder: object) -> bool:
+    return getattr(finder, "registers_tritllm", False) is True
 
 
 class _RegisteringLoader(importlib.abc.Loader):
@@ -59,6 +73,8 @@ class _RegisteringLoader(importlib.abc.Loader):
         self._loader = loader
 
     def __getattr__(self, name: str) -> object:  # resource readers, get_source, ...
+        if name == "_loader":  # a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
