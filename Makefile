@@ -1,27 +1,66 @@
-# make demo: the main job, from nothing. make test: every check, from nothing.
+# make demo: the main job, from nothing. make test: every check, from nothing. make develop: an
+# editable installation, which the two others then use as it is.
 # torch is installed as constraints.txt pins it; a build of it that is already in VENV is kept.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
-SOURCES = $(shell git ls-files src native pyproject.toml constraints.txt 2>/dev/null)
+EDITABLE = $(wildcard $(VENV)/.editable)
+SETTINGS = pyproject.toml constraints.txt Makefile
+SOURCES = $(shell find src native -type f -not -path '*/__pycache__/*' -not -name '*.so')
+PIP_INSTALL = "$(RUN)/pip" install --quiet --constraint constraints.txt
 
-.PHONY: demo test install clean
+# A native core that does not build is an error here, not a reason to run without it.
+export TRITLLM_REQUIRE_NATIVE = 1
+# cmake, ninja, clang-format and, where the machine has no compiler, that one come from VENV.
+export PATH := $(abspath $(RUN)):$(PATH)
+
+.PHONY: demo test test-format test-types test-native test-python develop install clean
 
 demo: install
-	$(RUN)/tritllm demo
+	"$(RUN)/tritllm" demo
 
-test: install
-	$(RUN)/ruff check .
-	$(RUN)/ruff format --check .
-	$(RUN)/mypy
-	$(RUN)/pytest
+test: test-format test-types test-python
 
+test-format: install
+	"$(RUN)/ruff" check .
+	"$(RUN)/ruff" format --check .
+	"$(RUN)/python" checks/text_files.py
+
+test-types: install
+	"$(RUN)/mypy"
+
+test-native: install
+	"$(RUN)/python" checks/native.py
+
+test-python: install
+	"$(RUN)/pytest"
+
+ifeq ($(EDITABLE),)
 install: $(VENV)/.installed
+else
+install: $(VENV)/.editable
+	cmake --build build/develop
+endif
 
-$(VENV)/.installed: $(SOURCES)
-	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --constraint constraints.txt '.[demo,test]'
-	touch $@
+$(VENV)/bin/python:
+	$(PYTHON) -m venv "$(VENV)"
+
+$(VENV)/.compiler: | $(VENV)/bin/python
+	"$(RUN)/python" checks/compiler.py
+	touch "$@"
+
+$(VENV)/.installed: $(SOURCES) $(SETTINGS) | $(VENV)/.compiler
+	$(PIP_INSTALL) '.[demo,test]'
+	touch "$@"
+
+develop: $(VENV)/.editable
+	cmake --build build/develop
+
+# Without build isolation, so that CMake's cache names tools that are still there afterwards.
+$(VENV)/.editable: $(SETTINGS) | $(VENV)/.compiler
+	$(PIP_INSTALL) cmake ninja scikit-build-core
+	$(PIP_INSTALL) --no-build-isolation --config-settings build-dir=build/develop --editable '.[demo,test]'
+	touch "$@"
 
 clean:
-	rm -rf $(VENV) build dist demo-out
+	rm -rf "$(VENV)" build dist demo-out

@@ -20,6 +20,7 @@ from support.model_folders import (
     write_family,
     write_model,
 )
+from support.native_library import needs_library
 from typer.testing import CliRunner
 
 import tritllm
@@ -301,11 +302,11 @@ def test_quantize_refuses_what_it_does_not_know(source, tmp_path, extra, fails):
     assert line.startswith("unknown ")
 
 
-@pytest.mark.skipif(not native.available(), reason="no native library")
+@needs_library
 @pytest.mark.parametrize("name", ["altivec", "neon"])
 def test_an_instruction_set_that_cannot_be(source, out, tmp_path, command_line, name):
     if name in native.isas():
-        pytest.skip("it can")
+        pytest.skip("needs a machine without NEON")
     quantizing = ("quantize", "--model", source, "--configs", "uniform-d1", "--out", tmp_path / "o")
     for arguments in (quantizing, ("dequantize", out / "uniform-d2/packed", tmp_path / "m")):
         done = command_line(*arguments, expect=1, TRITLLM_ISA=name)

@@ -5,11 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.matrices import DTYPES, decoded, matrix
+from support.native_library import needs_library
 
 from tritllm import native
 from tritllm.codec import native_dequantize, native_encode
 from tritllm.codec.encoded import Encoded
 from tritllm.format import trits
+
+pytestmark = needs_library
 
 
 def encoded(rng: np.random.Generator, rows: int, columns: int, depth: int) -> Encoded:

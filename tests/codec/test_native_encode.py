@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.codecs import NATIVE, REFERENCE
 from support.matrices import DTYPES, KINDS, difference, matrix
+from support.native_library import needs_library
 
 from tritllm import native
 from tritllm.codec import native_encode, reference
+
+pytestmark = needs_library
 
 DEPTHS = [1, 2, 3, 4]
 

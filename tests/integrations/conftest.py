@@ -2,7 +2,6 @@
 
 from support.torch_fixtures import (  # noqa: F401
     native,
-    pytest_collection_modifyitems,
     speaking,
     threads_kept,
     tiny,

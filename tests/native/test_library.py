@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support.native_library import needs_library
 
 from tritllm import TritError, native
 from tritllm.native import library
@@ -22,7 +23,7 @@ def python(code: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not native.available(), reason="no native library")
+@needs_library
 def test_the_fastest_is_used() -> None:
     assert native.load_error() is None
     assert native.isas()[-1] == "scalar"
@@ -30,7 +31,7 @@ def test_the_fastest_is_used() -> None:
         assert native.isa() == native.isas()[0]
 
 
-@pytest.mark.skipif(not native.available(), reason="no native library")
+@needs_library
 @pytest.mark.parametrize("name", ["scalar", "avx2", "avx512", "neon", "amx"])
 def test_one_can_be_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", name)
@@ -43,7 +44,7 @@ def test_one_can_be_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             native.isa()
 
 
-@pytest.mark.skipif("avx512" not in native.isas(), reason="no AVX-512")
+@pytest.mark.skipif("avx512" not in native.isas(), reason="needs AVX-512")
 def test_the_codec_takes_avx512_beside_the_products_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", "amx")
     monkeypatch.setattr(library, "product_isas", lambda: ["amx", *native.isas()])
@@ -54,7 +55,7 @@ def test_the_codec_takes_avx512_beside_the_products_amx(monkeypatch: pytest.Monk
         native.isa()
 
 
-@pytest.mark.skipif(not native.available(), reason="no native library")
+@needs_library
 def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", "altivec")
     says = (

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.native_library import needs_library
 from support.weights import random_weights
 
 from tritllm import products as kernels
 from tritllm.products import reference
+
+pytestmark = needs_library
 
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 EPSILON = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # half a unit, relative

@@ -6,12 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from support.native_library import needs_library
 from support.weights import random_weights
 
 from tritllm import TritError
 from tritllm import products as kernels
 from tritllm.native.library import ISAS
 from tritllm.products.prepared import aligned_bytes
+
+pytestmark = needs_library
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -25,7 +28,7 @@ def test_threads_make_the_same_memory(isa, depth):
 def test_sizes_of_the_dense_layout():
     """2, 11/3, 16/3 and 7 bits a weight for whole blocks."""
     if "avx512" not in kernels.isas():
-        pytest.skip("no AVX-512 VNNI here")
+        pytest.skip("needs AVX-512")
     for depth, bits in zip((1, 2, 3, 4), (2, 11 / 3, 16 / 3, 7)):
         expected = 192 + 160 * 960 * bits / 8
         assert kernels.size(160, 960, depth, "avx512") == pytest.approx(expected)

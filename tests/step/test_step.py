@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.native_library import needs_library
 from support.weights import random_weights
 
 from tritllm import products as kernels
@@ -17,6 +18,8 @@ from tritllm.products import reference
 from tritllm.products.prepared import aligned_bytes
 from tritllm.step import native_step as decoder
 from tritllm.step import reference as decoder_reference
+
+pytestmark = needs_library
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 NUMBERS = {"float16": 0, "bfloat16": 1, "float32": 2}

@@ -1,4 +1,4 @@
-"""Tests of the integrations need torch and transformers, and know their third parties' warnings."""
+"""What tests that need torch and transformers share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,6 @@ from tritllm.ops import cpu_kernels
 register_with_transformers()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """torch.compile imports modules of torch that use what Python has deprecated since."""
-    for item in items:
-        if {"integrations", "run", "ops"} & set(item.path.parts):
-            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"))
 
 
 @pytest.fixture(scope="session")
