@@ -8,22 +8,31 @@ The same as `tritllm quantize --codec v2`, which has more options.
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from tritllm.cli import quantize
-from tritllm.cli.main import run
+from tritllm.cli.entry import run
+from tritllm.extras import require
 
 
-def command(
-    model: Annotated[str, typer.Option(help="Local folder or Hub id of the source.")],
-    configs: Annotated[str, typer.Option(help="uniform-d1 .. uniform-d4, several with commas.")],
-    out: Annotated[Path, typer.Option(help="Folder for <config>/packed and <config>/model.")],
-) -> None:
-    """Quantize a model with codec v2, as the published models were."""
-    quantize.command(model, configs, out, codec="v2")
+def main() -> None:
+    """Run the command on sys.argv."""
+    require("the command line", "cli", "typer", "rich")
+    import typer
+
+    from tritllm.cli import quantize
+
+    def command(
+        model: Annotated[str, typer.Option(help="Local folder or Hub id of the source.")],
+        configs: Annotated[
+            str, typer.Option(help="uniform-d1 .. uniform-d4, several with commas.")
+        ],
+        out: Annotated[Path, typer.Option(help="Folder for <config>/packed and <config>/model.")],
+    ) -> None:
+        """Quantize a model with codec v2, as the published models were."""
+        quantize.command(model, configs, out, codec="v2")
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    run(app)
+    run(main)

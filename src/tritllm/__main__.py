@@ -1,5 +1,5 @@
 """`python -m tritllm` is the command line."""
 
-from tritllm.cli.main import run
+from tritllm.cli.entry import run
 
 run()

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 import tritllm
 from tritllm import native, quantize, verify
-from tritllm.cli import main
+from tritllm.cli import entry
 from tritllm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -65,8 +65,9 @@ def fails(monkeypatch, capsys):
 
     def run_main(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["tritllm", *map(str, arguments)])
+        monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)  # pytest's stays
         with pytest.raises(SystemExit) as raised:
-            main.run()
+            entry.run()
         assert raised.value.code == 1
         printed = capsys.readouterr()
         assert printed.out == ""
@@ -330,7 +331,7 @@ def test_an_error_amid_the_tensors_is_the_last_line(tmp_path, command_line):
 SLOWLY = """
 import time
 from tritllm.quantizer import shard_pass
-from tritllm.cli.main import run
+from tritllm.cli.entry import run
 
 encode = shard_pass.encode_depths
 shard_pass.encode_depths = lambda *arguments: (time.sleep(0.3), encode(*arguments))[1]

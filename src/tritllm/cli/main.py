@@ -1,8 +1,7 @@
-"""`tritllm`: collects the commands and turns their errors into one line."""
+"""The `tritllm` command: its subcommands, collected."""
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -20,11 +19,7 @@ from tritllm.cli import (
     verify,
 )
 from tritllm.cli import demo as demo_command
-from tritllm.cli.console import errors
-from tritllm.errors import TritError
 from tritllm.version import __version__
-
-STOPPED = 130
 
 app = typer.Typer(
     help="Balanced-ternary quantization of language models: quantize, prove, read, publish.",
@@ -53,16 +48,3 @@ def options(
     if version:
         print(f"tritllm {__version__}")
         raise typer.Exit
-
-
-def run(application: typer.Typer = app) -> None:
-    """Entry point: exit 0 when done, 1 with one line for what the user can mend, 130 if stopped."""
-    try:
-        application(standalone_mode=True)
-    except TritError as error:
-        errors.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1)
-    except SystemExit as end:
-        if end.code == STOPPED:  # what typer makes of a KeyboardInterrupt
-            errors.print("stopped; run the same command again to go on", style="yellow")
-        raise

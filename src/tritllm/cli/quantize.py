@@ -47,28 +47,37 @@ def command(
     with progress_bar() as bar:
         task = bar.add_task("quantizing", total=None, visible=False)
 
+        begun = False  # something is finished, and kept
+
         def on_progress(step: Progress) -> None:
+            nonlocal begun
+            begun = True
             bar.update(task, total=step.total_bytes, completed=step.done_bytes, visible=True)
             if step.sqnr_db:
                 errors.print(_tensor_line(step), markup=False, soft_wrap=True)
 
-        reports = quantize(
-            model,
-            [name for name in configs.split(",") if name],
-            out,
-            revision=revision,
-            stream=stream,
-            codec=codec,
-            write=[kind for kind in write.split(",") if kind],
-            dtype=dtype,
-            include=include or (),
-            exclude=exclude or (),
-            depth=depth or (),
-            threads=threads,
-            dry_run=dry_run,
-            on_plan=_print_plan,
-            on_progress=on_progress,
-        )
+        try:
+            reports = quantize(
+                model,
+                [name for name in configs.split(",") if name],
+                out,
+                revision=revision,
+                stream=stream,
+                codec=codec,
+                write=[kind for kind in write.split(",") if kind],
+                dtype=dtype,
+                include=include or (),
+                exclude=exclude or (),
+                depth=depth or (),
+                threads=threads,
+                dry_run=dry_run,
+                on_plan=_print_plan,
+                on_progress=on_progress,
+            )
+        except KeyboardInterrupt:
+            if not begun:
+                raise
+            raise KeyboardInterrupt("stopped; run the same command again to go on") from None
     if dry_run and not reports:
         console.print("dry run: nothing written")
         return
