@@ -1,6 +1,7 @@
 """The public encode, TritTensor and decode, against docs/format.md written out in plain NumPy."""
 
 import math
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -102,6 +103,84 @@ def test_rows(weight, depth, codec, data):
     assert np.shares_memory(part.weight, q.weight)
     assert part.error is part.energy is part.nmse is part.sqnr_db is None
     assert_same_bits(part.decode(), q.decode()[start:stop])
+
+
+def group_ends(columns):
+    return [*range(0, columns, 16), columns]
+
+
+@settings(deadline=None, max_examples=60)
+@given(matrices(20, 400), depths, codecs, st.data())
+def test_columns(weight, depth, codec, data):
+    """A cut decodes to the cut of what is decoded, whatever was cut, at every depth and dtype."""
+    q = tritllm.encode(weight, depth, codec)
+    ends = group_ends(weight.shape[1])
+    first = data.draw(st.integers(0, len(ends) - 2))
+    start, stop = ends[first], ends[data.draw(st.integers(first + 1, len(ends) - 1))]
+    part = q.columns(start, stop)
+    assert part.shape == (weight.shape[0], stop - start)
+    assert part.error is part.energy is part.nmse is part.sqnr_db is None
+    part.check_bytes()
+    np.testing.assert_array_equal(part.trits(), q.trits()[:, :, start:stop])
+    np.testing.assert_array_equal(
+        part.scale_index(), q.scale_index()[:, start // 16 : -(-stop // 16)]
+    )
+    for planes in range(1, depth + 1):
+        for dtype in DTYPES:
+            assert_same_bits(part.decode(planes, dtype), q.decode(planes, dtype)[:, start:stop])
+
+
+@settings(deadline=None, max_examples=40)
+@given(matrices(20, 400), depths, st.data())
+def test_parts_put_together_are_the_matrix(weight, depth, data):
+    q = tritllm.encode(weight, depth)
+    rows, columns = weight.shape
+    inner = data.draw(st.lists(st.sampled_from(group_ends(columns)), max_size=5))
+    middle = data.draw(st.integers(0, rows))
+    ends = sorted({0, columns, *inner})
+    parts = [
+        [q.rows(*r).columns(*c).decode() for c in pairwise(ends)]
+        for r in pairwise(sorted({0, middle, rows}))
+    ]
+    assert_same_bits(np.block(parts), q.decode())
+    for start, stop in pairwise(ends):  # a cut of a cut is the cut
+        half = start + (stop - start) // 32 * 16
+        if start < half < stop:
+            again = q.columns(start, stop).columns(half - start, stop - start)
+            expected = q.columns(half, stop)
+            assert_same_bits(again.weight, expected.weight)
+            assert_same_bits(again.scale, expected.scale)
+
+
+def test_columns_at_multiples_of_80_share_memory():
+    q = encoded(columns=250)
+    for start, stop in ((0, 80), (80, 240), (160, 250), (0, 250)):
+        part = q.columns(start, stop)
+        assert np.shares_memory(part.weight, q.weight)
+        assert np.shares_memory(part.scale, q.scale)
+    assert not np.shares_memory(q.columns(16, 96).weight, q.weight)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "message"),
+    [
+        (8, 32, "columns 8..32 of 250: a cut must be at a multiple of 16"),
+        (16, 40, "columns 16..40 of 250: a cut must be at a multiple of 16"),
+        (240, 256, "columns 240..256 are not within 0..250"),
+        (-16, 16, "columns -16..16 are not within 0..250"),
+        (32, 32, "columns 32..32 are not within 0..250"),
+        (48, 32, "columns 48..32 are not within 0..250"),
+    ],
+)
+def test_other_columns_are_refused(start, stop, message):
+    with pytest.raises(ValueError, match=message):
+        encoded(columns=250).columns(start, stop)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 5), (2, 2), (3, 1)])
+def test_other_rows_are_refused(start, stop):
+    with pytest.raises(ValueError, match=rf"rows {start}..{stop} are not within 0..4"):
+        encoded().rows(start, stop)
 
 
 @settings(deadline=None, max_examples=40)

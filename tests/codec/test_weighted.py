@@ -1,5 +1,7 @@
 """Column weights: what they must give, checked by other means than the encoder's own."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -203,3 +205,34 @@ def test_v2_takes_none():
     weight = np.ones((3, 20), np.float32)
     with pytest.raises(ValueError, match="codec v2 takes no column weights"):
         tritllm.encode(weight, 2, "v2", column_weights=np.ones(20))
+
+
+# --- The definition, pinned -----------------------------------------------------------------------
+
+# SHA-256 of planes, scale indices and codebook at depths 1 to 4 of `count` matrices: what
+# docs/codec.md defines, as it was first written. Another value is another encoder. Small matrices
+# reach the guard, larger ones the sample.
+PINNED = {
+    (1, 50, 1280): "ebf26dd00ab0a0ed43558421bf4ec459be14bcec51a3475313fd32a3d514fdf9",
+    (1, 61, 1033): "2ec630d946cef1137f6905352cc3cce1e20eb8ea2056307955010fd687aa3246",
+    (100, 3, 35): "e1c1b0a23aafd95364e22444992953cf323d63454ec14c067f5f4dd380c1435a",
+}
+
+
+@pytest.mark.parametrize("case", PINNED, ids=str)
+def test_the_bits_of_the_definition(case):
+    """Inputs are integers times powers of two, the same on every machine."""
+    count, rows, columns = case
+    n = np.arange(count * rows * columns, dtype=np.uint64)
+    mixed = (n * np.uint64(2654435761) + np.uint64(12345)) % np.uint64(2**32)
+    mixed = (mixed * mixed >> np.uint64(16)) % np.uint64(2**16)
+    matrices = (mixed.astype(np.float32) - 32768).reshape(count, rows, columns)
+    c = np.ldexp(1.0 + np.arange(columns) % 11, np.arange(columns) * 7 % 23 - 12)
+    digest = hashlib.sha256()
+    for weight in np.ldexp(matrices, np.arange(rows)[:, None] % 7 - 20):
+        encoded = reference.encode_v3(weight.astype(np.float32), DEPTHS, c)
+        for depth in DEPTHS:
+            for field in ("weight", "scale", "codebook"):
+                array = getattr(encoded[depth], field)
+                digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    assert digest.hexdigest() == PINNED[case]
