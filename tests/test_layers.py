@@ -33,9 +33,7 @@ REASON = "Long because"
 KNOWN_UPWARD: set[str] = set()
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_TORCH: set[str] = set()
-KNOWN_LONG = {
-    "quantizer/plan.py",
-}
+KNOWN_LONG: set[str] = set()
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def test_no_linear_recognised(tmp_path):
         tmp_path / "source", {"model_type": "odd"}, [{"a.weight": np.ones((4, 4), np.float32)}]
     )
     refused(SourceError, source, "no linear weight recognised in model type odd.*--include")
-    (report,) = quantize(str(source), ["uniform-d2"], tmp_path / "out", include=["a.weight"])
+    settings = {"include": ["a.weight"], "allow_low_coverage": True}
+    (report,) = quantize(str(source), ["uniform-d2"], tmp_path / "out", **settings)
     assert list(report["quantized"]) == ["a.weight"]
 
 
@@ -563,7 +564,7 @@ def test_other_results_do_not_count_as_already_written(source, monkeypatch):
 
 
 def test_too_little_memory_is_refused_before_the_first_byte(source, monkeypatch):
-    monkeypatch.setattr("tritllm.quantizer.plan.available_memory", lambda: 1000)
+    monkeypatch.setattr("tritllm.quantizer.resources.available_memory", lambda: 1000)
     refused(TritError, source, "GB of memory are needed")
     assert not (source.parent / "out").exists()
 
@@ -602,7 +603,7 @@ def test_a_disk_that_fails_when_files_are_finished(source, tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", failing)
     out = tmp_path / "out"
-    with pytest.raises(OutputError, match=r"out.*: Input/output error; make room") as raised:
+    with pytest.raises(OutputError, match=r"out.*: Input/output error; fix the folder") as raised:
         quantize(str(source), ["uniform-d2"], out)
     assert "\n" not in str(raised.value)
     whole = tmp_path / "whole"

@@ -65,4 +65,4 @@ def test_one_matrix_with_its_results_at_a_time(tmp_path):
     quantize(str(source), ALL, tmp_path / "out", dry_run=True, on_plan=plans.append)
     peak = peak_of(source, tmp_path / "out", ALL)
     assert peak < 300e6 + 3 * linear.nbytes
-    assert peak < 1.15 * plans[0].peak_memory_bytes
+    assert peak < 1.15 * plans[0].memory.peak

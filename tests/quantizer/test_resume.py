@@ -28,7 +28,7 @@ import tritllm
 from tritllm import quantize, verify
 from tritllm.errors import OutputError, SourceError
 from tritllm.quantizer import shard_pass
-from tritllm.quantizer.journal import FOLDER, Journal
+from tritllm.quantizer.run_lock import FOLDER, RunLock
 
 CONFIGS = ("uniform-d1", "uniform-d3")
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")  # audit events
@@ -328,7 +328,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, unfinished, chan
 
 def test_another_version_of_the_tool_is_refused(monkeypatch, unfinished):
     source, out = unfinished
-    monkeypatch.setattr("tritllm.quantizer.plan.__version__", "0.0.9")
+    monkeypatch.setattr("tritllm.quantizer.fingerprint.__version__", "0.0.9")
     with pytest.raises(OutputError, match=r"tool_version: 0\.1\.0 -> 0\.0\.9"):
         quantize(str(source), ["uniform-d2"], out)
 
@@ -438,7 +438,7 @@ def test_two_runs_into_one_folder_at_once_are_refused(tmp_path, source, uninterr
 
 def test_another_process_holding_the_folder_is_noticed(tmp_path, source, command_line):
     out = tmp_path / "out"
-    with Journal(out, {"held": True}):
+    with RunLock(out):
         done = command_line(
             "quantize", "--model", source, "--configs", "uniform-d1", "--out", out, expect=1
         )

@@ -17,14 +17,15 @@ from tritllm.model_card.licence import licence_notice, read_licence
 from tritllm.storage.model_folder import (
     CHUNK_BYTES,
     copy_side_files,
-    give_name,
     model_config,
     model_dtype,
+    move_into_place,
     shard_header,
     write_config,
     write_index,
 )
-from tritllm.storage.shard_writer import ShardWriter, output_errors, write_atomically
+from tritllm.storage.output_errors import output_errors
+from tritllm.storage.shard_writer import ShardWriter, write_atomically
 
 
 def dequantize(
@@ -100,7 +101,7 @@ def dequantize(
     write_atomically(partial / "README.md", card.encode())
     if out.exists():
         out.rmdir()
-    give_name(partial, out)
+    move_into_place(partial, out)
     return out
 
 

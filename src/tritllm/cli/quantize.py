@@ -119,7 +119,7 @@ def _print_plan(plan: Plan) -> None:
         table.add_row(config.name, *sizes)
     console.print(table)
     console.print(
-        f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.peak_memory_bytes)}"
+        f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.memory.peak)}"
     )
 
 

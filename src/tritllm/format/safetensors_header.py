@@ -52,6 +52,11 @@ class Header:
     entries: dict[str, TensorEntry]
     metadata: dict[str, str]
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the whole file."""
+        return max([len(self.raw)] + [entry.end for entry in self.entries.values()])
+
 
 def read_header(read: Callable[[int, int], bytes], file_size: int, where: str) -> Header:
     """Read and check a header.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from tritllm.errors import TritError
+from tritllm.format.modules import matches
 from tritllm.format.trits import DEPTHS
 
 CONFIG_NAMES = tuple(f"uniform-d{depth}" for depth in DEPTHS)
@@ -29,13 +29,13 @@ class Config:
         """Depth 1..4 of the linear weight of `module`."""
         depth = self.depth
         for glob, value in self.overrides:
-            if fnmatchcase(module, glob):
+            if matches(module, [glob]):
                 depth = value
         return depth
 
 
 def parse_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """A config by its name, with overrides written as GLOB=DEPTH over module names.
+    """A config by its name, with overrides written as GLOB=DEPTH, module globs.
 
     Raises TritError for an unknown name or depth.
     """
@@ -43,7 +43,7 @@ def parse_config(name: str, overrides: Sequence[str] = ()) -> Config:
         raise TritError(f"unknown config {name!r}; known: {', '.join(CONFIG_NAMES)}")
     pairs = []
     for override in overrides:
-        match = re.fullmatch(r"(.+)=(\d+)", override)
+        match = re.fullmatch(r"(.+)=([1-9])", override)
         if not match or int(match[2]) not in DEPTHS:
             raise TritError(f"depth override {override!r} is not GLOB=DEPTH with a depth of 1..4")
         pairs.append((match[1], int(match[2])))

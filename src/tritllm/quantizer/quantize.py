@@ -6,23 +6,26 @@ the model's size. Outputs grow in `*.partial` folders and take their names only 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tritllm.codec import ENCODERS
-from tritllm.errors import OutputError, TritError
+from tritllm.errors import TritError
 from tritllm.machine import processors
 from tritllm.quantizer.configs import parse_config
-from tritllm.quantizer.journal import FOLDER, Journal, differences, remove_empty
-from tritllm.quantizer.plan import Plan, check_resources, make_plan
-from tritllm.quantizer.report import REPORT, Report, read_report
+from tritllm.quantizer.coverage import check_coverage
+from tritllm.quantizer.journal import Journal
+from tritllm.quantizer.output_folder import bytes_below, check_folder, finished_reports
+from tritllm.quantizer.plan import KINDS, Plan, make_plan
+from tritllm.quantizer.report import Report
+from tritllm.quantizer.resources import check_disk, check_memory
+from tritllm.quantizer.run_lock import FOLDER, RunLock
 from tritllm.quantizer.shard_pass import Progress, ShardPass
 from tritllm.quantizer.source import open_source
 from tritllm.quantizer.write_folder import finish_config
 from tritllm.storage.model_files import open_files
-from tritllm.storage.shard_writer import output_errors
+from tritllm.storage.output_errors import output_errors
 
 
 def quantize(
@@ -39,11 +42,12 @@ def quantize(
     exclude: Sequence[str] = (),
     depth: Sequence[str] = (),
     threads: int | None = None,
+    allow_low_coverage: bool = False,
     dry_run: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Report]:
-    """Quantize a model at several depths in one pass; resumes an interrupted run of itself.
+    """Quantize a model at several depths in one pass; resumes an interrupted run.
 
     Args:
         model: local folder or Hub id.
@@ -54,10 +58,12 @@ def quantize(
         codec: "v3" (least error) or "v2" (the published rule).
         write: "packed", "model" (dequantized, for stock transformers), or both.
         dtype: of the dequantized model, "float16" or "bfloat16".
-        include: globs on tensor names to quantize although their names are not recognised.
-        exclude: globs on tensor names to keep.
-        depth: overrides GLOB=DEPTH on module names.
-        threads: for the codec; default is the number of processors.
+        include: module globs to quantize although their names are not recognised.
+        exclude: module globs to keep.
+        depth: overrides GLOB=DEPTH, module globs.
+        threads: for the codec; default is the number of processors granted.
+        allow_low_coverage: go on where the family is unknown, or fewer than half of the parameters
+            (without embeddings and output layer) are quantized.
         dry_run: stop after the plan.
         on_plan: called with the plan before anything is written.
         on_progress: called after each tensor.
@@ -73,83 +79,47 @@ def quantize(
     out = Path(out)
     parsed = [parse_config(name, depth) for name in dict.fromkeys(configs)]
     source = open_source(open_files(model, revision, stream))
-    kinds = [kind for kind in ("packed", "model") if kind in write] + [
-        kind for kind in write if kind not in ("packed", "model")
-    ]
+    kinds = sorted(set(write), key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
     plan = make_plan(source, parsed, kinds, codec, dtype, include, exclude)
     if on_plan:
         on_plan(plan)
     with output_errors(out):
-        finished = _finished_reports(plan, out)
-    if finished or dry_run:
+        finished = finished_reports(plan, out)
+    if not finished and not dry_run:
+        if not allow_low_coverage:
+            check_coverage(plan)
+        with output_errors(out):
+            check_folder(plan, out)
+        check_disk(plan.disk_bytes - sum(bytes_below(out / config.name) for config in parsed), out)
+        check_memory(plan.memory.peak)
+        return _run(plan, out, threads or processors(), on_progress, started)
+    if not finished:
+        check_disk(plan.disk_bytes, out)
+        check_memory(plan.memory.peak)
+    elif (out / FOLDER).exists():  # of a run that was killed in its very last step
+        with RunLock(out) as lock:
+            lock.remove()
+    return finished
+
+
+def _run(
+    plan: Plan,
+    out: Path,
+    threads: int,
+    on_progress: Callable[[Progress], None] | None,
+    started: float,
+) -> list[Report]:
+    with RunLock(out) as lock:
+        finished = finished_reports(plan, out)  # by another, between the first look and the lock
         if not finished:
-            check_resources(plan, out, 0)
-        return finished or []
-    with output_errors(out):
-        _check_folder(plan, out)
-    check_resources(plan, out, sum(_bytes_below(out / config.name) for config in parsed))
-    with Journal(out, plan.fingerprint) as journal:
-        run = ShardPass(plan, out, journal, threads or processors(), on_progress)
-        for shard in source.shards:
-            run.carry(shard)
-        reports = [
-            finish_config(plan, config, out, journal.records, time.monotonic() - started)
-            for config in parsed
-        ]
-        journal.remove()
-    return reports
-
-
-def _finished_reports(plan: Plan, out: Path) -> list[Report]:
-    """The reports of a run of the same settings that is complete; empty if there is none."""
-    if (out / FOLDER / "journal.jsonl").exists():
-        return []
-    reports = []
-    for config in plan.configs:
-        path = out / config.name / REPORT
-        if not path.is_file():
-            return []
-        report = read_report(path)
-        if differing := differences(report["fingerprint"], plan.fingerprint):
-            raise OutputError(
-                f"{out / config.name}: already holds a finished result of other settings "
-                f"({differing}); choose another folder, or delete it"
-            )
-        for kind in plan.kinds:
-            if not (out / config.name / kind).is_dir():
-                raise OutputError(
-                    f"{out / config.name / kind}: is gone, though the run was finished; "
-                    f"delete {out / config.name} and start again"
-                )
-        reports.append(report)
-    remove_empty(out / FOLDER)  # of a run that was killed in its very last step
-    return reports
-
-
-def _check_folder(plan: Plan, out: Path) -> None:
-    """Raise OutputError if `out` holds anything but this tool's own folders, or lies in the source.
-
-    What is written into the source would be taken for its side files when the run is resumed.
-    """
-    if os.path.isdir(plan.source.files.name) and Path(plan.source.files.name) in (
-        out.resolve(),
-        *out.resolve().parents,
-    ):
-        raise OutputError(f"{out}: lies in the source's own folder; choose another")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise OutputError(f"{out}: is not a folder")
-    if (out / FOLDER / "journal.jsonl").exists():
-        return  # the journal tells of what run it is
-    wanted = {config.name for config in plan.configs}
-    for path in sorted(out.iterdir()):
-        if path.name == FOLDER or ((path / REPORT).is_file() and path.name not in wanted):
-            continue
-        raise OutputError(
-            f"{out}: holds {path.name}, which is not of this run; choose another folder"
-        )
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            with Journal(out, plan.fingerprint) as journal:
+                shards = ShardPass(plan, out, journal, threads, on_progress)
+                for shard in plan.source.shards:
+                    shards.process(shard)
+                finished = [
+                    finish_config(plan, config, out, journal.records, time.monotonic() - started)
+                    for config in plan.configs
+                ]
+                journal.remove()
+        lock.remove()
+    return finished

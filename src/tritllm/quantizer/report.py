@@ -45,8 +45,8 @@ def make_report(
     weights = sum(tensor.entry.size for tensor in plan.quantized)
     header_entries = [
         entry
-        for shard in plan.source.shards
-        for entry in plan.header(shard, config, "packed").entries.values()
+        for header in plan.headers(config, "packed").values()
+        for entry in header.entries.values()
     ]
     every_byte = sum(entry.nbytes for entry in header_entries)
     names = {part for name in quantized for part in part_names(name)}
@@ -84,11 +84,11 @@ def make_report(
 
 
 def read_report(path: Path) -> Report:
-    """Read a report.json. Raises OutputError where it is none of ours."""
+    """Read a report.json. Raises OutputError for one not written by tritllm."""
     try:
         report: Report = json.loads(path.read_bytes())
         report["fingerprint"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise OutputError(f"{path}: not a report of tritllm; choose another folder") from None
     return report
 

@@ -17,24 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
 from tritllm.codec import TritTensor, encode_depths
 from tritllm.errors import SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.format.layout import part_names
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
+from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.journal import Journal
 from tritllm.quantizer.pipeline import InOrder, ReadAhead
-from tritllm.quantizer.plan import Plan, PlannedTensor
+from tritllm.quantizer.plan import Plan
+from tritllm.quantizer.shard_outputs import Record, ShardOutputs
 from tritllm.quantizer.source import SourceShard
-from tritllm.quantizer.write_folder import partial_folder
 from tritllm.storage.direct_read import memory_for
-from tritllm.storage.model_folder import CHUNK_BYTES, model_dtype
-from tritllm.storage.shard_writer import ShardWriter, output_errors
+from tritllm.storage.model_folder import CHUNK_BYTES
 
 COMMIT_BYTES = 256 << 20  # source bytes between two durable records within a shard
-Record = dict[str, Any]
-Writers = dict[tuple[str, str], ShardWriter]  # by config name and kind
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class _Piece:
 
 
 class ShardPass:
-    """Carries source shards to output shards, from where the journal says."""
+    """Turns source shards into output shards, from where the journal says."""
 
     def __init__(
         self,
@@ -79,7 +75,7 @@ class ShardPass:
         self.done_bytes = 0
         self._spare: np.ndarray | None = None
 
-    def carry(self, shard: SourceShard) -> None:
+    def process(self, shard: SourceShard) -> None:
         """Write the output shards of a source shard; a shard that is done is passed over."""
         records = [record for record in self.journal.records if record["shard"] == shard.name]
         tensors = self.plan.tensors[shard.name]
@@ -88,25 +84,21 @@ class ShardPass:
         if records and "shard_sha256" in records[-1]:
             return
         digest = self._digest_of_done(shard, tensors[:done], records)
-        writers = self._open_writers(shard, resume=done > 0)
-        try:
-            with (
-                InOrder() as hashing,
-                ReadAhead(
-                    partial(self._read, shard, tensors[done:], digest, hashing),
-                    self.plan.source_bytes_held,
-                ) as pieces,
-                InOrder() as behind,
-            ):
-                self._encode_and_write(shard, pieces, writers, behind)
-                end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
-                behind.submit(self._commit, writers, end)
-        finally:
-            for writer in writers.values():
-                writer.close()
+        with (
+            ShardOutputs(self.plan, self.out, shard, self.threads, resume=done > 0) as outputs,
+            InOrder() as hashing,
+            ReadAhead(
+                partial(self._read, shard, tensors[done:], digest, hashing),
+                self.plan.memory.source_held,
+            ) as pieces,
+            InOrder() as behind,
+        ):
+            self._encode_and_write(shard, pieces, outputs, behind)
+            end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
+            behind.submit(self._commit, outputs, end)
 
     def _encode_and_write(
-        self, shard: SourceShard, pieces: ReadAhead[_Piece], writers: Writers, behind: InOrder
+        self, shard: SourceShard, pieces: ReadAhead[_Piece], outputs: ShardOutputs, behind: InOrder
     ) -> None:
         pending: list[Record] = []
         uncommitted = 0
@@ -124,12 +116,10 @@ class ShardPass:
                 self._spare = piece.data.base
                 pieces.release(piece.data.nbytes)
                 decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
-                behind.submit(
-                    self._write_encoded, shard, tensor, encoded, writers, record, at_most=2
-                )
+                behind.submit(outputs.write_encoded, tensor, encoded, record, at_most=2)
                 del encoded
             elif not tensor.tied_to:
-                behind.submit(self._write_kept, shard, piece, writers, own, record, pieces)
+                behind.submit(self._write_kept, outputs, piece, own, record, pieces)
             else:
                 pieces.release(piece.data.nbytes)
             if piece.read_sha256 is None:
@@ -138,12 +128,12 @@ class ShardPass:
             pending.append(record)
             uncommitted += entry.nbytes
             if uncommitted >= COMMIT_BYTES:
-                behind.submit(self._commit, writers, pending)
+                behind.submit(self._commit, outputs, pending)
                 pending, uncommitted = [], 0
             self.done_bytes += entry.nbytes
             if self.on_progress:
                 self.on_progress(Progress(tensor, self.done_bytes, self.total_bytes, decibels))
-        behind.submit(self._commit, writers, pending)
+        behind.submit(self._commit, outputs, pending)
 
     def _read(
         self,
@@ -197,22 +187,6 @@ class ShardPass:
             )
         return digest
 
-    def _open_writers(self, shard: SourceShard, resume: bool) -> Writers:
-        writers: Writers = {}
-        try:
-            for config in self.plan.configs:
-                for kind in self.plan.kinds:
-                    folder = partial_folder(self.out, config, kind)
-                    with output_errors(folder):
-                        folder.mkdir(parents=True, exist_ok=True)
-                    header = self.plan.header(shard, config, kind)
-                    writers[config.name, kind] = ShardWriter(folder / shard.name, header, resume)
-        except BaseException:
-            for writer in writers.values():
-                writer.close()
-            raise
-        return writers
-
     def _encode(
         self, shard: SourceShard, tensor: PlannedTensor, data: np.ndarray
     ) -> dict[int, TritTensor]:
@@ -225,7 +199,7 @@ class ShardPass:
             return encode_depths(weight, depths, self.plan.codec, self.threads)
         except ValueError as error:
             raise SourceError(
-                f"{shard.name}: tensor {entry.name}: {error}; mend the source, "
+                f"{shard.name}: tensor {entry.name}: {error}; fix the source, "
                 f"or keep the tensor with --exclude '{entry.name}'"
             ) from None
 
@@ -233,60 +207,20 @@ class ShardPass:
 
     def _write_kept(
         self,
-        shard: SourceShard,
+        outputs: ShardOutputs,
         piece: _Piece,
-        writers: Writers,
         own: Any,
         record: Record,
         pieces: ReadAhead[_Piece],
     ) -> None:
-        entry, data = piece.tensor.entry, piece.data.data
+        data = piece.data.data
         own.update(data)
-        for (_, kind), writer in writers.items():
-            if kind == "packed":
-                writer.write(entry.name, piece.position, data)
-            else:
-                target = model_dtype(entry.dtype, self.plan.dtype)
-                write_cast(writer, entry, piece.position, data, target)
+        outputs.write_kept(piece.tensor, piece.position, data)
         if piece.read_sha256 is not None:
-            hashes = {entry.name: own.hexdigest()}
+            hashes = {piece.tensor.entry.name: own.hexdigest()}
             record["configs"] = {c.name: {"sha256": hashes} for c in self.plan.configs}
         pieces.release(piece.data.nbytes)
 
-    def _write_encoded(
-        self,
-        shard: SourceShard,
-        tensor: PlannedTensor,
-        encoded: dict[int, TritTensor],
-        writers: Writers,
-        record: Record,
-    ) -> None:
-        entry = tensor.entry
-        for config in self.plan.configs:
-            packed = encoded[config.depth_of(tensor.module)]
-            hashes = {}
-            arrays = (packed.weight, packed.scale, packed.codebook)
-            for name, array in zip(part_names(entry.name), arrays, strict=True):
-                data = memoryview(np.ascontiguousarray(array)).cast("B")
-                hashes[name] = hashlib.sha256(data).hexdigest()
-                if (config.name, "packed") in writers:
-                    writers[config.name, "packed"].write(name, 0, data)
-            if (config.name, "model") in writers:
-                write_decoded(
-                    writers[config.name, "model"],
-                    entry.name,
-                    packed,
-                    model_dtype(entry.dtype, self.plan.dtype),
-                    tensor.decision.transposed,
-                    self.threads,
-                )
-            record["configs"][config.name] = {
-                "sha256": hashes,
-                "depth": packed.depth,
-                "nmse": packed.nmse,
-            }
-
-    def _commit(self, writers: Writers, records: list[Record]) -> None:
-        for writer in writers.values():
-            writer.sync()
+    def _commit(self, outputs: ShardOutputs, records: list[Record]) -> None:
+        outputs.sync()
         self.journal.add(records)

@@ -15,14 +15,15 @@ from tritllm.format.trits import GROUP
 from tritllm.model_card.card import model_card
 from tritllm.model_card.licence import licence_notice, licence_of_card
 from tritllm.quantizer.configs import Config
+from tritllm.quantizer.coverage import judgement
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import REPORT, Report, make_report
 from tritllm.storage.model_files import LocalFiles
 from tritllm.storage.model_folder import (
     check_shards,
     copy_side_files,
-    give_name,
     model_config,
+    move_into_place,
     write_config,
     write_index,
 )
@@ -59,7 +60,7 @@ def finish_config(
             write_config(partial, _packed_config(plan, report))
         else:
             write_config(partial, model_config(plan.source.config, plan.dtype))
-        headers = {shard.name: plan.header(shard, config, kind) for shard in plan.source.shards}
+        headers = plan.headers(config, kind)
         check_shards(partial, headers)
         write_index(partial, headers)
         if notice and "NOTICE" not in plan.source.side_files:
@@ -73,13 +74,13 @@ def finish_config(
                     digest = hashlib.sha256((partial / name).read_bytes())
                     manifest["side_files"][name] = digest.hexdigest()
             write_atomically(partial / MANIFEST, manifest_bytes(manifest))
-        give_name(partial, final)
+        move_into_place(partial, final)
     write_atomically(out / config.name / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     return report
 
 
 def public_name(plan: Plan) -> str:
-    """The source as others may know it: a Hub id, or the bare name of a local folder."""
+    """The source without local paths: a Hub id, or the bare name of a local folder."""
     files = plan.source.files
     local = isinstance(files, LocalFiles) and files.revision is None
     return Path(files.name).name if local else files.name
@@ -95,7 +96,7 @@ def _manifest(
     tensors: dict[str, Any] = {}
     headers: dict[str, str] = {}
     for shard in plan.source.shards:
-        header = plan.header(shard, config, "packed")
+        header = plan.headers(config, "packed")[shard.name]
         headers[shard.name] = hashlib.sha256(header.raw).hexdigest()
         entries = header.entries
         for tensor in plan.tensors[shard.name]:
@@ -151,9 +152,17 @@ def _command(plan: Plan, config: Config) -> str:
         words += ["--codec", plan.codec]
     if plan.dtype != "float16":
         words += ["--dtype", plan.dtype]
-    for flag, key in (("include", "include"), ("exclude", "exclude"), ("depth", "depth_overrides")):
-        for value in plan.fingerprint[key]:
+    overrides = [f"{glob}={depth}" for glob, depth in config.overrides]
+    settings = plan.fingerprint
+    for flag, values in (
+        ("include", settings["include"]),
+        ("exclude", settings["exclude"]),
+        ("depth", overrides),
+    ):
+        for value in values:
             words += [f"--{flag}", value]
+    if judgement(plan):
+        words.append("--allow-low-coverage")
     return shlex.join(words)
 
 

@@ -14,7 +14,8 @@ from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS, SAFETENSORS_OF_NAME
 from tritllm.format.names import CONFIG, INDEX, SINGLE
 from tritllm.format.safetensors_header import ITEM_BYTES, Header, build_header
 from tritllm.storage.model_files import ModelFiles
-from tritllm.storage.shard_writer import output_errors, sync_folder, write_atomically
+from tritllm.storage.output_errors import output_errors
+from tritllm.storage.shard_writer import sync_folder, write_atomically
 
 CHUNK_BYTES = 16 << 20  # files and kept tensors pass through in pieces of this size
 
@@ -62,8 +63,7 @@ def check_shards(folder: Path, headers: Mapping[str, Header]) -> None:
     """Raise OutputError if a shard finished earlier has gone, or changed its size, since."""
     for shard, header in headers.items():
         path = folder / shard
-        size = len(header.raw) + sum(entry.nbytes for entry in header.entries.values())
-        if not path.is_file() or path.stat().st_size != size:
+        if not path.is_file() or path.stat().st_size != header.file_bytes:
             raise OutputError(
                 f"{path}: gone or changed since it was written; delete the output and start again"
             )
@@ -88,7 +88,7 @@ def copy_side_files(files: ModelFiles, sizes: Mapping[str, int], folder: Path) -
     return hashes
 
 
-def give_name(partial: Path, final: Path) -> None:
+def move_into_place(partial: Path, final: Path) -> None:
     """Turn a finished `*.partial` folder into the final one, durably."""
     with output_errors(final):
         sync_folder(partial)

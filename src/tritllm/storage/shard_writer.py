@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tritllm.errors import OutputError
 from tritllm.format.safetensors_header import Header
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing `path` into one line that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror}; make room or mend the folder and run the same command "
-            "again, finished tensors are kept"
-        ) from None
+from tritllm.storage.output_errors import output_errors
 
 
 class ShardWriter:
@@ -34,12 +21,11 @@ class ShardWriter:
     def __init__(self, path: Path, header: Header, resume: bool = False) -> None:
         self.path = path
         self.header = header
-        size = max([len(header.raw)] + [entry.end for entry in header.entries.values()])
         with output_errors(path):
             self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
         try:
             with output_errors(path):
-                self._begin(size, resume)
+                self._begin(header.file_bytes, resume)
         except BaseException:
             self._file.close()
             raise

@@ -12,7 +12,7 @@ from tritllm.format.layout import SUFFIXES
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.ops.numpy_arrays import numpy_matrix, torch_parts
 from tritllm.ops.trit_linear import TritLinear
-from tritllm.quantizer.linear_weights import decide
+from tritllm.quantizer.decisions import decide
 
 
 def is_linear_weight(module_name: str, shape: tuple[int, ...], model_type: str) -> bool:

@@ -1,0 +1,200 @@
+"""What becomes of each tensor of the source: quantized, kept, or stored once with another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tritllm.errors import SourceError, TritError
+from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.format.layout import part_names
+from tritllm.format.modules import matches, unmatched
+from tritllm.format.safetensors_header import TensorEntry
+from tritllm.quantizer.families import FAMILIES, KEPT_NAMES, UNKNOWN_FAMILY
+from tritllm.quantizer.source import Source, SourceShard
+from tritllm.storage.model_folder import CHUNK_BYTES
+
+EXCLUDED = "excluded on request"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a tensor: quantized, or kept for `reason`."""
+
+    quantize: bool
+    reason: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A source tensor and what becomes of it. `tied_to` names the equal tensor stored instead."""
+
+    entry: TensorEntry
+    decision: Decision
+    tied_to: str | None = None
+
+    @property
+    def module(self) -> str:
+        """The tensor's name without `.weight`."""
+        return self.entry.name.removesuffix(".weight")
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of a quantized tensor."""
+        rows, columns = self.entry.shape
+        return (columns, rows) if self.decision.transposed else (rows, columns)
+
+
+def decide_all(
+    source: Source, kinds: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, list[PlannedTensor]]:
+    """Decide on every tensor, by shard, in stored order.
+
+    kinds: the folders to write, "packed", "model" or both. include, exclude: module globs.
+
+    Raises SourceError where a tensor cannot become what its name says, TritError for a glob that
+    matches nothing.
+    """
+    check_globs("--include", include, source.tensors, source.files.name)
+    check_globs("--exclude", exclude, source.tensors, source.files.name)
+    tied = _tied_duplicates(source)
+    names = {entry.name for entry in source.tensors}
+    decided: dict[str, list[PlannedTensor]] = {}
+    for shard in source.shards:
+        decided[shard.name] = []
+        for entry in shard.header.entries.values():
+            if entry.name in tied:
+                _check_dtype(shard.name, entry, kinds)
+                kept = Decision(False, f"tied to {tied[entry.name]}, stored once")
+                decided[shard.name].append(PlannedTensor(entry, kept, tied[entry.name]))
+                continue
+            try:
+                decision = decide(entry, source.model_type, include, exclude)
+                if decision.quantize:
+                    _check_free_names(entry.name, names)
+            except SourceError as error:
+                raise SourceError(f"{shard.name}: {error}") from None
+            _check_dtype(shard.name, entry, kinds)
+            decided[shard.name].append(PlannedTensor(entry, decision))
+    return decided
+
+
+def decide(
+    tensor: TensorEntry, model_type: str, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Decision:
+    """Decide on one tensor.
+
+    include, exclude: module globs; include adds what names do not recognise (and overrides `kept`),
+    exclude wins over both.
+
+    Raises SourceError for a tensor named as a linear weight that cannot be one.
+    """
+    module, _, leaf = tensor.name.rpartition(".")
+    family = FAMILIES.get(model_type, UNKNOWN_FAMILY)
+    linear = leaf == "weight" and re.fullmatch(family.linear, module) is not None
+    if matches(_module(tensor), exclude):
+        return Decision(False, EXCLUDED)
+    if not linear and not matches(_module(tensor), include):
+        return Decision(False, reason_to_keep(tensor))
+    remedy = f"leave it out with --exclude '{tensor.name}'"
+    if leaf != "weight":
+        raise SourceError(f"tensor {tensor.name}: only X.weight can be quantized; {remedy}")
+    if len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise SourceError(
+            f"tensor {tensor.name}: shape {list(tensor.shape)} is not a 2-D linear weight; {remedy}"
+        )
+    if tensor.dtype not in NUMPY_OF_SAFETENSORS:
+        raise SourceError(
+            f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 "
+            f"can); quantize from the unquantized source, or {remedy}"
+        )
+    if linear:
+        return Decision(True, "linear weight", family.transposed)
+    return Decision(True, "included on request")
+
+
+def check_globs(
+    flag: str, globs: Iterable[str], tensors: Iterable[TensorEntry], where: str
+) -> None:
+    """Raise TritError for a glob that matches nothing, which is probably a typo."""
+    if unused := unmatched(globs, map(_module, tensors)):
+        raise TritError(f"{flag} {unused[0]!r} matches nothing in {where}")
+
+
+def _module(tensor: TensorEntry) -> str:
+    return tensor.name.removesuffix(".weight")
+
+
+def reason_to_keep(tensor: TensorEntry) -> str:
+    """Why a tensor that is not a linear weight is kept, told by its name."""
+    module, _, leaf = tensor.name.rpartition(".")
+    if leaf.endswith("bias"):
+        return "bias"
+    for pattern, reason in KEPT_NAMES:
+        if re.fullmatch(pattern, module):
+            return reason
+    if len(tensor.shape) != 2:
+        return f"{len(tensor.shape)}-D, not recognised"
+    return "name not recognised"
+
+
+def _check_dtype(file: str, entry: TensorEntry, kinds: Sequence[str]) -> None:
+    if entry.dtype.startswith("F8") or (entry.dtype == "F64" and "model" in kinds):
+        raise SourceError(
+            f"{file}: tensor {entry.name}: dtype {entry.dtype} is not supported; "
+            "convert the source to float16, bfloat16 or float32 first"
+        )
+
+
+def _check_free_names(name: str, names: set[str]) -> None:
+    """The packed file needs names beside X.weight; a source that has them is quantized already."""
+    for part in part_names(name)[1:]:
+        if part in names:
+            raise SourceError(
+                f"tensor {part} stands beside {name}: the source is already quantized, or uses a "
+                f"name that the packed file needs; quantize from the original weights, or keep "
+                f"the tensor with --exclude '{name}'"
+            )
+
+
+def _tied_duplicates(source: Source) -> dict[str, str]:
+    """lm_head stored beside equal embeddings in a model that ties them: {lm_head: embedding}."""
+    text_config = source.config.get("text_config")
+    nested = text_config if isinstance(text_config, dict) else {}
+    if not source.config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False)):
+        return {}
+    by_name = {
+        entry.name: (shard, entry)
+        for shard in source.shards
+        for entry in shard.header.entries.values()
+    }
+    head = next((name for name in by_name if name.split(".")[-2:] == ["lm_head", "weight"]), None)
+    embedding = next(
+        (name for name in by_name if name.split(".")[-2:] in (["embed_tokens", "weight"],
+                                                             ["wte", "weight"])), None
+    )  # fmt: skip
+    if (
+        head is None
+        or embedding is None
+        or not _same_bytes(source, by_name[head], by_name[embedding])
+    ):
+        return {}
+    return {head: embedding}
+
+
+def _same_bytes(
+    source: Source, one: tuple[SourceShard, TensorEntry], other: tuple[SourceShard, TensorEntry]
+) -> bool:
+    """Compare by reading both: only their bytes tell whether one may be left out."""
+    (shard_a, a), (shard_b, b) = one, other
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    for offset in range(0, a.nbytes, CHUNK_BYTES):
+        length = min(CHUNK_BYTES, a.nbytes - offset)
+        if source.files.read(shard_a.name, a.begin + offset, length) != source.files.read(
+            shard_b.name, b.begin + offset, length
+        ):
+            return False
+    return True

@@ -1,0 +1,65 @@
+"""How model families name and store their linear weights: a row of FAMILIES each.
+
+The model is never built: what a tensor is follows from its name. A model type that is not here is
+read with the names most decoders share, and said to be unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ATTENTION = r"self_attn\.(q|k|v|o)_proj"
+_MLP = r"mlp\.(gate|up|down)_proj"
+_EXPERTS = r"mlp\.(experts\.\d+|shared_experts?)\.(gate|up|down)_proj"
+_MIXTRAL = r"block_sparse_moe\.experts\.\d+\.w[123]"
+_PHI3 = r"(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
+_DECODER = r"((language_)?model\.)*layers\.\d+\."
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family names its linear weights (a module's whole name) and stores them.
+
+    linear: regular expression of the modules to quantize.
+    transposed: whether they are stored as [in_features, out_features].
+    """
+
+    linear: str
+    transposed: bool = False
+
+
+_BERT = Family(
+    r"(\w+\.)?encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense"
+    r"|intermediate\.dense|output\.dense)|(\w+\.)?pooler\.dense|cls\.predictions\.transform\.dense"
+    r"|lm_head\.dense"
+)
+_GPT2 = Family(r"(transformer\.)?h\.\d+\.(attn\.c_(attn|proj)|mlp\.c_(fc|proj))", transposed=True)
+_LLAMA = Family(rf"{_DECODER}({_ATTENTION}|{_MLP})")
+
+FAMILIES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "qwen2_moe": Family(rf"{_DECODER}({_ATTENTION}|{_MLP}|{_EXPERTS})"),
+    "qwen3_moe": Family(rf"{_DECODER}({_ATTENTION}|{_MLP}|{_EXPERTS})"),
+    "mixtral": Family(rf"{_DECODER}({_ATTENTION}|{_MIXTRAL})"),
+    "phi3": Family(rf"{_DECODER}{_PHI3}"),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "gpt2": _GPT2,
+}
+
+UNKNOWN_FAMILY = Family(rf"{_DECODER}({_ATTENTION}|{_MLP}|{_EXPERTS}|{_MIXTRAL}|{_PHI3})")
+
+EMBEDDING, OUTPUT_LAYER, ROUTER = "embedding", "lm_head", "MoE router"
+KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
+    (r"(.*\.)?(lm_head|output_layer|embed_out)", OUTPUT_LAYER),
+    (r"(.*\.)?(\w*embed\w*|wte|wpe)(\..*)?", EMBEDDING),
+    (r"(.*\.)?(\w*norm\w*|ln_\w+|LayerNorm)", "norm"),
+    (r"(.*\.)?(gate|router|shared_expert_gate)", ROUTER),
+)

@@ -1,0 +1,77 @@
+"""How much memory and disk a run needs, and whether they are there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritllm.errors import OutputError, TritError
+from tritllm.machine import available_memory
+from tritllm.quantizer.configs import Config
+from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.storage.model_folder import CHUNK_BYTES
+
+CHUNKS_AHEAD = 3  # of the source, at least, read while a tensor is encoded
+_INTERPRETER_BYTES = 130 << 20  # Python, NumPy and the blocks the codec works on
+_MORE_BYTES = 300 << 20  # that a run may take besides three times the largest matrix
+_PER_WEIGHT_BYTES = 1.5  # group statistics of the codec
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Estimates in bytes.
+
+    source_held: of the source at a time, the largest matrix and what is read ahead.
+    peak: the interpreter, the source held, the largest matrix with its results, headers.
+    """
+
+    source_held: int
+    peak: int
+
+
+def memory_need(
+    quantized: Sequence[PlannedTensor], configs: Sequence[Config], header_bytes: int
+) -> MemoryNeed:
+    """What a run over these tensors takes.
+
+    header_bytes: of all output headers, which are parsed to about five times as much.
+    """
+    largest = max((tensor.entry.nbytes for tensor in quantized), default=0)
+    matrix = max((_matrix_bytes(tensor, configs) for tensor in quantized), default=0)
+    others = _INTERPRETER_BYTES + 2 * CHUNK_BYTES + matrix
+    # As much as a matrix, if all together stays within three times the largest and 300 MB.
+    ahead = max(min(largest, 3 * largest + _MORE_BYTES - others), CHUNKS_AHEAD * CHUNK_BYTES)
+    return MemoryNeed(largest + ahead, others + ahead + 5 * header_bytes)
+
+
+def _matrix_bytes(tensor: PlannedTensor, configs: Sequence[Config]) -> int:
+    """A matrix, and the results at every depth of three: of one that is encoded, one that is
+    written and one that waits.
+    """
+    depths = {config.depth_of(tensor.module) for config in configs}
+    packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
+    copies = 2 if tensor.decision.transposed else 1
+    return tensor.entry.nbytes * copies + int(tensor.entry.size * (3 * packed + _PER_WEIGHT_BYTES))
+
+
+def check_memory(need: int) -> None:
+    """Raise TritError where fewer bytes of memory are available."""
+    available = available_memory()
+    if need > available:
+        raise TritError(
+            f"about {need / 1e9:.1f} GB of memory are needed and "
+            f"{available / 1e9:.1f} GB are available; run fewer --configs at once"
+        )
+
+
+def check_disk(need: int, out: Path) -> None:
+    """Raise OutputError where `out` has room for fewer bytes."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if need > free:
+        raise OutputError(
+            f"{out}: {need / 1e9:.2f} GB more are needed and {free / 1e9:.2f} GB are free; "
+            "free some, or write less (--write packed, fewer --configs)"
+        )

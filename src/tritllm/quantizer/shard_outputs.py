@@ -1,0 +1,103 @@
+"""The output shards of one source shard: a packed and a dequantized one for each config."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.codec import TritTensor
+from tritllm.format.layout import part_names
+from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.plan import Plan
+from tritllm.quantizer.source import SourceShard
+from tritllm.quantizer.write_folder import partial_folder
+from tritllm.storage.model_folder import model_dtype
+from tritllm.storage.output_errors import output_errors
+from tritllm.storage.shard_writer import ShardWriter
+
+Record = dict[str, Any]  # of the journal: what was written of a tensor, by config
+
+
+class ShardOutputs:
+    """Open files that take a tensor's results; a context manager that closes them.
+
+    resume: whether finished tensors must be in them already.
+    """
+
+    def __init__(
+        self, plan: Plan, out: Path, shard: SourceShard, threads: int, resume: bool
+    ) -> None:
+        self.plan = plan
+        self.threads = threads
+        self._writers: dict[tuple[str, str], ShardWriter] = {}  # by config name and kind
+        try:
+            for config in plan.configs:
+                for kind in plan.kinds:
+                    folder = partial_folder(out, config, kind)
+                    with output_errors(folder):
+                        folder.mkdir(parents=True, exist_ok=True)
+                    header = plan.headers(config, kind)[shard.name]
+                    path = folder / shard.name
+                    self._writers[config.name, kind] = ShardWriter(path, header, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def write_kept(self, tensor: PlannedTensor, position: int, data: memoryview) -> None:
+        """Write bytes of a tensor that is kept, from `position` of its source bytes."""
+        entry = tensor.entry
+        for (_, kind), writer in self._writers.items():
+            if kind == "packed":
+                writer.write(entry.name, position, data)
+            else:
+                target = model_dtype(entry.dtype, self.plan.dtype)
+                write_cast(writer, entry, position, data, target)
+
+    def write_encoded(
+        self, tensor: PlannedTensor, encoded: dict[int, TritTensor], record: Record
+    ) -> None:
+        """Write a matrix that was encoded at every depth asked for; completes its record."""
+        entry = tensor.entry
+        for config in self.plan.configs:
+            packed = encoded[config.depth_of(tensor.module)]
+            hashes = {}
+            arrays = (packed.weight, packed.scale, packed.codebook)
+            for name, array in zip(part_names(entry.name), arrays, strict=True):
+                data = memoryview(np.ascontiguousarray(array)).cast("B")
+                hashes[name] = hashlib.sha256(data).hexdigest()
+                if (config.name, "packed") in self._writers:
+                    self._writers[config.name, "packed"].write(name, 0, data)
+            if (config.name, "model") in self._writers:
+                write_decoded(
+                    self._writers[config.name, "model"],
+                    entry.name,
+                    packed,
+                    model_dtype(entry.dtype, self.plan.dtype),
+                    tensor.decision.transposed,
+                    self.threads,
+                )
+            record["configs"][config.name] = {
+                "sha256": hashes,
+                "depth": packed.depth,
+                "nmse": packed.nmse,
+            }
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+        for writer in self._writers.values():
+            writer.sync()
+
+    def close(self) -> None:
+        """Close the files; what is written stays."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def __enter__(self) -> ShardOutputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
