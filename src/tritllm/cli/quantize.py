@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tritllm.cli.console import console, count, errors, progress_bar, size
 from tritllm.cli.options import CodecThreads
+from tritllm.quantizer.coverage import judgement
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.quantize import quantize
 from tritllm.quantizer.report import Report
@@ -25,19 +26,28 @@ def command(
     codec: Annotated[str, typer.Option(help="v3 (least error) or v2 (as published).")] = "v3",
     write: Annotated[str, typer.Option(help="packed, model, or both.")] = "packed,model",
     dtype: Annotated[
-        str, typer.Option(help="Of the dequantized model: float16 or bfloat16.")
+        str, typer.Option(help="Float dtype of the dequantized model: float16 or bfloat16.")
     ] = "float16",
     include: Annotated[
-        list[str] | None, typer.Option(help="Glob on tensor names to quantize too. Repeatable.")
+        list[str] | None, typer.Option(help="Module glob to quantize too. Repeatable.")
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Glob on tensor names to keep. Repeatable.")
+        list[str] | None, typer.Option(help="Module glob to keep. Repeatable.")
     ] = None,
     depth: Annotated[
         list[str] | None,
-        typer.Option(help="GLOB=DEPTH on module names, overrides the config. Repeatable."),
+        typer.Option(
+            help="GLOB=DEPTH, module glob whose depth overrides the config's. Repeatable."
+        ),
     ] = None,
     threads: CodecThreads = None,
+    allow_low_coverage: Annotated[
+        bool,
+        typer.Option(
+            help="Go on with an unknown model family, or where less than half of the parameters "
+            "besides embeddings and output layer is quantized."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
 ) -> None:
     """Quantize a model: packed trits, and the same weights dequantized for stock transformers.
@@ -70,6 +80,7 @@ def command(
                 exclude=exclude or (),
                 depth=depth or (),
                 threads=threads,
+                allow_low_coverage=allow_low_coverage,
                 dry_run=dry_run,
                 on_plan=_print_plan,
                 on_progress=on_progress,
@@ -101,6 +112,13 @@ def _print_plan(plan: Plan) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if doubt := judgement(plan):
+        console.print(
+            f"  low coverage: {doubt}; goes on with --allow-low-coverage only",
+            markup=False,
+            soft_wrap=True,
+            style="yellow",
+        )
     reasons: dict[str, list[str]] = {}
     for tensor in plan.all_tensors:
         if not tensor.decision.quantize:
