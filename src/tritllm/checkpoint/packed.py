@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tritllm.checkpoint.agreement import check_headers
 from tritllm.codec import TritTensor
 from tritllm.errors import FormatError
-from tritllm.format.layout import CODEBOOK, SCALE, check, part_names, parts_of
-from tritllm.format.manifest import METHOD, read_manifest
-from tritllm.format.names import CONFIG, INDEX
+from tritllm.format.json_object import shortened
+from tritllm.format.layout import CODEBOOK, SCALE
+from tritllm.format.names import CONFIG, INDEX, SINGLE
+from tritllm.format.quantization_config import (
+    METHOD,
+    check_quantization_config,
+    is_packed_config,
+    uniform_or_map,
+)
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
 from tritllm.storage.model_files import LocalFiles
+from tritllm.storage.model_json import read_json, read_manifest
+
+Bytes = bytes | bytearray
 
 
 class PackedCheckpoint:
     """A packed folder whose manifest, headers, index and shapes agree; tensors are read on demand.
 
+    Opening compares the SHA-256 of the manifest and of every shard's header, so that each tensor is
+    where its writer put it; the tensors' own bytes are not hashed (`verify` and `dequantize` do).
+
     Attributes:
-        manifest: tritllm.json. config: config.json. files: the folder.
+        manifest: tritllm.json. config: config.json. files: the folder; sizes: of its files.
         headers: of each shard by file name.
         quantized, kept: names of the quantized linears' X.weight and of the other tensors.
 
@@ -32,20 +44,24 @@ class PackedCheckpoint:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
-        self.files = LocalFiles(self.folder)
+        self.files = LocalFiles(self.folder, name=str(self.folder), fault=FormatError)
+        self.sizes = self.files.sizes()
+        self.manifest = read_manifest(self.files, self.sizes)
         self.config = self._read_config()
-        self._records: dict[str, Any] = self.manifest["tensors"]
         self.headers = self._read_headers()
+        self._entries = check_headers(self.manifest, self.headers, str(self.folder))
+        self._records: dict[str, Any] = self.manifest["tensors"]
         self.quantized = [name for name, record in self._records.items() if "depth" in record]
         self.kept = [name for name, record in self._records.items() if "kept" in record]
-        self._check_tensors()
-        self._check_parts()
         self._check_index()
 
     def entry(self, name: str) -> TensorEntry:
         """Where a stored tensor lies in its file."""
-        return self.headers[self._records[name]["file"]].entries[name]
+        return self._entries[name]
+
+    def where(self, name: str) -> str:
+        """File and tensor, for messages."""
+        return f"{self.folder / self._records[name]['file']}: tensor {name}"
 
     def read(self, name: str) -> bytes:
         """Bytes of one stored tensor."""
@@ -58,117 +74,87 @@ class PackedCheckpoint:
     def tensor(self, name: str, planes: int | None = None) -> TritTensor:
         """A quantized matrix by the name of its X.weight; only the top `planes` planes are read.
 
-        A tensor read at r planes has depth r. Raises FormatError for a broken codebook, KeyError
-        for a name that is not quantized.
+        A tensor read at r planes has depth r. Its bytes are not compared with the manifest's
+        SHA-256, which covers planes that may not be read; `verify` does that.
+
+        Raises FormatError for a broken codebook, KeyError for a name that is not quantized.
         """
-        record = self._records[name]
-        depth = record["depth"]
+        depth = self._records[name]["depth"]
         keep = depth if planes is None else planes
         if not 1 <= keep <= depth:
             raise FormatError(f"{self.folder}: tensor {name} has {depth} planes, not {keep}")
-        entry = self.entry(name)
-        rows = entry.shape[1]
-        weight = np.frombuffer(self.read_range(name, 0, entry.nbytes // depth * keep), np.uint8)
-        scale = np.frombuffer(self.read(name + SCALE), np.uint8)
-        codebook = np.frombuffer(self.read(name + CODEBOOK), "<f4").astype(np.float32)
+        return self.tensor_of_bytes(
+            name,
+            self.read_range(name, 0, self.entry(name).nbytes // depth * keep),
+            self.read(name + SCALE),
+            self.read(name + CODEBOOK),
+            keep,
+        )
+
+    def tensor_of_bytes(
+        self, name: str, planes: Bytes, scale: Bytes, codebook: Bytes, keep: int
+    ) -> TritTensor:
+        """The matrix X.weight = `name` at its top `keep` planes, from bytes that were read.
+
+        planes: of the first `keep` planes at least. Raises FormatError for a broken codebook.
+        """
+        depth, rows, row_bytes = self.entry(name).shape
+        weight = np.frombuffer(planes, np.uint8, keep * rows * row_bytes)
         try:
             return TritTensor(
-                weight.reshape(keep, rows, -1),
-                scale.reshape(rows, -1),
-                codebook.reshape(depth, -1)[:keep],
-                record["in_features"],
+                weight.reshape(keep, rows, row_bytes),
+                np.frombuffer(scale, np.uint8).reshape(rows, -1),
+                np.frombuffer(codebook, "<f4").astype(np.float32).reshape(depth, -1)[:keep],
+                self._records[name]["in_features"],
             )
         except ValueError as error:
-            raise FormatError(f"{self.folder / record['file']}: tensor {name}: {error}") from None
+            raise FormatError(f"{self.where(name)}: {error}") from None
 
     def is_transposed(self, name: str) -> bool:
         """Whether the dequantized model stores this matrix as [in_features, out_features]."""
         return bool(self._records[name]["transposed"])
 
     def _read_config(self) -> dict[str, Any]:
-        path = self.folder / CONFIG
-        try:
-            config = json.loads(path.read_bytes())
-            method = config["quantization_config"]["quant_method"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise FormatError(f"{path}: missing, or has no quantization_config") from None
-        if method != METHOD:
-            raise FormatError(f"{path}: quant_method is {method!r}, expected {METHOD!r}")
-        self._check_config(config["quantization_config"])
-        result: dict[str, Any] = config
-        return result
-
-    def _check_config(self, claimed: dict[str, Any]) -> None:
         """Software that reads config.json alone must not be told another story."""
+        where = str(self.folder / CONFIG)
+        config = read_json(self.files, self.sizes, CONFIG)
+        claimed = config.get("quantization_config")
+        if not isinstance(claimed, dict):
+            raise FormatError(f"{where}: no quantization_config")
+        if not is_packed_config(config):
+            method = shortened(repr(claimed.get("quant_method")))
+            raise FormatError(f"{where}: quant_method is {method}, expected {METHOD!r}")
+        check_quantization_config(claimed, where)
         depths = {
             name.removesuffix(".weight"): record["depth"]
             for name, record in self.manifest["tensors"].items()
             if "depth" in record
         }
-        uniform = set(depths.values())
-        expected = {
-            "format_version": self.manifest["format_version"],
-            "codec": self.manifest["codec"],
-            "group_size": self.manifest["group_size"],
-            "depth": uniform.pop() if len(uniform) == 1 else depths,
-        }
-        for key, value in expected.items():
+        expected = {key: self.manifest[key] for key in ("format_version", "codec", "group_size")}
+        for key, value in (expected | {"depth": uniform_or_map(depths)}).items():
             if claimed.get(key) != value:
-                where = self.folder / CONFIG
                 raise FormatError(f"{where}: quantization_config's {key} is not the manifest's")
+        return config
 
     def _read_headers(self) -> dict[str, Header]:
         headers = {}
-        sizes = self.files.sizes()
         for name in self.manifest["headers"]:
-            if name not in sizes:
-                raise FormatError(f"{self.folder / name}: missing")
+            if name not in self.sizes:
+                raise FormatError(f"{self.folder / name}: missing, or not a regular file")
             headers[name] = read_header(
-                partial(self.files.read, name), sizes[name], str(self.folder / name)
+                partial(self.files.read, name), self.sizes[name], str(self.folder / name)
             )
-        for name in sizes:
+        for name in self.sizes:
             if name.endswith(".safetensors") and name not in headers:
                 raise FormatError(f"{self.folder / name}: not in the manifest")
         return headers
 
-    def _check_tensors(self) -> None:
-        for file, header in self.headers.items():
-            for name in header.entries:
-                if name not in self._records or self._records[name]["file"] != file:
-                    raise FormatError(f"{self.folder / file}: tensor {name} is not in the manifest")
-        for name, record in self._records.items():
-            shard = self.headers.get(record["file"])
-            entry = shard.entries.get(name) if shard else None
-            if entry is None:
-                raise FormatError(f"{self.folder / record['file']}: tensor {name} is missing")
-            if (entry.dtype, list(entry.shape)) != (record["dtype"], record["shape"]):
-                raise FormatError(
-                    f"{self.folder / record['file']}: tensor {name} is {entry.dtype} "
-                    f"{list(entry.shape)}, the manifest says {record['dtype']} {record['shape']}"
-                )
-
-    def _check_parts(self) -> None:
-        entries = {name: self.entry(name) for name in self._records}
-        rest = {name for name, record in self._records.items() if "part_of" in record}
-        for name in self.quantized:
-            record = self._records[name]
-            where = str(self.folder / record["file"])
-            parts = parts_of(entries, name, where)
-            depth, rows = record["depth"], parts[0].shape[1]
-            check(parts, rows, record["in_features"], depth, where)
-            rest.difference_update(part_names(name))
-        for name in rest:
-            raise FormatError(f"{self.folder}: tensor {name} belongs to no quantized weight")
-
     def _check_index(self) -> None:
-        path = self.folder / INDEX
-        if not path.exists():
-            if set(self.headers) == {"model.safetensors"}:
-                return
-            raise FormatError(f"{path}: missing")
-        try:
-            weight_map = json.loads(path.read_bytes())["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise FormatError(f"{path}: not a safetensors index") from None
+        if INDEX not in self.sizes and set(self.headers) == {SINGLE}:
+            return
+        where = self.folder / INDEX
+        weight_map = read_json(self.files, self.sizes, INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise FormatError(f"{where}: not a safetensors index")
         if weight_map != {name: record["file"] for name, record in self._records.items()}:
-            raise FormatError(f"{path}: does not name the tensors that are here")
+            raise FormatError(f"{where}: does not name the tensors that are here")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from tritllm.checkpoint.agreement import check_headers
 from tritllm.errors import FormatError
 from tritllm.format.layout import CODEBOOK, SCALE, check, parts_of
-from tritllm.format.manifest import FORMAT_VERSION
 from tritllm.format.names import MANIFEST
-from tritllm.format.safetensors_header import TensorEntry, read_header
+from tritllm.format.safetensors_header import Header, TensorEntry, read_header
+from tritllm.storage.model_files import LocalFiles
+from tritllm.storage.model_json import read_manifest
 
 
 @dataclass(frozen=True)
@@ -36,68 +37,51 @@ class StoredMatrix:
 def stored_matrices(files: Sequence[str]) -> dict[str, StoredMatrix]:
     """Packed matrices by the name of their X.weight.
 
-    A folder that has its manifest is held against it, too.
+    A folder that has its manifest is held against it: every header's SHA-256, so that no tensor can
+    stand in another's place, and every name, dtype and shape. Bytes are compared by `check_hashes`.
 
-    Raises FormatError where a matrix lacks a part, a part its matrix, or a depth is not 1..4.
+    Raises FormatError where they differ, a matrix lacks a part, a part its matrix, or a depth is
+    not 1..4.
     """
-    entries: dict[str, tuple[TensorEntry, str]] = {}
-    for file in files:
-        entries |= {entry.name: (entry, file) for entry in _entries(file)}
+    headers = {file: _header(file) for file in files}
+    entries: dict[str, TensorEntry] = {}
+    file_of: dict[str, str] = {}
+    for file, header in headers.items():
+        for name in header.entries:
+            if name in file_of:
+                raise FormatError(f"{file}: tensor {name} is in {file_of[name]}, too")
+            file_of[name] = file
+        entries |= header.entries
     for folder in {Path(file).parent for file in files}:
-        if (folder / MANIFEST).is_file():
-            _check_manifest(folder / MANIFEST, entries)
+        if (folder / MANIFEST).exists():
+            _check_manifest(folder, headers)
     found = {}
-    tensors = {name: entry for name, (entry, _) in entries.items()}
     for name in [n.removesuffix(CODEBOOK) for n in entries if n.endswith(f".weight{CODEBOOK}")]:
-        where = entries[name + CODEBOOK][1]
-        found[name] = StoredMatrix(name, where, parts_of(tensors, name, where))
-    for name, (entry, where) in entries.items():
+        where = file_of[name + CODEBOOK]
+        found[name] = StoredMatrix(name, where, parts_of(entries, name, where))
+    for name, entry in entries.items():
         packed = name.endswith(".weight") and entry.dtype == "U8" and len(entry.shape) == 3
         if packed and name not in found:
-            raise FormatError(f"{where}: tensor {name}{CODEBOOK} is missing")
+            raise FormatError(f"{file_of[name]}: tensor {name}{CODEBOOK} is missing")
         if name.endswith(f".weight{SCALE}") and name.removesuffix(SCALE) not in found:
-            raise FormatError(f"{where}: tensor {name} belongs to no packed weight")
+            raise FormatError(f"{file_of[name]}: tensor {name} belongs to no packed weight")
     return found
 
 
-def _entries(file: str) -> list[TensorEntry]:
-    with open(file, "rb") as stream:
-
-        def read(offset: int, length: int) -> bytes:
-            stream.seek(offset)
-            return stream.read(length)
-
-        header = read_header(read, os.fstat(stream.fileno()).st_size, file)
-    return list(header.entries.values())
+def _header(file: str) -> Header:
+    path = Path(file)
+    if not path.is_file():  # a pipe or device would be waited for
+        raise FormatError(f"{file}: missing, or not a regular file")
+    files = LocalFiles(path.parent, fault=FormatError)
+    return read_header(partial(files.read, path.name), path.stat().st_size, file)
 
 
-def _check_manifest(path: Path, entries: dict[str, tuple[TensorEntry, str]]) -> None:
-    """Raise FormatError where the manifest is newer or its tensors are not those of the files.
-
-    `tritllm verify` checks all of it; here, what the headers tell must agree.
-    """
-    try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["format_version"]
-        tensors = {
-            name: (record["dtype"], tuple(record["shape"]))
-            for name, record in manifest["tensors"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path}: not a manifest ({error!r})") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}; upgrade tritllm"
-        )
-    for name, (entry, file) in entries.items():
-        if name not in tensors:
-            raise FormatError(f"{file}: tensor {name} is not in the manifest")
-        if (entry.dtype, entry.shape) != tensors[name]:
-            dtype, shape = tensors[name]
-            raise FormatError(
-                f"{file}: tensor {name} is {entry.dtype} {list(entry.shape)}, "
-                f"the manifest says {dtype} {list(shape)}"
-            )
-    for name in tensors:
-        if name not in entries:
-            raise FormatError(f"{path}: tensor {name} is in none of the files")
+def _check_manifest(folder: Path, headers: Mapping[str, Header]) -> None:
+    """Raise FormatError where the folder's manifest does not tell what its shards' headers tell."""
+    files = LocalFiles(folder, name=str(folder), fault=FormatError)
+    manifest = read_manifest(files, files.sizes())
+    here = {Path(f).name: header for f, header in headers.items() if Path(f).parent == folder}
+    for name in manifest["headers"]:
+        if name not in here:
+            raise FormatError(f"{folder / name}: in the manifest, but not among the model's files")
+    check_headers(manifest, here, str(folder))

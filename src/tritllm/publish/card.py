@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tritllm.errors import FormatError
-from tritllm.format.manifest import read_manifest
 from tritllm.format.names import CARD, CONFIG
 from tritllm.model_card.card import model_card
 from tritllm.model_card.licence import read_licence
+from tritllm.storage.model_files import LocalFiles
+from tritllm.storage.model_json import read_json, read_manifest
 from tritllm.storage.shard_writer import write_atomically
 
 
@@ -19,11 +19,10 @@ def card(folder: str | Path) -> Path:
     Returns the file. Raises FormatError for a folder that is not packed.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        raise FormatError(f"{folder / CONFIG}: missing, or not valid JSON") from None
+    files = LocalFiles(folder, name=str(folder), fault=FormatError)
+    sizes = files.sizes()
+    manifest = read_manifest(files, sizes)
+    config = read_json(files, sizes, CONFIG)
     text = model_card(manifest, config, read_licence(folder), "packed")
     write_atomically(folder / CARD, text.encode())
     return folder / CARD

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -10,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tritllm.errors import FormatError, SourceError
-from tritllm.format.manifest import check_manifest, no_manifest, says_packed
+from tritllm.errors import SourceError
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
+from tritllm.format.quantization_config import is_packed_config
 from tritllm.format.safetensors_header import TensorEntry, read_header
 from tritllm.model_card.figures import architectures_of, measure
 from tritllm.model_card.licence import Licence, base_model_of_card, licence_of_card
 from tritllm.storage.model_files import ModelFiles, open_files
+from tritllm.storage.model_json import read_json, read_manifest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
     """
     files = open_files(model, revision, stream=not os.path.isdir(model))
     sizes = files.sizes()
-    config = _json(files, sizes, CONFIG)
+    config = read_json(files, sizes, CONFIG)
     card = _text(files, sizes, "README.md")
     entries = [
         entry
@@ -63,11 +63,8 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
         for entry in read_header(partial(files.read, name), sizes[name], name).entries.values()
     ]
     weight_bytes = sum(entry.nbytes for entry in entries)
-    manifest = None
-    if MANIFEST in sizes:
-        manifest = check_manifest(_json(files, sizes, MANIFEST), f"{files.name}/{MANIFEST}")
-    elif says_packed(config):
-        raise no_manifest(files.name, config)
+    packed_here = MANIFEST in sizes or is_packed_config(config)
+    manifest = read_manifest(files, sizes) if packed_here else None
     packed = measure(manifest) if manifest else None
     parameters = packed.parameters if packed else sum(entry.size for entry in entries)
     text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
@@ -94,7 +91,7 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
 
 def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
     if INDEX in sizes:
-        weight_map = _json(files, sizes, INDEX).get("weight_map")
+        weight_map = read_json(files, sizes, INDEX).get("weight_map")
         names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     else:
         names = [name for name in sizes if name.endswith(".safetensors") and "/" not in name]
@@ -104,17 +101,6 @@ def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
             f"{files.name}: {missing[0] if missing else 'safetensors weights'} missing"
         )
     return names
-
-
-def _json(files: ModelFiles, sizes: dict[str, int], name: str) -> dict[str, Any]:
-    text = _text(files, sizes, name)
-    try:
-        value = json.loads(text or "")
-    except (ValueError, RecursionError):
-        raise FormatError(f"{files.name}/{name}: missing, or not valid JSON") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{files.name}/{name}: not a JSON object")
-    return value
 
 
 def _text(files: ModelFiles, sizes: dict[str, int], name: str) -> str | None:

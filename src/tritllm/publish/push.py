@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tritllm.checkpoint.verify import verify
-from tritllm.errors import OutputError, TritError, first_line
-from tritllm.format.manifest import read_config, says_packed
+from tritllm.errors import FormatError, OutputError, TritError, first_line
 from tritllm.format.names import CONFIG, MANIFEST
+from tritllm.format.quantization_config import is_packed_config
 from tritllm.model_card.licence import read_licence
+from tritllm.storage.model_files import LocalFiles
+from tritllm.storage.model_json import read_json
 
 
 def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
@@ -27,7 +29,9 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or folder.name.endswith(".partial"):
         raise TritError(f"{folder}: not a finished model folder")
-    if (folder / MANIFEST).is_file() or says_packed(read_config(folder)):
+    files = LocalFiles(folder, name=str(folder), fault=FormatError)
+    sizes = files.sizes()
+    if MANIFEST in sizes or is_packed_config(read_json(files, sizes, CONFIG)):
         verify(folder)
     licence = read_licence(folder)
     if licence.is_llama and not repository.split("/")[-1].startswith("Llama"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tritllm.format.layout import part_names
-from tritllm.format.manifest import FORMAT_VERSION, METHOD, manifest_bytes
+from tritllm.format.manifest import manifest_bytes
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
+from tritllm.format.quantization_config import FORMAT_VERSION, make_quantization_config
 from tritllm.format.trits import GROUP
 from tritllm.model_card.card import model_card
 from tritllm.model_card.licence import licence_notice, licence_of_card
@@ -167,20 +168,13 @@ def _command(plan: Plan, config: Config) -> str:
 
 
 def _packed_config(plan: Plan, report: Report) -> dict[str, Any]:
-    depths = {t.module: report["quantized"][t.entry.name]["depth"] for t in plan.quantized}
-    uniform = set(depths.values())
-    return {
-        **plan.source.config,
-        "quantization_config": {
-            "quant_method": METHOD,
-            "format_version": FORMAT_VERSION,
-            "codec": plan.codec,
-            "depth": uniform.pop() if len(uniform) == 1 else depths,
-            "group_size": GROUP,
-            "bits_per_weight": round(report["bits_per_weight"]["quantized"], 4),
-            "modules_to_not_convert": _kept_modules(plan),
-        },
-    }
+    stored = make_quantization_config(
+        plan.codec,
+        {t.module: report["quantized"][t.entry.name]["depth"] for t in plan.quantized},
+        report["bits_per_weight"]["quantized"],
+        _kept_modules(plan),
+    )
+    return {**plan.source.config, "quantization_config": stored}
 
 
 def _kept_modules(plan: Plan) -> list[str]:

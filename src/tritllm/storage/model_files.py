@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from tritllm.errors import SourceError, first_line
+from tritllm.errors import SourceError, TritError, first_line
 from tritllm.storage.direct_read import LEAST, read_directly
 
 
@@ -33,10 +33,20 @@ _NEXT_BYTES = 32 << 20  # which the system is told to fetch already
 
 
 class LocalFiles:
-    """A folder on disk. `name` and `revision` tell where a downloaded folder came from."""
+    """A folder on disk. `name` and `revision` tell where a downloaded folder came from.
 
-    def __init__(self, folder: Path, name: str | None = None, revision: str | None = None) -> None:
+    fault: the error that a file which cannot be read raises; FormatError for packed folders.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None = None,
+        revision: str | None = None,
+        fault: type[TritError] = SourceError,
+    ) -> None:
         self.folder = folder
+        self._fault = fault
         self.name = name or str(folder.resolve())
         self.revision = revision
 
@@ -74,8 +84,8 @@ class LocalFiles:
                 while done < len(data) and (more := file.readinto(data[done:])):
                     done += more  # one call reads at most 2 GiB
         except OSError as error:
-            raise SourceError(f"{path}: {error.strerror}") from None
-        _check_length(done, len(data), str(path), offset)
+            raise self._fault(f"{path}: {error.strerror}") from None
+        _check_length(done, len(data), str(path), offset, self._fault)
 
     def stamp(self, name: str) -> str:
         """As `ModelFiles.stamp`."""
@@ -121,9 +131,11 @@ class HubFiles:
         return self.revision or ""
 
 
-def _check_length(got: int, length: int, where: str, offset: int) -> None:
+def _check_length(
+    got: int, length: int, where: str, offset: int, fault: type[TritError] = SourceError
+) -> None:
     if got != length:
-        raise SourceError(f"{where}: got {got} of {length} bytes at {offset}; truncated")
+        raise fault(f"{where}: got {got} of {length} bytes at {offset}; truncated")
 
 
 WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite")

@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tritllm.codec import ENCODERS
 from tritllm.errors import FormatError, TritError
-from tritllm.format.manifest import FORMAT_VERSION, METHOD
+from tritllm.format.quantization_config import FORMAT_VERSION, METHOD
 from tritllm.format.trits import DEPTHS, GROUP
 
 _READING: ContextVar[Mapping[str, int]] = ContextVar("reading", default=MappingProxyType({}))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tritllm.errors import TritError, first_line
-from tritllm.format.manifest import METHOD
 from tritllm.format.names import CONFIG
+from tritllm.format.quantization_config import METHOD
 from tritllm.integrations.registration import register_with_transformers
 from tritllm.integrations.transformers.config import reading
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers.quantizers import auto
 
-from tritllm.format.manifest import METHOD
+from tritllm.format.quantization_config import METHOD
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.integrations.transformers.quantizer import TritQuantizer
 
