@@ -158,20 +158,70 @@ def test_a_truncated_file(broken):
     [
         ({"depth": 5}, "depth 5 is not 1..4"),
         ({"depth": {"a": 0}}, "depth 0 is not 1..4"),
+        ({"depth": True}, "depth True is not 1..4"),
+        ({"depth": 2.0}, "depth 2.0 is not 1..4"),
         ({"planes": 9}, "planes 9 is not 1..4"),
         ({"lm_head_depth": -1}, "lm_head_depth -1 is not 1..4"),
-        ({"codec": "v1"}, "codec 'v1' is not one of v2, v3"),
+        ({"codec": 3}, "codec 3 is not text"),
+        ({"encoder": "gptq"}, "encoder is not an object"),
+        ({"verify": 1}, "verify 1 is neither True nor False"),
+        ({"modules_to_not_convert": "lm_head"}, "'lm_head' is not a list of module names"),
+        ({"quant_method": "awq"}, "quant_method 'awq' is not 'tritllm'"),
+        ({"plnaes": 1}, "unknown field 'plnaes'; did you mean planes?"),
+        ({"bits": 4, "depth": 2}, "unknown field 'bits'; known: depth, codec, encoder, planes,"),
+        ({"x" * 300: 4}, "unknown field '" + "x" * 40 + "'"),
     ],
 )
 def test_config_values(options, says):
-    with pytest.raises(TritError, match=re.escape(says)):
+    with pytest.raises(TritError, match=re.escape(says)) as caught:
         TritConfig(**options)
+    assert len(str(caught.value)) < 250
 
 
-def test_on_the_fly_needs_a_depth_and_finite_weights(tmp_path):
+def test_what_others_say_in_a_config_is_carried(broken, tmp_path):
+    """An encoder that this version does not know, and transformers' own marks."""
+    folder = broken(lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    encoder = {"text": "sha256:ab", "tokens": 80000, "nested": {"seeds": [1, 2], "lr": None}}
+    config["quantization_config"] |= {"codec": "v4-calibrated", "encoder": encoder, "_mark": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
+    del config["quantization_config"]["_mark"]
+    assert saved == config["quantization_config"]
+
+
+@pytest.mark.parametrize("pairs", [{"plnaes": 1}, {"bits": 4}])
+def test_an_unknown_field_in_a_file_is_refused(broken, pairs):
+    folder = broken(lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= pairs
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TritError, match=f"unknown field '{next(iter(pairs))}'"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "give TritConfig a depth"),
+        ({"depth": 2, "codec": "v4"}, "codec 'v4' must be one of v2, v3"),
+        ({"depth": 2, "planes": 1}, "planes are of a packed model"),
+        ({"depth": 2, "verify": True}, "a float model has no manifest"),
+        ({"depth": 2, "modules_to_not_convert": ["model.layer.0"]}, "'model.layer.0', which is no"),
+        ({"depth": {"model.layers.7.mlp.up_proj": 2}}, "depth names 'model.layers.7.mlp.up_proj'"),
+        ({"depth": 2, "modules_to_not_convert": ["model"]}, "no linear weight recognised"),
+    ],
+)
+def test_on_the_fly_configs(tmp_path, options, says):
     source = write_tiny(tmp_path / "source", "llama")
-    with pytest.raises(TritError, match="give TritConfig a depth"):
-        AutoModelForCausalLM.from_pretrained(source, quantization_config=TritConfig())
+    with pytest.raises(TritError, match=re.escape(says)):
+        AutoModelForCausalLM.from_pretrained(source, quantization_config=TritConfig(**options))
+
+
+def test_on_the_fly_needs_finite_weights(tmp_path):
+    source = write_tiny(tmp_path / "source", "llama")
     tensors = load_file(source / "model.safetensors")
     tensors[NAME][3, 5] = torch.nan
     save_file(tensors, source / "model.safetensors", {"format": "pt"})

@@ -172,3 +172,22 @@ def test_on_the_fly_by_module_and_with_exceptions(tmp_path):
     assert model.model.layers[0].mlp.up_proj.depth == 2
     assert model.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
     assert logits(model).isfinite().all()
+
+
+def test_module_globs_on_the_fly(tmp_path):
+    source = write_tiny(tmp_path / "source", "llama")
+    config = TritConfig(
+        depth={"*": 2, "*.mlp.*": 3, "model.layers.0.mlp.up_proj": 4},
+        modules_to_not_convert=["*.layers.1.mlp.*", "model.layers.0.self_attn.k_proj.weight"],
+    )
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=config)
+    first, second = model.model.layers
+    assert (first.mlp.up_proj.depth, first.mlp.down_proj.depth) == (4, 3)
+    assert (first.self_attn.q_proj.depth, second.self_attn.k_proj.depth) == (2, 2)
+    for kept in (second.mlp.up_proj, first.self_attn.k_proj):
+        assert type(kept) is torch.nn.Linear
+    model.save_pretrained(tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
+    assert stored["depth"]["model.layers.0.mlp.up_proj"] == 4
+    assert "model.layers.1.mlp.up_proj" in stored["modules_to_not_convert"]
+    assert torch.equal(logits(load_model(tmp_path / "saved")), logits(model))

@@ -12,8 +12,13 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from tritllm.integrations.transformers.compat import (
+    AttentionMaskInterface,
+    attention_of,
+    sdpa_attention_forward,
+    sdpa_mask,
+)
 
 NAME = "tritllm_sdpa"
 
@@ -48,7 +53,7 @@ def attention(
 
 def use_attention(model: Any) -> None:
     """Let a model that uses `sdpa` use this instead."""
-    if model.config._attn_implementation == "sdpa":
+    if attention_of(model.config) == "sdpa":
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tritllm.codec import ENCODERS
-from tritllm.errors import FormatError, TritError
-from tritllm.format.quantization_config import FORMAT_VERSION, METHOD
+from tritllm.errors import TritError
+from tritllm.format.quantization_config import (
+    FORMAT_VERSION,
+    METHOD,
+    check_quantization_config,
+    is_depth,
+)
 from tritllm.format.trits import DEPTHS, GROUP
 
-_READING: ContextVar[Mapping[str, int]] = ContextVar("reading", default=MappingProxyType({}))
+AT_LOAD = ("planes", "lm_head_depth", "verify")  # what concerns one load, not the file
+_READING: ContextVar[Mapping[str, Any]] = ContextVar("reading", default=MappingProxyType({}))
 
 
 class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -23,10 +29,12 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Stored (docs/format.md):
         depth: trits a weight, 1..4, for every linear weight, or a map from module to depth.
-            Required to quantize a float checkpoint on the fly; a packed one brings its own.
-        codec: "v3" or "v2", the encoder's rule.
-        modules_to_not_convert: modules kept as they are; on the fly, in addition to embeddings,
-            `lm_head`, norms and routers. A name stands for the modules below it too.
+            Required to quantize a float checkpoint on the fly, where the map's keys may be module
+            globs (the last that matches holds); a packed one brings its own.
+        codec: which rule chose the digits. Any text is read; on the fly, "v3" or "v2".
+        encoder: what the encoder says of its work, an object that is carried along and not read.
+        modules_to_not_convert: modules kept as they are, by module globs; on the fly, in addition
+            to embeddings, `lm_head`, norms and routers. A name stands for the modules below it too.
         bits_per_weight: file bits of a quantized weight, for people to read.
         format_version, group_size: of the file.
 
@@ -34,8 +42,11 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         planes: read only so many of the trit planes of deeper matrices.
         lm_head_depth: quantize `lm_head` too, at this depth, whether the file keeps it in 16 bits
             or ties it to the embeddings (then it is untied; the embeddings stay).
+        verify: compare every tensor's SHA-256 with the manifest before anything runs. Without it
+            the headers' hashes are compared, where there is a manifest.
 
-    Raises TritError for a value that is none of these, FormatError for a newer format version.
+    Raises TritError for an invalid value or a field that is not listed here, FormatError for a
+    newer format version.
     """
 
     def __init__(
@@ -43,40 +54,38 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         depth: int | Mapping[str, int] | None = None,
         *,
         codec: str = "v3",
+        encoder: Mapping[str, Any] | None = None,
         planes: int | None = None,
         lm_head_depth: int | None = None,
+        verify: bool = False,
         modules_to_not_convert: Sequence[str] | None = None,
         bits_per_weight: float | None = None,
         format_version: int = FORMAT_VERSION,
         group_size: int = GROUP,
-        **ignored: Any,
+        quant_method: str = METHOD,
+        **unknown: Any,
     ) -> None:
-        if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
-            raise FormatError(
-                f"quantization_config: format version {format_version} is newer than "
-                f"{FORMAT_VERSION}; upgrade tritllm"
-            )
-        if group_size != GROUP:
-            raise FormatError(f"quantization_config: group_size {group_size} is not {GROUP}")
-        if codec not in ENCODERS:
-            raise TritError(f"codec {codec!r} is not one of {', '.join(ENCODERS)}")
-        depths = depth.values() if isinstance(depth, Mapping) else (depth,)
-        for name, values in (("depth", depths), ("planes", (planes,)),
-                             ("lm_head_depth", (lm_head_depth,))):  # fmt: skip
-            for value in values:
-                if value is not None and value not in DEPTHS:
-                    raise TritError(f"TritConfig: {name} {value!r} is not 1..{DEPTHS[-1]}")
+        check_quantization_config({
+            "format_version": format_version, "group_size": group_size, "codec": codec,
+            "depth": depth, "encoder": {} if encoder is None else encoder,
+        })  # fmt: skip
+        for name in unknown:
+            _refuse_unknown(name)
+        if quant_method != METHOD:
+            raise TritError(f"TritConfig: quant_method {quant_method!r} is not {METHOD!r}")
+        if not isinstance(verify, bool):
+            raise TritError(f"TritConfig: verify {verify!r:.40} is neither True nor False")
         self.quant_method = METHOD
         self.format_version = format_version
         self.codec = codec
+        self.encoder = None if encoder is None else dict(encoder)
         self.depth = dict(depth) if isinstance(depth, Mapping) else depth
         self.group_size = group_size
         self.bits_per_weight = bits_per_weight
-        self.modules_to_not_convert = (
-            None if modules_to_not_convert is None else list(modules_to_not_convert)
-        )
-        self.planes = planes
-        self.lm_head_depth = lm_head_depth
+        self.modules_to_not_convert = _names("modules_to_not_convert", modules_to_not_convert)
+        self.planes = _planes("planes", planes)
+        self.lm_head_depth = _planes("lm_head_depth", lm_head_depth)
+        self.verify = verify
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -85,19 +94,48 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What overrides the checkpoint's own config when both are given."""
-        asked = {"planes": self.planes, "lm_head_depth": self.lm_head_depth}
-        return {name: value for name, value in asked.items() if value is not None}
+        asked = {name: getattr(self, name) for name in AT_LOAD}
+        return {name: value for name, value in asked.items() if value not in (None, False)}
 
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it: nothing that is not set."""
-        return {name: value for name, value in super().to_dict().items() if value is not None}
+        return {
+            name: value
+            for name, value in super().to_dict().items()
+            if value is not None and name != "verify"
+        }
+
+
+def _planes(field: str, value: int | None) -> int | None:
+    if value is not None and not is_depth(value):
+        raise TritError(f"TritConfig: {field} {value!r:.40} is not 1..{DEPTHS[-1]}")
+    return value
+
+
+def _names(field: str, value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise TritError(f"TritConfig: {field} {value!r:.40} is not a list of module names")
+    return list(value)
+
+
+def _refuse_unknown(name: str) -> None:
+    """Raise TritError for a field that TritConfig has not; what transformers marks stays."""
+    if name.startswith("_"):
+        return
+    known = [n for n in TritConfig.__init__.__annotations__ if n not in ("unknown", "return")]
+    near = get_close_matches(name, known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
+    raise TritError(f"TritConfig: unknown field {name[:40]!r}{hint}")
 
 
 @contextmanager
 def reading(*, planes: int | None = None, lm_head_depth: int | None = None) -> Iterator[None]:
     """Within it every packed checkpoint is read so, whoever calls from_pretrained.
 
-    For code between us and from_pretrained that has no arguments of ours, such as a server's.
+    For the server alone, which calls from_pretrained without arguments of ours. Everyone else
+    passes a TritConfig, or calls `load_model`, which does.
     """
     asked = {"planes": planes, "lm_head_depth": lm_head_depth}
     token = _READING.set({name: value for name, value in asked.items() if value is not None})

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tritllm.integrations.transformers.compat import kept_in_float32
+
 
 def float_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """The dtype of each float parameter of a model that is not loaded yet."""
@@ -17,11 +19,7 @@ def float_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
 
 def cast_renamed(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
     """Give loaded parameters the model's own dtypes; those that it keeps in float32 stay."""
-    kept = [
-        name
-        for names in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-        for name in getattr(model, names, None) or ()
-    ]
+    kept = kept_in_float32(model)
     for name, parameter in model.named_parameters():
         dtype = dtypes.get(name, parameter.dtype)
         if parameter.dtype != dtype and not any(part in name for part in kept):

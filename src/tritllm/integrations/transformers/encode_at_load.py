@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.core_model_loading import ConversionOps
 
 from tritllm.codec import encode
 from tritllm.format.layout import SUFFIXES
 from tritllm.format.safetensors_header import TensorEntry
+from tritllm.integrations.transformers.compat import ConversionOps
 from tritllm.ops.numpy_arrays import numpy_matrix, torch_parts
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.quantizer.decisions import decide

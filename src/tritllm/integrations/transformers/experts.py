@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.core_model_loading import WeightConverter
 
 from tritllm.errors import TritError
+from tritllm.integrations.transformers.compat import WeightConverter, experts_gate
 from tritllm.ops.trit_linear import TritLinear
 
 _MERGES = {("MergeModulelist", "Concatenate"): 2, ("MergeModulelist",): 1}
@@ -155,8 +155,7 @@ def _leaves(conversion: Any) -> list[str]:
 
 
 def _check_supported(name: str, module: Any) -> None:
-    own_gate = getattr(type(module), "_apply_gate", None)
-    plain_gate = own_gate is None or own_gate.__module__ == "transformers.integrations.moe"
+    plain_gate = experts_gate(module) in (None, "transformers.integrations.moe")
     plain = not any(
         getattr(module, flag, False)
         for flag in ("is_transposed", "has_bias", "has_post_expert_norm")

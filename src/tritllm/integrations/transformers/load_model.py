@@ -9,7 +9,10 @@ from tritllm.errors import TritError, first_line
 from tritllm.format.names import CONFIG
 from tritllm.format.quantization_config import METHOD
 from tritllm.integrations.registration import register_with_transformers
-from tritllm.integrations.transformers.config import reading
+from tritllm.integrations.transformers.config import TritConfig
+
+# Arguments of from_pretrained that say where a model comes from.
+_WHERE = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
 
 
 def load_model(
@@ -17,6 +20,7 @@ def load_model(
     *,
     planes: int | None = None,
     lm_head_depth: int | None = None,
+    verify: bool = False,
     **kwargs: Any,
 ) -> Any:
     """AutoModelForCausalLM.from_pretrained of a packed folder or Hub id.
@@ -25,19 +29,26 @@ def load_model(
         folder: a packed folder, or a Hub id of one.
         planes: read only so many of the trit planes.
         lm_head_depth: quantize lm_head, too, at this depth.
+        verify: compare every tensor's SHA-256 with the manifest before anything runs.
         kwargs: passed to from_pretrained (dtype, device_map, revision, ...).
 
     Raises TritError where it is not a packed model, or breaks the format.
     """
     from transformers import AutoModelForCausalLM
 
-    config = packed_config(folder, revision=kwargs.get("revision"))
-    with reading(planes=planes, lm_head_depth=lm_head_depth):
-        return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
+    config = packed_config(folder, **{n: kwargs[n] for n in _WHERE if n in kwargs})
+    asked = TritConfig(planes=planes, lm_head_depth=lm_head_depth, verify=verify)
+    config.quantization_config |= asked.get_loading_attributes()
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
 
 
-def packed_config(folder: str | Path, *, revision: str | None = None) -> Any:
-    """config.json of a packed model. Raises TritError for anything else."""
+def packed_config(folder: str | Path, **where: Any) -> Any:
+    """config.json of a packed model, as transformers reads it.
+
+    where: passed to transformers (revision, token, cache_dir, ...).
+
+    Raises TritError for anything but a packed model.
+    """
     from transformers import AutoConfig
 
     register_with_transformers()
@@ -45,7 +56,7 @@ def packed_config(folder: str | Path, *, revision: str | None = None) -> Any:
     if is_path and not (Path(folder) / CONFIG).is_file():
         raise TritError(f"{folder}: no {CONFIG} there; not a model's folder")
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision)
+        config = AutoConfig.from_pretrained(folder, **where)
     except (OSError, ValueError) as error:
         raise TritError(f"{folder}: {first_line(error)}") from None
     stored = getattr(config, "quantization_config", None)

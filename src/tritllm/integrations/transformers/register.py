@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers.quantizers import auto
 
 from tritllm.format.quantization_config import METHOD
+from tritllm.integrations.transformers.compat import allow_loading_attributes
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.integrations.transformers.quantizer import TritQuantizer
 
@@ -15,7 +16,4 @@ def register() -> None:
         return
     auto.register_quantization_config(METHOD)(TritConfig)
     auto.register_quantizer(METHOD)(TritQuantizer)
-    # transformers lets listed classes override a checkpoint's config at load; else planes would
-    # be dropped with a warning.
-    loading = getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", ())
-    auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*loading, TritConfig)
+    allow_loading_attributes(TritConfig)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tritllm.integrations.transformers import attention
+from tritllm.integrations.transformers.compat import attention_of
 from tritllm.integrations.transformers.native_step.blocks import Block
 
 _ATTENTIONS = ("sdpa", attention.NAME)
@@ -53,5 +54,5 @@ class Watch:
             return False
         config = self._config
         return not (config.output_attentions or config.output_hidden_states) and (
-            config._attn_implementation in _ATTENTIONS
+            attention_of(config) in _ATTENTIONS
         )

@@ -1,0 +1,92 @@
+"""Every name of transformers used here that its documentation does not promise, in one place.
+
+Tried with transformers 5.16.1, 5.19.0 and 5.23.0. A version that renames one of them fails here, by
+name. What the versions do differently stands beside it: `update_tp_plan` instead of
+`update_attn_implementation` before 5.19, weight conversions without a model before 5.20, renamed
+tensors in the file's dtype before 5.21 (`dtype_of_renamed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import auto
+
+__all__ = [
+    "AttentionMaskInterface", "Conv1D", "ConversionOps", "WeightConverter", "WeightRenaming",
+    "allow_loading_attributes", "attention_of", "commit_of", "experts_gate", "forget_conversions",
+    "get_model_conversion_mapping", "keep_in_float32", "kept_in_float32", "name_in_model",
+    "sdpa_attention_forward", "sdpa_mask", "untie",
+]  # fmt: skip
+
+
+def allow_loading_attributes(config_type: type) -> None:
+    """Let a config given to from_pretrained override the checkpoint's, in what concerns loading.
+
+    transformers does so for listed classes; of others the given config is dropped with a warning.
+    """
+    known = getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", ())
+    if config_type not in known:
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*known, config_type)
+
+
+def attention_of(config: Any) -> str | None:
+    """The name of the attention that a model uses, or that its user asked for; None if neither."""
+    name: str | None = config._attn_implementation
+    return name
+
+
+def commit_of(config: Any) -> str | None:
+    """The Hub's commit that a config comes from; None for a local folder."""
+    commit: str | None = getattr(config, "_commit_hash", None)
+    return commit
+
+
+def name_in_model(name: str, renamings: list[Any], model: Any, names: Any) -> str:
+    """What a model calls a checkpoint's tensor. names: those of the model's state."""
+    renamed: str = rename_source_key(name, renamings, [], model.base_model_prefix, names)[0]
+    return renamed
+
+
+def keep_in_float32(model: Any, patterns: Iterable[str]) -> None:
+    """Have the tensors of these patterns loaded as float32, whatever the model's dtype is."""
+    known = model._keep_in_fp32_modules_strict or ()
+    model._keep_in_fp32_modules_strict = {*known, *patterns}
+
+
+def kept_in_float32(model: Any) -> list[str]:
+    """Parts of the names of parameters that a model keeps in float32."""
+    fields = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return [name for field in fields for name in getattr(model, field, None) or ()]
+
+
+def forget_conversions(model: Any) -> None:
+    """Save the model by its class's own weight conversions, not by those it was loaded with."""
+    if hasattr(model, "_weight_conversions"):
+        del model._weight_conversions
+
+
+def untie(model: Any, module: str) -> None:
+    """Have the weights of a module saved as its own, not as another's."""
+    model.config.get_text_config().tie_word_embeddings = False
+    model.config.tie_word_embeddings = False
+    tied = getattr(model, "all_tied_weights_keys", {})
+    for key in [key for key in tied if key.startswith(f"{module}.")]:
+        del tied[key]
+
+
+def experts_gate(experts: Any) -> str | None:
+    """The module that defines how experts gate, where they say so."""
+    gate = getattr(type(experts), "_apply_gate", None)
+    return None if gate is None else str(gate.__module__)

@@ -1,0 +1,46 @@
+"""Packed layers of a model: which there are, and one in place of an ordinary layer and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tritllm.errors import FormatError
+from tritllm.integrations.transformers.compat import Conv1D
+from tritllm.ops.trit_linear import TritLinear
+
+
+def packed_layers(model: nn.Module) -> dict[str, TritLinear]:
+    """Every packed layer by its name."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, TritLinear)}
+
+
+def packed_like(module: nn.Module, depth: int, where: str) -> TritLinear:
+    """An empty packed layer on meta in place of a linear one.
+
+    where: named in the error, a FormatError for a module that is not a linear layer.
+    """
+    if isinstance(module, nn.Linear):
+        out_features, in_features, transposed = module.out_features, module.in_features, False
+    elif isinstance(module, Conv1D):
+        out_features, in_features, transposed = module.nf, module.nx, True
+    else:
+        raise FormatError(f"{where}: {type(module).__name__} is not a linear layer")
+    return TritLinear(
+        in_features, out_features, depth, module.bias, transposed=transposed, device="meta"
+    )
+
+
+def float_layer(layer: TritLinear, dtype: torch.dtype) -> nn.Module:
+    """An ordinary layer with the numbers that a packed one stands for, rounded to dtype."""
+    bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype))
+    with torch.device("meta"):
+        if layer.transposed:
+            plain: Any = Conv1D(layer.out_features, layer.in_features)
+        else:
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
+    plain.weight = nn.Parameter(layer.dequantized(dtype))
+    plain.bias = bias
+    return plain
