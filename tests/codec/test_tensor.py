@@ -1,6 +1,7 @@
 """The public encode, TritTensor and decode, against docs/format.md written out in plain NumPy."""
 
 import math
+import re
 from itertools import pairwise
 
 import ml_dtypes
@@ -295,9 +296,80 @@ def test_other_depths_are_refused(depth):
         tritllm.encode(np.ones((2, 2), np.float32), depth)
 
 
-def test_other_codecs_are_refused():
-    with pytest.raises(ValueError, match="codec is 'v4', expected one of v2, v3"):
-        tritllm.encode(np.ones((2, 2), np.float32), 2, "v4")
+@pytest.mark.parametrize("codec", ["v4", "V3", None, ["v3"], 3])
+def test_other_codecs_are_refused(codec):
+    message = re.escape(f"codec is {codec!r}, expected one of v2, v3")
+    with pytest.raises(ValueError, match=message):
+        tritllm.encode(np.ones((2, 2), np.float32), 2, codec)
+
+
+class OwnArray(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: np.lib.stride_tricks.as_strided(w, writeable=False),
+        lambda w: w[::-1, ::-1].copy()[::-1, ::-1],
+        lambda w: np.frombuffer(b"?" + w.tobytes(), np.uint8)[1:].view("f4").reshape(w.shape),
+        lambda w: w.view(OwnArray),
+        memoryview,
+    ],
+    ids=["read-only", "negative strides", "unaligned", "subclass", "memoryview"],
+)
+def test_every_kind_of_array_is_its_values(view):
+    weight = np.random.default_rng(11).standard_normal((9, 40)).astype(np.float32)
+    got, expected = tritllm.encode(view(weight), 3), tritllm.encode(weight, 3)
+    for field in FIELDS:
+        assert_same_bits(getattr(got, field), getattr(expected, field))
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (lambda w: w.astype(">f4"), "weight is >f4, expected float16"),
+        (lambda w: w.astype(object), "weight is object, expected float16"),
+        (lambda w: w.tolist(), "weight is float64, expected float16"),
+        (lambda w: np.ma.masked_array(w, w > 1), "weight: its mask"),
+        (lambda w: None, r"weight has shape \[\], expected a matrix"),
+        (lambda w: np.float32(1), r"weight has shape \[\], expected a matrix"),
+    ],
+)
+def test_what_is_no_matrix_of_floats_is_refused(view, message):
+    with pytest.raises(ValueError, match=message):
+        tritllm.encode(view(np.ones((3, 17), np.float32)), 2)
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2", None, [2], np.float32(2), np.array(2)])
+def test_counts_are_integers(value):
+    weight = np.ones((2, 20), np.float32)
+    with pytest.raises(ValueError, match=r"depth is .*, expected 1..4"):
+        tritllm.encode(weight, value)
+    with pytest.raises(ValueError, match=r"threads is .*, expected 1 or more"):
+        tritllm.encode(weight, 2, threads=value)
+    q = tritllm.encode(weight, np.int64(3), threads=np.uint8(2))
+    with pytest.raises(ValueError, match=r"threads is .*, expected 1 or more"):
+        q.decode(threads=value)
+    if value is not None:  # all planes
+        with pytest.raises(ValueError, match=r"planes is .*, expected 1..3"):
+            q.decode(value)
+        with pytest.raises(ValueError, match=r"planes is .*, expected 1..3"):
+            q.levels(value)
+    with pytest.raises(ValueError, match=r"in_features is .*, expected 1 or more"):
+        TritTensor(q.weight, q.scale, q.codebook, value)
+    assert type(TritTensor(q.weight, q.scale, q.codebook, np.int64(20)).in_features) is int
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads):
+    with pytest.raises(ValueError, match=f"threads is {threads}, expected 1 or more"):
+        tritllm.encode(np.ones((2, 20), np.float32), 2, threads=threads)
+
+
+def test_no_depth_is_refused():
+    with pytest.raises(ValueError, match="no depth is given"):
+        tritllm.encode_depths(np.ones((2, 20), np.float32), ())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -362,6 +434,12 @@ def test_other_output_dtypes_are_refused(dtype):
     [
         (lambda a: a | {"weight": a["weight"][0]}, r"expected \[d, N, ceil\(K/5\)\]"),
         (lambda a: a | {"weight": a["weight"][:0]}, "depth is 0"),
+        (lambda a: a | {"weight": a["weight"].tolist()}, "planes: a list, expected a NumPy"),
+        (lambda a: a | {"codebook": None}, "codebook: a NoneType, expected a NumPy"),
+        (lambda a: a | {"scale": np.ma.masked_array(a["scale"])}, "scale indices: its mask"),
+        (lambda a: a | {"weight": a["weight"][:, :0], "scale": a["scale"][:0]}, "planes have sha"),
+        (lambda a: a | {"codebook": a["codebook"].astype(">f4")}, "codebook are >f4"),
+        (lambda a: a | {"in_features": 0}, "in_features is 0, expected 1 or more"),
         (lambda a: a | {"weight": a["weight"][:2]}, "codebook are float32"),
         (lambda a: a | {"weight": a["weight"].astype(np.int8)}, "planes are int8"),
         (lambda a: a | {"weight": a["weight"][:, :, 1:]}, "planes are uint8"),

@@ -38,20 +38,38 @@ def checked_column_weights(column_weights: np.ndarray, in_features: int) -> np.n
     return values.astype(np.float64)
 
 
-def _refuse_masked(name: str, array: np.ndarray) -> None:
-    if isinstance(array, np.ma.MaskedArray):
-        raise ValueError(f"{name} is a masked array; fill it, for its mask would be ignored")
+def checked_array(name: str, array: object) -> np.ndarray:
+    """The array itself. Raises ValueError for what is none, or has a mask."""
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name}: a {type(array).__name__}, expected a NumPy array")
+    _refuse_masked(name, array)
+    return array
 
 
 def checked_depth(depth: int) -> int:
     """The depth as an int. Raises ValueError for what is not an integer of 1..4."""
-    if isinstance(depth, (int, np.integer)) and not isinstance(depth, bool) and depth in DEPTHS:
-        return int(depth)
-    raise ValueError(f"depth is {depth!r}, expected 1..4")
+    return checked_integer("depth", depth, DEPTHS[-1])
 
 
 def checked_threads(threads: int) -> int:
     """The number of threads as an int. Raises ValueError for what is not an integer above 0."""
-    if isinstance(threads, (int, np.integer)) and not isinstance(threads, bool) and threads > 0:
-        return int(threads)
-    raise ValueError(f"threads is {threads!r}, expected 1 or more")
+    return checked_integer("threads", threads)
+
+
+def checked_integer(name: str, value: object, largest: int | None = None) -> int:
+    """The value as an int. Raises ValueError unless it is an integer of 1..largest.
+
+    True, 1.0 and "1" are none; NumPy's integers are.
+    """
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        number = int(value)
+        if number >= 1 and (largest is None or number <= largest):
+            return number
+    shown = value if value is None or np.isscalar(value) else f"a {type(value).__name__}"
+    expected = "1 or more" if largest is None else f"1..{largest}"
+    raise ValueError(f"{name} is {shown!s:.40}, expected {expected}")
+
+
+def _refuse_masked(name: str, array: object) -> None:
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError(f"{name}: its mask would be ignored; fill the masked array first")

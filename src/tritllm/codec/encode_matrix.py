@@ -55,7 +55,7 @@ def encode_depths(
     depths = list(dict.fromkeys(checked_depth(depth) for depth in depths))
     if not depths:
         raise ValueError("no depth is given, expected some of 1..4")
-    if codec not in ENCODERS:
+    if not isinstance(codec, str) or codec not in ENCODERS:
         raise ValueError(f"codec is {codec!r}, expected one of {', '.join(ENCODERS)}")
     if column_weights is not None:
         column_weights = checked_column_weights(column_weights, weight.shape[1])

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from tritllm.codec import engine
-from tritllm.codec.arguments import checked_threads
+from tritllm.codec.arguments import (
+    checked_array,
+    checked_depth,
+    checked_integer,
+    checked_threads,
+)
 from tritllm.format import cut, trits
 from tritllm.format.dtypes import FLOAT_DTYPES
 from tritllm.format.layout import groups_of, packed_shapes
-from tritllm.format.trits import DEPTHS
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +43,20 @@ class TritTensor:
     energy: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight.ndim != 3:
-            raise ValueError(f"planes have shape {self.weight.shape}, expected [d, N, ceil(K/5)]")
-        depth, rows = self.weight.shape[:2]
-        if depth not in DEPTHS:
-            raise ValueError(f"depth is {depth}, expected 1..4")
-        shapes = packed_shapes(rows, self.in_features, depth)
         arrays = (self.weight, self.scale, self.codebook)
+        names = ("planes", "scale indices", "codebook")
+        for what, array in zip(names, arrays, strict=True):
+            checked_array(what, array)
+        if self.weight.ndim != 3 or 0 in self.weight.shape[1:]:
+            raise ValueError(
+                f"planes have shape {list(self.weight.shape)}, expected [d, N, ceil(K/5)]"
+            )
+        depth = checked_depth(self.weight.shape[0])
+        in_features = checked_integer("in_features", self.in_features)
+        object.__setattr__(self, "in_features", in_features)  # an int, also where NumPy's is given
+        shapes = packed_shapes(self.weight.shape[1], in_features, depth)
         dtypes = (np.uint8, np.uint8, np.float32)
-        for what, array, shape, dtype in zip(
-            ("planes", "scale indices", "codebook"), arrays, shapes, dtypes, strict=True
-        ):
+        for what, array, shape, dtype in zip(names, arrays, shapes, dtypes, strict=True):
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(
                     f"{what} are {array.dtype} {list(array.shape)}, "
@@ -152,9 +159,7 @@ class TritTensor:
     def _planes(self, planes: int | None) -> int:
         if planes is None:
             return self.depth
-        if not 1 <= planes <= self.depth:
-            raise ValueError(f"planes is {planes}, expected 1..{self.depth}")
-        return planes
+        return checked_integer("planes", planes, self.depth)
 
 
 def to_decibel(nmse: float) -> float:
