@@ -8,14 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.checkpoint.hashes import (
+    check_hash,
+    check_is_there,
+    check_side_file,
+    hashed_chunks,
+    hashed_tensor,
+)
 from tritllm.checkpoint.packed import PackedCheckpoint
-from tritllm.errors import FormatError, OutputError, TritError
+from tritllm.errors import OutputError, TritError
 from tritllm.format.names import CONFIG, INDEX
 from tritllm.format.safetensors_header import Header
 from tritllm.model_card.card import model_card
 from tritllm.model_card.licence import licence_notice, read_licence
 from tritllm.storage.model_folder import (
-    CHUNK_BYTES,
     copy_side_files,
     model_config,
     model_dtype,
@@ -26,6 +32,7 @@ from tritllm.storage.model_folder import (
 )
 from tritllm.storage.output_errors import output_errors
 from tritllm.storage.shard_writer import ShardWriter, write_atomically
+from tritllm.storage.tensor_sink import TensorSink
 
 
 def dequantize(
@@ -39,7 +46,9 @@ def dequantize(
 ) -> Path:
     """Write the dequantized model of a packed folder.
 
-    With the defaults every file equals that of the `model/` folder written while quantizing.
+    With the defaults every file equals that of the `model/` folder written while quantizing. All
+    that `verify` checks is checked while it is read, before the output gets its name; of a run that
+    fails nothing is left.
 
     Args:
         packed: the packed folder.
@@ -64,45 +73,59 @@ def dequantize(
         raise OutputError(f"{out}: exists and is not empty; choose another folder")
     if checkpoint.folder.resolve() in out.resolve().parents:
         raise OutputError(f"{out}: lies in the packed folder; choose another")
+    side_files = [name for name in manifest["side_files"] if name not in (CONFIG, INDEX)]
+    for name in manifest["side_files"]:
+        check_is_there(checkpoint, name)
+    for name in manifest["side_files"].keys() - side_files:  # not copied, but read
+        check_side_file(checkpoint, name)
     partial = out.with_name(f".{out.name}.partial")  # hidden: not a folder a user would make
     with output_errors(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+    try:
+        headers = model_headers(checkpoint, dtype)
+        _write_shards(checkpoint, headers, partial, planes, threads, on_progress)
+        sizes = {name: checkpoint.sizes[name] for name in side_files}
+        for name, digest in copy_side_files(checkpoint.files, sizes, partial).items():
+            check_hash(digest, manifest["side_files"][name], str(checkpoint.folder / name))
+        write_config(partial, model_config(checkpoint.config, dtype))
+        write_index(partial, headers)
+        licence = read_licence(checkpoint.folder)
+        notice = licence_notice(licence)
+        if notice and "NOTICE" not in side_files:
+            write_atomically(partial / "NOTICE", notice.encode())
+        card = model_card(manifest, checkpoint.config, licence, "model", planes)
+        write_atomically(partial / "README.md", card.encode())
+        if out.exists():
+            with output_errors(out):
+                out.rmdir()
+        move_into_place(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # the next run would begin anew
+        raise
+    return out
 
-    headers = model_headers(checkpoint, dtype)
+
+def _write_shards(
+    checkpoint: PackedCheckpoint,
+    headers: dict[str, Header],
+    folder: Path,
+    planes: int | None,
+    threads: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
     done, total = 0, sum(len(header.entries) for header in headers.values())
     for shard, header in headers.items():
-        writer = ShardWriter(partial / shard, header)
+        writer = ShardWriter(folder / shard, header)
         try:
-            for name in header.entries:
-                _write_tensor(checkpoint, writer, name, planes, threads)
+            for name, entry in header.entries.items():
+                write_dequantized(checkpoint, writer, name, entry.dtype, planes, threads)
                 done += 1
                 if on_progress:
                     on_progress(done, total)
             writer.sync()
         finally:
             writer.close()
-
-    sizes = checkpoint.files.sizes()
-    missing = [name for name in manifest["side_files"] if name not in sizes]
-    if missing:
-        raise FormatError(f"{checkpoint.folder / missing[0]}: missing")
-    side_files = {
-        name: sizes[name] for name in manifest["side_files"] if name not in (CONFIG, INDEX)
-    }
-    copy_side_files(checkpoint.files, side_files, partial)
-    write_config(partial, model_config(checkpoint.config, dtype))
-    write_index(partial, headers)
-    licence = read_licence(checkpoint.folder)
-    notice = licence_notice(licence)
-    if notice and "NOTICE" not in side_files:
-        write_atomically(partial / "NOTICE", notice.encode())
-    card = model_card(manifest, checkpoint.config, licence, "model", planes)
-    write_atomically(partial / "README.md", card.encode())
-    if out.exists():
-        out.rmdir()
-    move_into_place(partial, out)
-    return out
 
 
 def model_headers(checkpoint: PackedCheckpoint, dtype: str) -> dict[str, Header]:
@@ -121,17 +144,27 @@ def model_headers(checkpoint: PackedCheckpoint, dtype: str) -> dict[str, Header]
     return {file: shard_header(layout) for file, layout in layouts.items()}
 
 
-def _write_tensor(
-    checkpoint: PackedCheckpoint, writer: ShardWriter, name: str, planes: int | None, threads: int
+def write_dequantized(
+    checkpoint: PackedCheckpoint,
+    sink: TensorSink,
+    name: str,
+    dtype: str,
+    planes: int | None = None,
+    threads: int = 1,
 ) -> None:
-    target = writer.header.entries[name].dtype
+    """Write one tensor of the dequantized model to a sink, as safetensors' `dtype`.
+
+    name: an X.weight, read at its top `planes` planes at most, or a kept tensor.
+
+    Raises FormatError where a SHA-256 differs from the manifest's or a byte is not five trits;
+    what was written of the tensor by then must not be used. SourceError where a value does not fit.
+    """
     record = checkpoint.manifest["tensors"][name]
     if "depth" in record:
         keep = min(planes or record["depth"], record["depth"])
-        tensor = checkpoint.tensor(name, keep)
-        write_decoded(writer, name, tensor, target, record["transposed"], threads)
+        tensor = hashed_tensor(checkpoint, name, keep)
+        write_decoded(sink, name, tensor, dtype, record["transposed"], threads)
         return
     entry = checkpoint.entry(name)
-    for offset in range(0, entry.nbytes, CHUNK_BYTES):
-        chunk = checkpoint.read_range(name, offset, min(CHUNK_BYTES, entry.nbytes - offset))
-        write_cast(writer, entry, offset, chunk, target)
+    for offset, chunk in hashed_chunks(checkpoint, name):
+        write_cast(sink, entry, offset, chunk, dtype)

@@ -1,4 +1,4 @@
-"""Tensors of the dequantized model: decoded or cast piece by piece into a shard."""
+"""Tensors of the dequantized model: decoded or cast piece by piece into a sink."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from tritllm.codec import TritTensor
 from tritllm.errors import SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS, cast_checked
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
-from tritllm.storage.shard_writer import ShardWriter
+from tritllm.storage.tensor_sink import TensorSink
 
 _BLOCK_WEIGHTS = 1 << 21  # decoded at a time
 
 
 def write_cast(
-    writer: ShardWriter, entry: TensorEntry, position: int, chunk: bytes | memoryview, dtype: str
+    sink: TensorSink, entry: TensorEntry, position: int, chunk: bytes | memoryview, dtype: str
 ) -> None:
     """Write a kept tensor's bytes from `position` of its source bytes, cast to `dtype`.
 
     Raises SourceError where a finite value does not fit.
     """
     if dtype == entry.dtype:
-        writer.write(entry.name, position, chunk)
+        sink.write(entry.name, position, chunk)
         return
     try:
         cast = cast_checked(np.frombuffer(chunk, NUMPY_OF_SAFETENSORS[entry.dtype]), dtype)
     except OverflowError as error:
         raise SourceError(
-            f"{writer.path.name}: tensor {entry.name}: {error}; use --dtype bfloat16"
+            f"{sink.where}: tensor {entry.name}: {error}; use --dtype bfloat16"
         ) from None
     offset = position // ITEM_BYTES[entry.dtype] * ITEM_BYTES[dtype]
-    writer.write(entry.name, offset, memoryview(cast.view(np.uint8)))
+    sink.write(entry.name, offset, memoryview(cast.view(np.uint8)))
 
 
 def write_decoded(
-    writer: ShardWriter,
+    sink: TensorSink,
     name: str,
     packed: TritTensor,
     dtype: str,
@@ -55,9 +55,9 @@ def write_decoded(
         values = rows.decode(None, NUMPY_OF_SAFETENSORS[dtype], threads)
         if not np.isfinite(values.astype(np.float32)).all():
             raise SourceError(
-                f"{writer.path.name}: tensor {name}: a decoded weight does not fit {values.dtype}; "
+                f"{sink.where}: tensor {name}: a decoded weight does not fit {values.dtype}; "
                 "use --dtype bfloat16"
             )
         data = np.ascontiguousarray(values.T if transposed else values).view(np.uint8)
-        writer.write(name, position, memoryview(data).cast("B"))
+        sink.write(name, position, memoryview(data).cast("B"))
         position += data.nbytes
