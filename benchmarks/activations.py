@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from tritllm import quantize
+from tritllm import native, quantize
 from tritllm.evaluation.divergence import Scores, compare
 from tritllm.integrations.transformers import load_model
 from tritllm.ops import cpu_kernels
@@ -76,7 +76,7 @@ def main() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     text = arguments.text.read_text("utf-8")
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    print(f"{cpu_kernels.kernels.isa()}, {len(ids)} tokens; perplexity and divergence in nats\n")
+    print(f"{native.isa('products')}, {len(ids)} tokens; perplexity and divergence in nats\n")
     print(f"| depth | dequantized | {' | '.join(COLUMNS)} |\n|{'---|' * (2 + len(COLUMNS))}")
     with tempfile.TemporaryDirectory() as out:
         configs = [f"uniform-d{depth}" for depth in arguments.depths]

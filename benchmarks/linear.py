@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tritllm import native
 from tritllm import products as kernels
 from tritllm.codec.tensor import TritTensor
 from tritllm.format.layout import packed_shapes
-from tritllm.products.prepared import aligned_bytes
+from tritllm.native.arrays import aligned_bytes
+from tritllm.native.structures import Input, Product
+from tritllm.native.threads import use_openmp
 
 SHAPES = ((3584, 3584), (18944, 3584), (3584, 18944), (512, 3584))
 PREFILL_ROWS = 512
@@ -54,10 +58,9 @@ def layers(depth: int, nbytes: float) -> tuple[list[Layer], float]:
     made, seconds, total = {}, 0.0, 0
     for shape in SHAPES:
         tensor = random_tensor(rng, shape, depth)
-        out = aligned_bytes(kernels.size(*shape, depth))
-        out[:] = 0
+        kernels.prepare(tensor)  # memory that has been touched
         start = time.perf_counter()
-        prepared = kernels.prepare(tensor, out=out)
+        prepared = kernels.prepare(tensor)
         seconds += time.perf_counter() - start
         packed = np.concatenate([tensor.weight.ravel(), tensor.scale.ravel()])
         total += packed.nbytes
@@ -68,7 +71,8 @@ def layers(depth: int, nbytes: float) -> tuple[list[Layer], float]:
         layer = made[SHAPES[len(found) % len(SHAPES)]]
         out = aligned_bytes(layer.prepared.nbytes)
         out[:] = layer.prepared.memory
-        found.append(Layer(layer.shape, layer.packed.copy(), kernels.attach(out)))
+        prepared = dataclasses.replace(layer.prepared, memory=out)
+        found.append(Layer(layer.shape, layer.packed.copy(), prepared))
         total += layer.packed.nbytes
     return found, rate
 
@@ -121,15 +125,23 @@ def multiplier(found: list[Layer], batch: int, threads: int) -> Callable[[], Non
         n, k = layer.shape
         x = rng.standard_normal((batch, k), np.float32)
         y = np.empty((batch, n), np.float32)
-        product = kernels.product_array([(layer.prepared.address, 0, 2, y.ctypes.data, n, 2)])
-        calls.append((product, x, y, layer))
+        w, float32 = layer.prepared, 2
+        product = Product(
+            prepared=w.memory.ctypes.data,
+            size=w.nbytes,
+            rows=n,
+            layout=w.layout,
+            depth=w.depth,
+            y=y.ctypes.data,
+            stride=n,
+            dtype=float32,
+        )
+        calls.append((Input(x.ctypes.data, k, batch, k, float32, 0), product, x, y))
+    multiply = kernels.run_function()
 
     def run() -> None:
-        for product, x, _, layer in calls:
-            k = layer.shape[1]
-            kernels.linear_pointers(
-                product, x.ctypes.data, k, batch, k, 2, scratch.ctypes.data, threads
-            )
+        for call, product, _, _ in calls:
+            assert multiply(threads, call, scratch.ctypes.data, product, 1) == 0
 
     return run
 
@@ -201,8 +213,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch = torch_module()
     if torch:
-        kernels.library.use_openmp()
-    print(f"instruction set: {kernels.isa()}")
+        use_openmp()
+    print(f"instruction set: {native.isa('products')}")
     decode_rows(arguments, torch)
     prefill_rows(arguments, torch)
 

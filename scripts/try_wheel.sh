@@ -21,9 +21,9 @@ for python in "$@"; do
   "$work/venv/bin/python" -c "
 import platform
 import tritllm
-from tritllm import kernels, native
+from tritllm import native
 assert 'site-packages' in tritllm.__file__, tritllm.__file__
-print(f'Python {platform.python_version()}: codec {native.isa()}, products {kernels.isa()}')"
-  "$work/venv/bin/pytest" -q -p no:cacheprovider tests/codec tests/native tests/kernels
+print(f'Python {platform.python_version()}: codec {native.isa()}, products {native.isa(\"products\")}')"
+  "$work/venv/bin/pytest" -q -p no:cacheprovider tests/codec tests/native tests/products
   rm -rf "$work/venv"
 done

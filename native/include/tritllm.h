@@ -22,14 +22,14 @@
 extern "C" {
 #endif
 
-#define TRITLLM_ABI 1
 #define TRITLLM_GROUP 16    /* weights that share one scale */
 #define TRITLLM_ENTRIES 27  /* scales in a codebook */
 #define TRITLLM_TILE 16     /* rows in a tile of the per-group scratch arrays */
 #define TRITLLM_GRID 256    /* scales at which the fit tabulates the error */
 #define TRITLLM_SAMPLE 3072 /* most groups that the fit looks at */
 
-enum { TRITLLM_SCALAR = 0, TRITLLM_AVX2 = 1, TRITLLM_AVX512 = 2, TRITLLM_NEON = 3 };
+enum { TRITLLM_SCALAR = 0 }; /* the instruction set that runs everywhere */
+enum { TRITLLM_CODEC = 0, TRITLLM_PRODUCTS = 1, TRITLLM_STEP = 2 }; /* families of functions */
 enum { TRITLLM_FLOAT16 = 0, TRITLLM_BFLOAT16 = 1, TRITLLM_FLOAT32 = 2 };
 enum {
     TRITLLM_OK = 0,
@@ -39,19 +39,32 @@ enum {
     TRITLLM_BAD_ARGUMENT = 4
 };
 
-/* Bit i set: instruction set i can run here. Scalar always can. */
-TRITLLM_API int tritllm_isas(void);
-TRITLLM_API int tritllm_abi(void);
+/* The instruction sets that this library knows, from number 0 on; NULL past the last. Of those that
+ * one machine can run, the later is the faster. */
+TRITLLM_API const char *tritllm_isa_name(int isa);
 
-/* --- Encoding
- * -------------------------------------------------------------------------------------
+/* The instruction set whose functions of a family run where `isa` is asked for: `isa` itself, or
+ * another one where it has none of its own (AMX leaves the codec and the step to AVX-512); -1 where
+ * this machine or this build cannot run it. */
+TRITLLM_API int tritllm_isa_serving(int isa, int family);
+
+/* What a caller in another language repeats and can compare before its first call: by name, the
+ * size of a structure ("tritllm_matrix") or the value of a constant ("TRITLLM_TILE"); -1 for a
+ * name that the library does not know. */
+TRITLLM_API int64_t tritllm_interface(const char *name);
+
+/* A hash of these headers without their comments: that of the library's build. */
+TRITLLM_API const char *tritllm_interface_hash(void);
+
+/* --- Encoding ------------------------------------------------------------------------------------
  *
  * The order of calls for one matrix (weights may be encoded at several depths at once):
  *   tritllm_peak, all rows           -> the largest magnitude, hence the exponent
- *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth;
- * energy tritllm_v2_codebook              -> the published codebook of a depth v3: tritllm_sample,
- * tritllm_gather, tritllm_tabulate, tritllm_fit -> the fitted codebook tritllm_write, all rows ->
- * packed planes, scale indices, sums per row
+ *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth; energy
+ *   tritllm_v2_codebook              -> the published codebook of a depth
+ *   v3: tritllm_sample, tritllm_gather, tritllm_grid, tritllm_tabulate, tritllm_fit
+ *                                    -> the fitted codebook
+ *   tritllm_write, all rows          -> packed planes, scale indices, sums per row
  */
 
 typedef struct {
@@ -123,18 +136,7 @@ typedef struct {
 TRITLLM_API int tritllm_write(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
                               int n_targets, const tritllm_target *targets);
 
-/* --- Trits
- * ---------------------------------------------------------------------------------------- */
-
-TRITLLM_API void tritllm_pack_trits(const int8_t *trits, int64_t rows, int64_t n, uint8_t *packed);
-TRITLLM_API int tritllm_unpack_trits(const uint8_t *packed, int64_t rows, int64_t n, int8_t *trits);
-TRITLLM_API void tritllm_pack_scale_index(const uint8_t *index, int64_t rows, int64_t groups,
-                                          uint8_t *packed);
-TRITLLM_API int tritllm_unpack_scale_index(const uint8_t *packed, int64_t rows, int64_t groups,
-                                           uint8_t *index);
-
-/* --- Decoding
- * ------------------------------------------------------------------------------------- */
+/* --- Dequantizing ------------------------------------------------------------------------------- */
 
 typedef struct {
     const uint8_t *weight; /* plane p of row i at weight + p * plane_stride + i * row_stride */

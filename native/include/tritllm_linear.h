@@ -1,19 +1,20 @@
 /* tritllm: y = x W^T (+ bias) on packed weights. Plain C interface, beside tritllm.h.
  *
- * Three calls: size, prepare, compute; the caller owns the memory. prepare turns the portable
- * arrays of a checkpoint into the layout that an instruction set likes best, behind a 64-byte
- * header that says what it is. Activations are prepared as well, once for all products that share
- * them:
+ * The caller owns the memory. prepare turns the portable arrays of a checkpoint into the layout
+ * that an instruction set likes best, behind a header that says what it is. Activations are
+ * prepared as well, once for all products that share them:
  *
  *   bytes = tritllm_linear_size(isa, N, K, depth)
  *   tritllm_linear_prepare(isa, &portable, 0, N, prepared)
  *   bytes = tritllm_linear_activations_size(batch, K, exact)
- *   tritllm_linear_begin(&input, activations)
+ *   tritllm_linear_begin(isa, &input, activations)
  *   tritllm_linear_quantize(&input, 0, batch, activations)
  *   tritllm_linear_compute(&product, activations, 0, N)
  *
  * Functions with a row range may run at the same time on disjoint ranges. tritllm_linear_run does
- * the last three at once with threads of its own.
+ * the last three at once with threads of its own. A matrix put together along its rows from parts
+ * that keep a codebook each is as many products of one call, each with its own prepared memory and
+ * its own columns of y; so parts may begin at any row, and kernels know nothing of them.
  *
  * Arithmetic. By default activations are int8 with one float32 scale for each 16 along K (the
  * groups of the weights): s = max|x| / 127, q = rint(x * (127 / max|x|)). A group's dot product is
@@ -22,7 +23,7 @@
  * bias. The result is rounded once to y's type. A group that holds a NaN makes the row's results
  * NaN.
  *
- * Memory is aligned to 64 bytes; row ranges of N begin at multiples of TRITLLM_TILE. Nothing past
+ * Memory is aligned to TRITLLM_ALIGNMENT bytes; row ranges of N begin at multiples of TRITLLM_TILE. Nothing past
  * the caller's arrays is read or written. Return values are those of tritllm.h.
  */
 #ifndef TRITLLM_LINEAR_H
@@ -34,11 +35,8 @@
 extern "C" {
 #endif
 
-/* Instruction sets are numbered as in tritllm.h; AVX-512 here also needs VNNI. */
-enum { TRITLLM_AMX = 4 };
-
-/* Bit i set: instruction set i can run here. */
-TRITLLM_API int tritllm_linear_isas(void);
+#define TRITLLM_ALIGNMENT 64        /* of prepared memory, activations and scratch memory */
+#define TRITLLM_PRODUCTS_AT_ONCE 64 /* of one call */
 
 typedef struct {
     const uint8_t *weight; /* plane p of row n at weight + p * plane_stride + n * ceil(K / 5) */
@@ -50,15 +48,31 @@ typedef struct {
     int32_t depth;        /* planes to read, 1..4 */
 } tritllm_portable;
 
-/* Bytes of prepared memory, a multiple of 64; -1 for a depth or shape that is not one. */
+/* Bytes of prepared memory, a multiple of 64; -1 for an invalid shape or depth, or where the
+ * instruction set cannot run here. */
 TRITLLM_API int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth);
+
+/* What codes are in the memory that tritllm_linear_prepare makes, as a number above 0: it depends
+ * on the instruction set alone; -1 where that cannot run here. */
+TRITLLM_API int tritllm_linear_layout(int isa);
 
 /* Writes rows [begin, end); the range that begins at 0 writes the header. */
 TRITLLM_API int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t begin,
                                        int64_t end, void *prepared);
 
-/* TRITLLM_OK where `prepared` (of `size` bytes) was made by this version and can run here. */
-TRITLLM_API int tritllm_linear_check(const void *prepared, int64_t size);
+typedef struct {
+    int64_t rows;    /* N */
+    int64_t columns; /* K */
+    int64_t size;    /* bytes of prepared memory */
+    int32_t isa;
+    int32_t layout;
+    int32_t depth;
+    int32_t reserved;
+} tritllm_prepared;
+
+/* Says what `prepared` (of `size` bytes, which may be more than it needs) is. TRITLLM_OK where it
+ * was made by this version and can run here; else nothing is written. */
+TRITLLM_API int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared *out);
 
 typedef struct {
     const void *x; /* row b at element b * stride */
@@ -72,17 +86,25 @@ typedef struct {
 /* Bytes of prepared activations, a multiple of 64. */
 TRITLLM_API int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int exact);
 
-/* Writes the header of the activations. */
-TRITLLM_API int tritllm_linear_begin(const tritllm_input *input, void *activations);
+/* Writes the header of the activations, which the functions of `isa` will then fill. All
+ * instruction sets write the same bytes, so that products of any of them can read them. */
+TRITLLM_API int tritllm_linear_begin(int isa, const tritllm_input *input, void *activations);
 
 /* Writes batch rows [begin, end) of the activations. */
 TRITLLM_API int tritllm_linear_quantize(const tritllm_input *input, int64_t begin, int64_t end,
                                         void *activations);
 
+/* What the caller believes `prepared` to be is compared with its header before anything else of it
+ * is read: TRITLLM_BAD_ARGUMENT where they differ. */
 typedef struct {
     const void *prepared;
-    const void *bias; /* N, or NULL */
-    void *y;          /* [batch][N]: row b at element b * stride */
+    int64_t size;       /* bytes that the caller holds at `prepared` */
+    int64_t rows;       /* N */
+    int32_t layout;     /* as tritllm_linear_layout; 0: any */
+    int32_t depth;      /* planes that were prepared; 0: any */
+    const float *steps; /* 27 steps to multiply with; NULL: those that it was prepared with */
+    const void *bias;   /* N, or NULL */
+    void *y;            /* [batch][N]: row b at element b * stride */
     int64_t stride;
     int32_t bias_dtype;
     int32_t dtype; /* of y */
@@ -92,8 +114,10 @@ typedef struct {
 TRITLLM_API int tritllm_linear_compute(const tritllm_product *product, const void *activations,
                                        int64_t begin, int64_t end);
 
-/* begin, quantize and compute of products that share one input, on `threads` threads: the caller's
- * and those of a pool that sleeps in between. `activations` is scratch memory of the size above. */
+/* begin, quantize and compute of 1 to TRITLLM_PRODUCTS_AT_ONCE products that share one input, on up
+ * to `threads` threads: the caller's and those of a pool that sleeps in between. Where the system
+ * gives no more threads, fewer do the work. The activations are those of the first product's
+ * instruction set. `activations` is scratch memory of the size above. */
 TRITLLM_API int tritllm_linear_run(int threads, const tritllm_input *input, void *activations,
                                    const tritllm_product *products, int n_products);
 

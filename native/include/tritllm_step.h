@@ -11,9 +11,9 @@
  *
  * Hidden states between the blocks, queries, keys and values have the blocks' dtype; everything
  * else is float32. Products are those of tritllm_linear.h, on prepared weights. Results do not
- * depend on the number of threads. hidden and intermediate are multiples of 16, head_dim is one of
- * 32 and at most 256. Memory is the caller's; scratch is aligned to 64 bytes. Return values are
- * those of tritllm.h.
+ * depend on the number of threads. hidden and intermediate are multiples of TRITLLM_WIDTH_MULTIPLE,
+ * head_dim is one of TRITLLM_HEAD_MULTIPLE and at most TRITLLM_MOST_HEAD_DIM. Memory is the
+ * caller's; scratch is aligned to TRITLLM_ALIGNMENT. Return values are those of tritllm.h.
  */
 #ifndef TRITLLM_STEP_H
 #define TRITLLM_STEP_H
@@ -24,6 +24,10 @@
 extern "C" {
 #endif
 
+#define TRITLLM_WIDTH_MULTIPLE 16
+#define TRITLLM_HEAD_MULTIPLE 32
+#define TRITLLM_MOST_HEAD_DIM 256
+
 typedef struct {
     const void *data; /* NULL: there is none */
     int32_t dtype;
@@ -31,6 +35,7 @@ typedef struct {
 
 typedef struct {
     const void *prepared;
+    int64_t size; /* bytes that the caller holds at `prepared` */
     tritllm_vector bias;
 } tritllm_weight;
 

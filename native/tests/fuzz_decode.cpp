@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "plain_trits.h"
 #include "tritllm.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -40,17 +41,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
     std::vector<int8_t> trits(size_t(planes * rows * columns));
     std::vector<uint8_t> index(size_t(rows * groups));
-    const int weight_status =
-        tritllm_unpack_trits(packed.data(), planes * rows, columns, trits.data());
-    const int scale_status = tritllm_unpack_scale_index(scale.data(), rows, groups, index.data());
+    const int weight_status = unpack_trits(packed.data(), planes * rows, columns, trits.data());
+    const int scale_status = unpack_scale_index(scale.data(), rows, groups, index.data());
     const bool valid = weight_status == TRITLLM_OK && scale_status == TRITLLM_OK;
     if (repair && !valid) std::abort();
     if (valid) {
         std::vector<uint8_t> again(packed.size());
-        tritllm_pack_trits(trits.data(), planes * rows, columns, again.data());
+        pack_trits(trits.data(), planes * rows, columns, again.data());
         if (again != packed) std::abort();
         again.resize(scale.size());
-        tritllm_pack_scale_index(index.data(), rows, groups, again.data());
+        pack_scale_index(index.data(), rows, groups, again.data());
         if (again != scale) std::abort();
     }
 
@@ -58,8 +58,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (int i = 0; i < 27; i++) steps[i] = 0.001f * float(i + 1) * float(i + 1);
     const size_t n = size_t(rows * columns) * (dtype == TRITLLM_FLOAT32 ? 4 : 2);
     std::vector<uint8_t> first;
-    for (int isa = TRITLLM_SCALAR; isa <= TRITLLM_NEON; isa++) {
-        if (!(tritllm_isas() >> isa & 1)) continue;
+    for (int isa = TRITLLM_SCALAR; tritllm_isa_name(isa); isa++) {
+        if (tritllm_isa_serving(isa, TRITLLM_CODEC) != isa) continue;
         std::vector<uint8_t> out(n);
         const tritllm_packed p = {packed.data(), rows * width, width,   scale.data(),
                                   scale_width,   steps,        columns, planes,

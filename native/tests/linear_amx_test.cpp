@@ -1,15 +1,19 @@
 // The kernel for AMX on emulated tiles gives the bits of the one for AVX-512.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
 #define TRITLLM_EMULATE_TILES
 #define products_amx emulated_kernels_amx
 #include "../src/products/products_amx.cpp"
+#include "plain_trits.h"
 
 int main() {
-    if (!(tritllm_linear_isas() >> TRITLLM_AVX512 & 1)) return 0;
+    int avx512 = 0;
+    while (std::strcmp(tritllm_isa_name(avx512), "avx512")) avx512++;
+    if (tritllm_isa_serving(avx512, TRITLLM_PRODUCTS) < 0) return 0;
     std::mt19937 rng(1);
     const int64_t rows = 70, columns = 700, groups = 44;
     for (int depth = 1; depth <= 4; depth++)
@@ -18,39 +22,39 @@ int main() {
             for (auto &b : weight) b = uint8_t(rng() % 243);
             std::vector<uint8_t> index(size_t(rows * groups));
             for (auto &i : index) i = uint8_t(rng() % 27);
-            tritllm_pack_scale_index(index.data(), rows, groups, scale.data());
+            pack_scale_index(index.data(), rows, groups, scale.data());
             std::vector<float> steps(27, 0.01f), x(size_t(batch * columns));
             std::normal_distribution<float> normal;
             for (auto &v : x) v = normal(rng);
 
             const tritllm_portable portable = {
                 weight.data(), rows * 140, scale.data(), steps.data(), rows, columns, depth};
-            void *memory = std::aligned_alloc(
-                64, size_t(tritllm_linear_size(TRITLLM_AVX512, rows, columns, depth)));
-            if (tritllm_linear_prepare(TRITLLM_AVX512, &portable, 0, rows, memory)) return 1;
+            void *memory =
+                std::aligned_alloc(64, size_t(tritllm_linear_size(avx512, rows, columns, depth)));
+            if (tritllm_linear_prepare(avx512, &portable, 0, rows, memory)) return 1;
             void *activations =
                 std::aligned_alloc(64, size_t(tritllm_linear_activations_size(batch, columns, 0)));
             const tritllm_input input = {x.data(), columns, batch, columns, TRITLLM_FLOAT32, 0};
-            if (tritllm_linear_begin(&input, activations)) return 1;
+            if (tritllm_linear_begin(avx512, &input, activations)) return 1;
             if (tritllm_linear_quantize(&input, 0, batch, activations)) return 1;
 
             std::vector<float> y[2];
             for (int i = 0; i < 2; i++) {
                 y[i].resize(size_t(batch * rows));
                 const auto *header = static_cast<const PreparedHeader *>(memory);
-                const int64_t blocks = blocks_of(columns);
-                const Product product = {header,
-                                         reinterpret_cast<const uint8_t *>(header + 1),
-                                         blocks,
-                                         blocks * block_bytes(kFives, depth),
-                                         nullptr,
-                                         TRITLLM_FLOAT32,
-                                         TRITLLM_FLOAT32,
-                                         y[i].data(),
-                                         rows};
+                Product product = {};
+                product.tiles = reinterpret_cast<const uint8_t *>(header + 1);
+                product.rows = rows;
+                product.blocks = blocks_of(columns);
+                product.tile_bytes = product.blocks * block_bytes(kFives, depth);
+                product.dtype = TRITLLM_FLOAT32;
+                product.y = y[i].data();
+                product.stride = rows;
+                product.depth = depth;
+                std::copy_n(header->steps, 32, product.steps);
                 const auto *h = static_cast<const ActivationsHeader *>(activations);
                 const Activations a = {reinterpret_cast<const uint8_t *>(h + 1), h->row_bytes,
-                                       batch, blocks};
+                                       batch, product.blocks};
                 (i ? emulated_kernels_amx : products_avx512).compute(product, a, 0, tiles_of(rows));
             }
             if (y[0] != y[1]) {

@@ -16,9 +16,17 @@ void compare(int isa, const Matrix &w, int64_t batch, bool exact, std::mt19937 &
     const Memory activations = aligned(tritllm_linear_activations_size(batch, w.columns, exact));
     const tritllm_input input = {x.data(), w.columns, batch, w.columns, TRITLLM_FLOAT32, exact};
     std::vector<float> y(size_t(batch * w.rows)), whole(y.size());
-    tritllm_product product = {prepared.get(), bias.data(),     y.data(),
-                               w.rows,         TRITLLM_FLOAT32, TRITLLM_FLOAT32};
-    CHECK(tritllm_linear_begin(&input, activations.get()) == TRITLLM_OK);
+    tritllm_product product = {};
+    product.prepared = prepared.get();
+    product.size = w.prepared_size(isa);
+    product.rows = w.rows;
+    product.layout = tritllm_linear_layout(isa);
+    product.depth = w.depth;
+    product.bias = bias.data();
+    product.bias_dtype = product.dtype = TRITLLM_FLOAT32;
+    product.y = y.data();
+    product.stride = w.rows;
+    CHECK(tritllm_linear_begin(isa, &input, activations.get()) == TRITLLM_OK);
     CHECK(tritllm_linear_quantize(&input, 0, batch, activations.get()) == TRITLLM_OK);
     for (int64_t row = 0; row < w.rows; row += 48)
         CHECK(tritllm_linear_compute(&product, activations.get(), row,
@@ -52,14 +60,14 @@ void compare(int isa, const Matrix &w, int64_t batch, bool exact, std::mt19937 &
 int main() {
     std::mt19937 rng(1);
     const int64_t shapes[][2] = {{1, 1}, {16, 96}, {17, 97}, {50, 333}, {70, 700}};
-    for (int isa = 0; isa <= TRITLLM_AMX; isa++) {
-        if (!(tritllm_linear_isas() >> isa & 1)) continue;
+    for (int isa = 0; tritllm_isa_name(isa); isa++) {
+        if (tritllm_isa_serving(isa, TRITLLM_PRODUCTS) != isa) continue;
         for (int depth = 1; depth <= 4; depth++)
             for (const auto &shape : shapes) {
                 const Matrix w(shape[0], shape[1], depth, rng);
                 for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
                     for (bool exact : {false, true}) compare(isa, w, batch, exact, rng);
             }
-        std::printf("instruction set %d agrees\n", isa);
+        std::printf("%s agrees\n", tritllm_isa_name(isa));
     }
 }

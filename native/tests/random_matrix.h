@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "plain_trits.h"
 #include "tritllm_linear.h"
 
 namespace {
@@ -37,8 +38,8 @@ struct Matrix {
         for (int i = 0; i < 27; i++) steps[size_t(i)] = 0.001f * float(i + 1);
         weight.resize(size_t(d * n * width));
         scale.resize(size_t(n * scale_width));
-        tritllm_pack_trits(trits.data(), d * n, k, weight.data());
-        tritllm_pack_scale_index(index.data(), n, groups, scale.data());
+        pack_trits(trits.data(), d * n, k, weight.data());
+        pack_scale_index(index.data(), n, groups, scale.data());
         for (int64_t i = 0; i < n * k; i++) {
             int level = 0;
             for (int p = 0; p < d; p++) level = 3 * level + trits[size_t(p * n * k + i)];
@@ -46,18 +47,23 @@ struct Matrix {
         }
     }
 
+    int64_t prepared_size(int isa) const { return tritllm_linear_size(isa, rows, columns, depth); }
+
     Memory prepare(int isa) const {
         const tritllm_portable portable = {
             weight.data(), rows * ((columns + 4) / 5), scale.data(), steps.data(), rows, columns,
             depth};
-        const int64_t size = tritllm_linear_size(isa, rows, columns, depth);
+        const int64_t size = prepared_size(isa);
         CHECK(size > 0);
         Memory memory = aligned(size);
         for (int64_t row = 0; row < rows; row += 32)
             CHECK(tritllm_linear_prepare(isa, &portable, row, std::min(row + 32, rows),
                                          memory.get()) == TRITLLM_OK);
-        CHECK(tritllm_linear_check(memory.get(), size) == TRITLLM_OK);
-        CHECK(tritllm_linear_check(memory.get(), size - 64) == TRITLLM_BAD_ARGUMENT);
+        tritllm_prepared found;
+        CHECK(tritllm_linear_describe(memory.get(), size, &found) == TRITLLM_OK);
+        CHECK(found.rows == rows && found.columns == columns && found.depth == depth);
+        CHECK(found.size == size && found.isa == isa && found.layout == tritllm_linear_layout(isa));
+        CHECK(tritllm_linear_describe(memory.get(), size - 64, &found) == TRITLLM_BAD_ARGUMENT);
         return memory;
     }
 };

@@ -1,4 +1,4 @@
-"""Loading, and the choice of the instruction set."""
+"""Loading: what is compared with the library, and what is said where it is missing or another."""
 
 import os
 import subprocess
@@ -7,8 +7,9 @@ import sys
 import pytest
 from support.native_library import needs_library
 
-from tritllm import TritError, native
 from tritllm.native import library
+from tritllm.native.signatures import SIGNATURES
+from tritllm.native.structures import FACTS
 
 
 def python(code: str, **environment: str) -> str:
@@ -21,48 +22,6 @@ def python(code: str, **environment: str) -> str:
         check=False,
     )
     return done.stdout + done.stderr
-
-
-@needs_library
-def test_the_fastest_is_used() -> None:
-    assert native.load_error() is None
-    assert native.isas()[-1] == "scalar"
-    if "TRITLLM_ISA" not in os.environ:
-        assert native.isa() == native.isas()[0]
-
-
-@needs_library
-@pytest.mark.parametrize("name", ["scalar", "avx2", "avx512", "neon", "amx"])
-def test_one_can_be_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITLLM_ISA", name)
-    if name in native.isas():
-        assert native.isa() == name
-    elif name in library.product_isas():
-        assert native.isa() == library.CODEC_BESIDE[name]
-    else:
-        with pytest.raises(TritError, match=f"TRITLLM_ISA={name}: cannot run here; this machine"):
-            native.isa()
-
-
-@pytest.mark.skipif("avx512" not in native.isas(), reason="needs AVX-512")
-def test_the_codec_takes_avx512_beside_the_products_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITLLM_ISA", "amx")
-    monkeypatch.setattr(library, "product_isas", lambda: ["amx", *native.isas()])
-    assert native.isa() == "avx512"
-    assert library.choose_isa(None, library.product_isas()) == library.ISAS.index("amx")
-    monkeypatch.setattr(library, "product_isas", native.isas)
-    with pytest.raises(TritError, match="TRITLLM_ISA=amx: cannot run here; this machine has"):
-        native.isa()
-
-
-@needs_library
-def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITLLM_ISA", "altivec")
-    says = (
-        "TRITLLM_ISA=altivec: unknown instruction set, .* amx; amx is of packed products, the codec"
-    )
-    with pytest.raises(TritError, match=says):
-        native.isa()
 
 
 def test_a_missing_library_is_reported() -> None:
@@ -84,3 +43,40 @@ def test_the_loaders_own_words_are_kept(tmp_path_factory: pytest.TempPathFactory
     assert len(lines) == 2
     assert len(lines[0]) > len(f"{path}: {path}")  # ctypes' message, whatever the platform's words
     assert lines[1] == f"the native library is not available: {lines[0]}"
+
+
+@needs_library
+@pytest.mark.parametrize("name", FACTS)
+def test_a_structure_or_constant_that_differs_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FACTS, name, FACTS[name] + 8)
+    loaded, error = library._load.__wrapped__()
+    assert loaded is None
+    assert f"{name} is {FACTS[name] - 8} there and {FACTS[name]} here; it was built for" in error
+
+
+@needs_library
+def test_a_library_without_a_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is older than this package."""
+    monkeypatch.setitem(SIGNATURES, "tritllm_of_next_year", (None, ()))
+    loaded, error = library._load.__wrapped__()
+    assert loaded is None
+    assert error.endswith(
+        "it has no function tritllm_of_next_year; it was built for another version of this "
+        "package; install tritllm again"
+    )
+
+
+@needs_library
+def test_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "INTERFACE", "0123456789abcdef")
+    loaded, error = library._load.__wrapped__()
+    assert loaded is None
+    assert "its interface is" in error
+    assert "not 0123456789abcdef; it was built for another version" in error
+
+
+@needs_library
+def test_a_name_that_the_library_does_not_know() -> None:
+    assert library.library().tritllm_interface(b"tritllm_matrices") == -1

@@ -137,7 +137,7 @@ def test_native_refuses_what_does_not_fit(native):
     memory = prepared(matrix(33, 208, 2))
     with pytest.raises(ValueError, match="not prepared for 34 rows"):
         torch_ops.linear_prepared(activations(1, 208), memory, 34)
-    with pytest.raises(ValueError, match="x has 192 features"):
+    with pytest.raises(ValueError, match="33 rows and 192 features"):
         torch_ops.linear_prepared(activations(1, 192), memory, 33)
     with pytest.raises(TypeError, match="float64"):
         torch_ops.linear_prepared(activations(1, 208).double(), memory, 33)

@@ -11,6 +11,8 @@ from support.native_library import needs_library
 from support.weights import random_weights
 
 from tritllm import products as kernels
+from tritllm.native.arrays import address, aligned_bytes
+from tritllm.native.structures import OK, Input, Product
 from tritllm.products import reference
 
 pytestmark = needs_library
@@ -28,6 +30,31 @@ def assert_close(y, expected, bound):
     assert y.shape == expected.shape
     rounding = EPSILON[y.dtype.name] * (np.abs(expected) + bound) + 1e-7
     assert (np.abs(y.astype(np.float64) - expected) <= bound + rounding).all()
+
+
+def run_many(prepared, x, threads, fields=None):
+    """Several products of one x in one call; `fields` in place of what a product would say."""
+    batch, columns = x.shape
+    outputs = [np.zeros((batch, w.shape[0]), np.float32) for w in prepared]
+    products = (Product * len(prepared))()
+    for product, w, y in zip(products, prepared, outputs, strict=True):
+        said = {
+            "prepared": address(w.memory),
+            "size": w.nbytes,
+            "rows": w.shape[0],
+            "layout": w.layout,
+            "depth": w.depth,
+            "y": address(y),
+            "stride": w.shape[0],
+            "dtype": 2,
+        }
+        for name, value in {**said, **(fields or {})}.items():
+            setattr(product, name, value)
+    scratch = aligned_bytes(kernels.scratch_size(batch, columns))
+    call = Input(address(x), columns, batch, columns, 2, 0)
+    status = kernels.run_function()(threads, call, address(scratch), products, len(products))
+    assert status == OK, f"status {status}"
+    return outputs
 
 
 @settings(max_examples=60)
@@ -62,7 +89,7 @@ def test_products_agree_with_the_reference(
         expected = expected + bias.astype(np.float64)
         bound = bound + 2.0**-23 * (np.abs(expected) + np.abs(bias.astype(np.float64)))
     prepared = kernels.prepare(w.tensor, planes, threads, isa)
-    assert (prepared.shape, prepared.depth, prepared.isa) == ((rows, columns), planes, isa)
+    assert (prepared.shape, prepared.depth) == ((rows, columns), planes)
     y = kernels.linear(prepared, x, bias, threads, exact)
     assert y.dtype == x.dtype
     assert_close(y, expected, bound)
@@ -137,7 +164,7 @@ def test_threads_and_company_do_not_change_a_result(isa, batch):
     x = activations(3, batch, 250, np.float32)
     alone = [kernels.linear(weight, x) for weight in prepared]
     for threads in (1, 2, 3, 5):
-        together = kernels.linear_many(prepared, x, threads=threads)
+        together = run_many(prepared, x, threads)
         assert [y.tobytes() for y in together] == [y.tobytes() for y in alone]
 
 
@@ -164,5 +191,46 @@ def test_arguments_that_do_not_fit_are_refused(isa):
     with pytest.raises(TypeError, match="int32"):
         kernels.linear(prepared, x, np.zeros(20, np.int32))
     other = kernels.prepare(random_weights(1, 20, 65, 3).tensor, isa=isa)
-    with pytest.raises(ValueError, match="share one x"):
-        kernels.linear_many([prepared, other], x)
+    with pytest.raises(AssertionError, match="status 4"):
+        run_many([prepared, other], x, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "off"), [("size", -64), ("rows", 1), ("rows", -1), ("layout", 1), ("depth", 1)]
+)
+def test_what_a_product_says_of_its_memory_is_checked(isa, field, off):
+    prepared = kernels.prepare(random_weights(1, 20, 64, 3).tensor, isa=isa)
+    x = activations(1, 2, 64, np.float32)
+    value = {"size": prepared.nbytes, "rows": 20, "layout": prepared.layout, "depth": 3}[field]
+    with pytest.raises(AssertionError, match="status 4"):
+        run_many([prepared], x, 1, {field: value + off})
+    with pytest.raises(AssertionError, match="status 4"):
+        run_many([prepared], x, 1, {"prepared": address(prepared.memory) + 8})
+
+
+def test_steps_may_be_given(isa):
+    """Those that the memory was prepared with are then not used."""
+    w = random_weights(5, 40, 100, 2)
+    x = activations(1, 3, 100, np.float32)
+    given_steps = np.ascontiguousarray(w.tensor.codebook[1] * np.float32(2))
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    (y,) = run_many([prepared], x, 1, {"steps": address(given_steps)})
+    assert (y == 2 * kernels.linear(prepared, x)).all()
+
+
+def test_parts_along_the_rows_keep_their_codebooks(isa):
+    """A matrix put together from parts is as many products, each writing its columns of y."""
+    parts = [random_weights(seed, rows, 130, 3) for seed, rows in ((1, 37), (2, 16), (3, 50))]
+    prepared = [kernels.prepare(w.tensor, isa=isa) for w in parts]
+    x = activations(1, 5, 130, np.float32)
+    y = np.zeros((5, 103), np.float32)
+    products = (Product * 3)()
+    before = 0
+    for product, w in zip(products, prepared, strict=True):
+        product.prepared, product.size, product.rows = address(w.memory), w.nbytes, w.shape[0]
+        product.y, product.stride, product.dtype = address(y) + 4 * before, 103, 2
+        before += w.shape[0]
+    scratch = aligned_bytes(kernels.scratch_size(5, 130))
+    call = Input(address(x), 130, 5, 130, 2, 0)
+    assert kernels.run_function()(2, call, address(scratch), products, 3) == OK
+    assert (y == np.concatenate([kernels.linear(w, x) for w in prepared], axis=1)).all()

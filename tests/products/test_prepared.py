@@ -9,10 +9,8 @@ import pytest
 from support.native_library import needs_library
 from support.weights import random_weights
 
-from tritllm import TritError
+from tritllm import TritError, native
 from tritllm import products as kernels
-from tritllm.native.library import ISAS
-from tritllm.products.prepared import aligned_bytes
 
 pytestmark = needs_library
 
@@ -27,21 +25,11 @@ def test_threads_make_the_same_memory(isa, depth):
 
 def test_sizes_of_the_dense_layout():
     """2, 11/3, 16/3 and 7 bits a weight for whole blocks."""
-    if "avx512" not in kernels.isas():
+    if "avx512" not in native.isas("products"):
         pytest.skip("needs AVX-512")
     for depth, bits in zip((1, 2, 3, 4), (2, 11 / 3, 16 / 3, 7)):
         expected = 192 + 160 * 960 * bits / 8
         assert kernels.size(160, 960, depth, "avx512") == pytest.approx(expected)
-
-
-def test_memory_describes_itself(isa):
-    prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, planes=2, isa=isa)
-    copy = aligned_bytes(prepared.nbytes)
-    copy[:] = prepared.memory
-    attached = kernels.attach(copy)
-    assert (attached.shape, attached.depth, attached.isa) == ((33, 70), 2, isa)
-    x = np.random.default_rng(0).standard_normal((2, 70)).astype(np.float32)
-    assert (kernels.linear(attached, x) == kernels.linear(prepared, x)).all()
 
 
 @pytest.mark.parametrize("at", [0, 8, 12, 16, 20, 24, 32, 40, 48])
@@ -49,16 +37,15 @@ def test_a_changed_header_is_refused(isa, at):
     prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, isa=isa)
     prepared.memory[at] ^= 1
     with pytest.raises(ValueError, match="prepared matrix"):
-        kernels.attach(prepared.memory)
+        kernels.linear(prepared, np.zeros((1, 70), np.float32))
 
 
 def test_memory_cut_short_is_refused(isa):
     prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, isa=isa)
     for nbytes in (0, 63, 191, prepared.nbytes - 64):
+        short = dataclasses.replace(prepared, memory=prepared.memory[:nbytes])
         with pytest.raises(ValueError, match="prepared matrix"):
-            kernels.attach(prepared.memory[:nbytes])
-    with pytest.raises(ValueError, match="aligned"):
-        kernels.attach(prepared.memory[1:])
+            kernels.linear(short, np.zeros((1, 70), np.float32))
 
 
 @pytest.mark.parametrize("field", ["weight", "scale"])
@@ -95,22 +82,20 @@ def test_planes_and_steps_are_checked(isa):
         kernels.size(4, 4, 5)
 
 
-def test_memory_may_be_the_callers(isa):
-    tensor = random_weights(3, 50, 200, 2).tensor
-    memory = aligned_bytes(kernels.size(50, 200, 2, isa))
-    assert kernels.prepare(tensor, isa=isa, out=memory).memory is memory
-    assert memory.tobytes() == kernels.prepare(tensor, isa=isa).memory.tobytes()
-    with pytest.raises(ValueError, match="aligned"):
-        kernels.prepare(tensor, isa=isa, out=memory[:-64])
+def test_the_layout_is_known_without_the_memory(isa):
+    assert kernels.prepare(random_weights(3, 4, 33, 2).tensor, isa=isa).layout == kernels.layout(
+        isa
+    )
 
 
 def test_instruction_sets_by_name(monkeypatch):
-    assert kernels.isa() == kernels.isas()[0]
+    monkeypatch.delenv("TRITLLM_ISA", raising=False)
+    assert native.isa("products") == native.isas("products")[0]
     monkeypatch.setenv("TRITLLM_ISA", "scalar")
-    assert kernels.isa() == "scalar"
+    assert native.isa("products") == "scalar"
     monkeypatch.setenv("TRITLLM_ISA", "abacus")
     with pytest.raises(TritError, match="TRITLLM_ISA=abacus"):
-        kernels.isa()
-    missing = [name for name in ISAS if name not in kernels.isas()]
+        native.isa("products")
+    missing = {"avx2", "avx512", "amx", "neon"}.difference(native.isas("products"))
     with pytest.raises(ValueError, match="cannot run here"):
-        kernels.size(1, 1, 1, missing[0])
+        kernels.size(1, 1, 1, missing.pop())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tritllm import products
+from tritllm import native
 
 
-@pytest.fixture(params=products.isas() or ["none"], scope="session")
+@pytest.fixture(params=native.isas("products") or ["none"], scope="session")
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set that can run here."""
     return request.param

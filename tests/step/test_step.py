@@ -14,8 +14,8 @@ from support.native_library import needs_library
 from support.weights import random_weights
 
 from tritllm import products as kernels
+from tritllm.native.arrays import address, aligned_bytes
 from tritllm.products import reference
-from tritllm.products.prepared import aligned_bytes
 from tritllm.step import native_step as decoder
 from tritllm.step import reference as decoder_reference
 
@@ -79,7 +79,9 @@ def random_decoder(
             prepared = kernels.prepare(w.tensor, isa=isa)
             held.append(prepared)
             offset = rng.normal(size=shape[0]).astype(kind) if bias and name in "qkv" else None
-            weights.append(decoder.Weight(prepared.address, vector(offset, held)))
+            weights.append(
+                decoder.Weight(address(prepared.memory), prepared.nbytes, vector(offset, held))
+            )
             products[name] = product(
                 w.at(depth), 0 if offset is None else offset.astype(np.float32)
             )
@@ -146,7 +148,7 @@ def run(model: Decoder, call: Call, threads: int = 1, room: int = 0, final=None)
         None if mask is None else mask.ctypes.data, tokens, norm, EPSILON,
     )  # fmt: skip
     scratch = aligned_bytes(decoder.scratch_size(model.native[0], batch, tokens))
-    decoder.decoder_step(threads, model.native, step, scratch.ctypes.data)
+    decoder.llama_step(threads, model.native, step, scratch.ctypes.data)
     for part in caches:
         assert all(np.isnan(x[:, :, tokens:].astype(np.float32)).all() for x in part)
     return hidden, *([x[:, :, :tokens] for x in part] for part in caches)
@@ -271,7 +273,7 @@ def test_blocks_that_do_not_fit_are_refused(isa):
             decoder.scratch_size(other.native[0], 1, 4)
         scratch = aligned_bytes(decoder.scratch_size(model.native[0], 1, 4))
         with pytest.raises(ValueError, match="does not fit"):
-            decoder.decoder_step(1, other.native, decoder.Step(1, 4), scratch.ctypes.data)
+            decoder.llama_step(1, other.native, decoder.Step(1, 4), scratch.ctypes.data)
     model.native[1].o.prepared = model.native[1].down.prepared
     with pytest.raises(ValueError, match="does not fit"):
         run(model, call)

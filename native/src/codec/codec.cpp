@@ -1,77 +1,14 @@
-// The C interface: picks the kernels of an instruction set and checks what a caller can get wrong.
+// The C interface of the codec: picks the kernels of an instruction set and checks what a caller can get wrong.
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
-
-#if defined(_MSC_VER)
-#include <intrin.h>
-#elif defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 #include "codebook.h"
 #include "codec_kernels.h"
 #include "cpu/ieee.h"
+#include "cpu/isa.h"
 #include "cpu/lanes_scalar.h"
 
 namespace {
-
-#if defined(__x86_64__) || defined(_M_X64)
-#if defined(_MSC_VER)
-void cpuid(int leaf, uint32_t *r) { __cpuidex(reinterpret_cast<int *>(r), leaf, 0); }
-uint64_t enabled_state() { return _xgetbv(0); }
-#else
-void cpuid(int leaf, uint32_t *r) { __cpuid_count(leaf, 0, r[0], r[1], r[2], r[3]); }
-uint64_t enabled_state() {
-    uint32_t low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return uint64_t(high) << 32 | low;
-}
-#endif
-
-int detect() {
-    int isas = 1 << TRITLLM_SCALAR;
-    uint32_t zero[4], one[4], seven[4];  // eax, ebx, ecx, edx of a leaf
-    cpuid(0, zero);
-    cpuid(1, one);
-    auto has = [](uint32_t word, std::initializer_list<int> bits) {
-        for (int bit : bits)
-            if (!(word >> bit & 1)) return false;
-        return true;
-    };
-    // FMA, OSXSAVE, AVX, F16C; the system must also keep the wide registers.
-    if (zero[0] < 7 || !has(one[2], {12, 27, 28, 29}) || (enabled_state() & 0x06) != 0x06)
-        return isas;
-    cpuid(7, seven);
-    if (!has(seven[1], {5})) return isas;
-    isas |= 1 << TRITLLM_AVX2;
-    // F, DQ, BW, VL; VBMI, VNNI
-    if (has(seven[1], {16, 17, 30, 31}) && has(seven[2], {1, 11}) &&
-        (enabled_state() & 0xe6) == 0xe6)
-        isas |= 1 << TRITLLM_AVX512;
-    return isas;
-}
-#elif defined(__aarch64__)
-int detect() { return 1 << TRITLLM_SCALAR | 1 << TRITLLM_NEON; }
-
-#else
-int detect() { return 1 << TRITLLM_SCALAR; }
-#endif
-
-const CodecKernels *kernels(int isa) {
-    if (isa < 0 || isa > TRITLLM_NEON || !(tritllm_isas() >> isa & 1)) return nullptr;
-    switch (isa) {
-#if defined(__x86_64__) || defined(_M_X64)
-        case TRITLLM_AVX2: return &codec_avx2;
-        case TRITLLM_AVX512: return &codec_avx512;
-#elif defined(__aarch64__)
-        case TRITLLM_NEON: return &codec_neon;
-#endif
-        default: return &codec_scalar;
-    }
-}
-
-bool valid_type(int dtype) { return dtype >= TRITLLM_FLOAT16 && dtype <= TRITLLM_FLOAT32; }
 
 bool valid_rows(const tritllm_matrix &m, int64_t begin, int64_t end) {
     return valid_type(m.dtype) && m.columns > 0 && m.row_stride >= m.columns && 0 <= begin &&
@@ -92,15 +29,8 @@ int64_t first_nonfinite(const tritllm_matrix &m) {
 
 }  // namespace
 
-int tritllm_abi(void) { return TRITLLM_ABI; }
-
-int tritllm_isas(void) {
-    static const int isas = detect();
-    return isas;
-}
-
 int tritllm_peak(int isa, const tritllm_matrix *m, int64_t begin, int64_t end, uint32_t *bits) {
-    const CodecKernels *k = kernels(isa);
+    const CodecKernels *k = codec_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
     if (!valid_rows(*m, begin, end)) return TRITLLM_BAD_ARGUMENT;
     const uint32_t u = k->peak[m->dtype](*m, begin, end);
@@ -123,7 +53,7 @@ int64_t tritllm_first_nonfinite(const tritllm_matrix *m) {
 int tritllm_measure(int isa, const tritllm_matrix *m, int64_t begin, int64_t end, int n_depths,
                     const int32_t *depths, float *largest, float *const *scales,
                     double *row_energy) {
-    const CodecKernels *k = kernels(isa);
+    const CodecKernels *k = codec_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
     if (!valid_rows(*m, begin, end) || n_depths < 0 || n_depths > 4) return TRITLLM_BAD_ARGUMENT;
     for (int i = 0; i < n_depths; i++)
@@ -135,7 +65,7 @@ int tritllm_measure(int isa, const tritllm_matrix *m, int64_t begin, int64_t end
 
 int tritllm_tabulate(int isa, const float *magnitudes, const tritllm_sample_set *sample,
                      const float *grid, int depth, int begin, int end, float *table) {
-    const CodecKernels *k = kernels(isa);
+    const CodecKernels *k = codec_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
     if (!valid_depth(depth) || begin < 0 || end > TRITLLM_GRID) return TRITLLM_BAD_ARGUMENT;
     const IeeeArithmetic ieee;
@@ -147,7 +77,7 @@ int tritllm_tabulate(int isa, const float *magnitudes, const tritllm_sample_set 
 
 int tritllm_write(int isa, const tritllm_matrix *m, int64_t begin, int64_t end, int n_targets,
                   const tritllm_target *targets) {
-    const CodecKernels *k = kernels(isa);
+    const CodecKernels *k = codec_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
     if (!valid_rows(*m, begin, end) || n_targets < 0 || n_targets > 4) return TRITLLM_BAD_ARGUMENT;
     for (int i = 0; i < n_targets; i++)
@@ -158,7 +88,7 @@ int tritllm_write(int isa, const tritllm_matrix *m, int64_t begin, int64_t end, 
 }
 
 int tritllm_dequantize(int isa, const tritllm_packed *packed, int64_t begin, int64_t end) {
-    const CodecKernels *k = kernels(isa);
+    const CodecKernels *k = codec_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
     if (!valid_type(packed->dtype) || !valid_depth(packed->planes) || packed->columns < 1)
         return TRITLLM_BAD_ARGUMENT;

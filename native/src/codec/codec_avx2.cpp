@@ -4,7 +4,7 @@
 #include "tabulate.h"
 #include "write.h"
 
-const CodecKernels codec_avx2 = {
+extern const CodecKernels codec_avx2 = {
     {trit_peak<Avx2, uint16_t>, trit_peak<Avx2, uint16_t>, trit_peak<Avx2, uint32_t>},
     {trit_measure<Avx2, Half>, trit_measure<Avx2, Bfloat>, trit_measure<Avx2, float>},
     {trit_write<Avx2, Half>, trit_write<Avx2, Bfloat>, trit_write<Avx2, float>},

@@ -4,7 +4,7 @@
 #include "tabulate.h"
 #include "write.h"
 
-const CodecKernels codec_avx512 = {
+extern const CodecKernels codec_avx512 = {
     {trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint32_t>},
     {trit_measure<Avx512, Half>, trit_measure<Avx512, Bfloat>, trit_measure<Avx512, float>},
     {trit_write<Avx512, Half>, trit_write<Avx512, Bfloat>, trit_write<Avx512, float>},

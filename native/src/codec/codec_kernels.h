@@ -19,8 +19,3 @@ struct CodecKernels {
     // Indexed by the element type of the output.
     int (*decode[3])(const tritllm_packed &, int64_t begin, int64_t end);
 };
-
-extern const CodecKernels codec_scalar;
-extern const CodecKernels codec_avx2;
-extern const CodecKernels codec_avx512;
-extern const CodecKernels codec_neon;

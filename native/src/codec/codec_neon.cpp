@@ -4,7 +4,7 @@
 #include "tabulate.h"
 #include "write.h"
 
-const CodecKernels codec_neon = {
+extern const CodecKernels codec_neon = {
     {trit_peak<Neon, uint16_t>, trit_peak<Neon, uint16_t>, trit_peak<Neon, uint32_t>},
     {trit_measure<Neon, Half>, trit_measure<Neon, Bfloat>, trit_measure<Neon, float>},
     {trit_write<Neon, Half>, trit_write<Neon, Bfloat>, trit_write<Neon, float>},

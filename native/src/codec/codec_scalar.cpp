@@ -4,7 +4,7 @@
 #include "tabulate.h"
 #include "write.h"
 
-const CodecKernels codec_scalar = {
+extern const CodecKernels codec_scalar = {
     {trit_peak<Scalar, uint16_t>, trit_peak<Scalar, uint16_t>, trit_peak<Scalar, uint32_t>},
     {trit_measure<Scalar, Half>, trit_measure<Scalar, Bfloat>, trit_measure<Scalar, float>},
     {trit_write<Scalar, Half>, trit_write<Scalar, Bfloat>, trit_write<Scalar, float>},

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "codebook.h"
 #include "cpu/ieee.h"
@@ -13,6 +12,10 @@ namespace {
 
 constexpr int64_t kBodySample = 2048;
 constexpr int64_t kTailSample = 1024;
+static_assert(kBodySample + kTailSample == TRITLLM_SAMPLE, "a sample set holds both");
+
+constexpr int64_t kLooks = 8192;  // values, at least where there are so many, for a first guess
+constexpr int kBins = 0x7f80;     // of finite magnitudes
 
 uint32_t bin_of(float x) { return bits_of(x) >> 16; }
 
@@ -31,20 +34,21 @@ void for_each_from(const float *values, int64_t n, uint32_t lowest, Visit visit)
 
 // The lowest bin such that it and those above, up to `top`, hold at most kTailSample values in all.
 uint32_t tail_bin(const float *largest, int64_t n, uint32_t top) {
-    std::vector<float> sample;
-    const int64_t stride = std::max<int64_t>(1, n / 8192);
-    for (int64_t i = 0; i < n; i += stride) sample.push_back(largest[i]);
-    std::vector<int32_t> count;
+    float sample[2 * kLooks];
+    const int64_t stride = std::max<int64_t>(1, n / kLooks);
+    int64_t sampled = 0;
+    for (int64_t i = 0; i < n; i += stride) sample[sampled++] = largest[i];
+    int32_t count[kBins];
     // A guess that leaves somewhat more than the tail above it, lowered until it does.
     int64_t above = 4 * kTailSample / stride + 8;
     for (;; above *= 8) {
         uint32_t lowest = 1;  // bin 0 holds zero groups only, which no one samples
-        if (above < int64_t(sample.size())) {
-            const auto at = sample.end() - above;
-            std::nth_element(sample.begin(), at, sample.end());
+        if (above < sampled) {
+            float *end = sample + sampled, *at = end - above;
+            std::nth_element(sample, at, end);
             lowest = std::max(lowest, bin_of(*at));
         }
-        count.assign(std::max(top, lowest) - lowest + 1, 0);
+        std::fill_n(count, std::max(top, lowest) - lowest + 1, 0);
         for_each_from(largest, n, lowest, [&](int64_t i) { count[bin_of(largest[i]) - lowest]++; });
         int64_t sum = 0;
         for (uint32_t bin = top; bin >= lowest; bin--) {
@@ -69,15 +73,6 @@ struct Tiling {
     }
 };
 
-float element(const tritllm_matrix &m, int64_t row, int64_t column) {
-    const int64_t at = row * m.row_stride + column;
-    switch (m.dtype) {
-        case TRITLLM_FLOAT16: return to_float(static_cast<const Half *>(m.weight)[at]);
-        case TRITLLM_BFLOAT16: return to_float(static_cast<const Bfloat *>(m.weight)[at]);
-        default: return static_cast<const float *>(m.weight)[at];
-    }
-}
-
 }  // namespace
 
 int64_t tritllm_tiled(int64_t rows, int64_t columns) {
@@ -94,23 +89,23 @@ int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
     summarize(largest, stored, &sample->largest, &present);
     const uint32_t tail = tail_bin(largest, stored, bin_of(sample->largest));
 
-    std::vector<int64_t> chosen;
-    for_each_from(largest, stored, tail, [&](int64_t i) { chosen.push_back(tiling.group_at(i)); });
-    const int64_t n_tail = int64_t(chosen.size()), count = std::min(n, kBodySample);
+    int64_t *const chosen = sample->group;  // at most kTailSample and kBodySample of them
+    int64_t n_tail = 0;
+    for_each_from(largest, stored, tail, [&](int64_t i) { chosen[n_tail++] = tiling.group_at(i); });
+    int64_t n_chosen = n_tail;
+    const int64_t count = std::min(n, kBodySample);
     for (int64_t i = 0; i < count; i++) {
         const int64_t group = i * n / count;
         const float x = largest[tiling.position_of(group)];
-        if (x > 0 && bin_of(x) < tail) chosen.push_back(group);
+        if (x > 0 && bin_of(x) < tail) chosen[n_chosen++] = group;
     }
-    std::sort(chosen.begin(), chosen.end());
+    std::sort(chosen, chosen + n_chosen);
 
-    sample->count = int64_t(chosen.size());
-    const int64_t n_body = sample->count - n_tail;
+    sample->count = n_chosen;
+    const int64_t n_body = n_chosen - n_tail;
     sample->body_weight = n_body ? double(present - n_tail) / double(n_body) : 0.0;
-    for (int64_t i = 0; i < sample->count; i++) {
-        sample->group[i] = chosen[i];
+    for (int64_t i = 0; i < n_chosen; i++)
         sample->in_tail[i] = bin_of(largest[tiling.position_of(chosen[i])]) >= tail;
-    }
     return TRITLLM_OK;
 }
 
@@ -127,7 +122,9 @@ int tritllm_gather(const tritllm_matrix *m, const tritllm_sample_set *sample, fl
             if (n < sample->count) {
                 const int64_t row = sample->group[n] / groups;
                 const int64_t column = sample->group[n] % groups * TRITLLM_GROUP + i;
-                if (column < m->columns) a = std::fabs(element(*m, row, column)) * up * up_more;
+                if (column < m->columns)
+                    a = std::fabs(element(m->weight, m->dtype, row * m->row_stride + column)) * up *
+                        up_more;
                 if (a < 0x1p-64f) a = 0;
             }
             magnitudes[i * TRITLLM_SAMPLE + n] = a;
@@ -147,22 +144,22 @@ int tritllm_fit(const float *published, const tritllm_sample_set *sample, const 
                 const float *table, float *codebook) {
     const IeeeArithmetic ieee;
     const int64_t count = sample->count;
-    std::vector<float> least(static_cast<size_t>(count));
-    std::vector<double> in_body(least.size()), in_tail(least.size());
-    for (size_t i = 0; i < least.size(); i++) (sample->in_tail[i] ? in_tail : in_body)[i] = 1;
+    float least[TRITLLM_SAMPLE];
+    double in_body[TRITLLM_SAMPLE] = {}, in_tail[TRITLLM_SAMPLE] = {};
+    for (int64_t i = 0; i < count; i++) (sample->in_tail[i] ? in_tail : in_body)[i] = 1;
 
     auto total = [&](int low, int high) {
         const float *first = table + int64_t(low) * TRITLLM_SAMPLE;
-        std::copy(first, first + count, least.begin());
+        std::copy(first, first + count, least);
         for (int j = 1; j < TRITLLM_ENTRIES; j++) {
             const int row = low + (2 * j * (high - low) + 26) / 52;
             const float *error = table + int64_t(row) * TRITLLM_SAMPLE;
-            float *out = least.data();
-            for (int64_t i = 0; i < count; i++) out[i] = error[i] < out[i] ? error[i] : out[i];
+            for (int64_t i = 0; i < count; i++)
+                least[i] = error[i] < least[i] ? error[i] : least[i];
         }
         // Adding 0 changes nothing, and the two sums do not wait for each other.
         double body = 0, tail = 0;
-        for (size_t i = 0; i < least.size(); i++) {
+        for (int64_t i = 0; i < count; i++) {
             body += double(least[i]) * in_body[i];
             tail += double(least[i]) * in_tail[i];
         }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "tritllm.h"
+
 // For functions whose arrays are to stay in registers.
 #if defined(_MSC_VER)
 #define TRIT_INLINE __forceinline
@@ -22,5 +24,9 @@ struct Half {
 struct Bfloat {
     uint16_t bits;
 };
+
+inline bool valid_type(int dtype) { return dtype >= TRITLLM_FLOAT16 && dtype <= TRITLLM_FLOAT32; }
+
+inline int64_t element_size(int dtype) { return dtype == TRITLLM_FLOAT32 ? 4 : 2; }
 
 }  // namespace

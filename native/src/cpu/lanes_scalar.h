@@ -53,6 +53,27 @@ inline void round_to(float x, Half *out) {
     out->bits = uint16_t(sign | half);
 }
 
+// Element i of an array of any of the three types.
+inline float element(const void *p, int32_t dtype, int64_t i) {
+    switch (dtype) {
+        case TRITLLM_FLOAT16: return to_float(static_cast<const Half *>(p)[i]);
+        case TRITLLM_BFLOAT16: return to_float(static_cast<const Bfloat *>(p)[i]);
+        default: return static_cast<const float *>(p)[i];
+    }
+}
+
+inline void set_element(void *p, int32_t dtype, int64_t i, float x) {
+    if (dtype == TRITLLM_FLOAT32) {
+        static_cast<float *>(p)[i] = x;
+    } else if (x != x) {  // round_to knows numbers alone
+        static_cast<uint16_t *>(p)[i] = dtype == TRITLLM_FLOAT16 ? 0x7e00 : 0x7fc0;
+    } else if (dtype == TRITLLM_FLOAT16) {
+        round_to(x, static_cast<Half *>(p) + i);
+    } else {
+        round_to(x, static_cast<Bfloat *>(p) + i);
+    }
+}
+
 struct Scalar {
     static constexpr int W = 1;
     using F = float;

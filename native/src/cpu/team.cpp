@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -26,11 +28,7 @@ class Pool {
     void run(int threads, Work work, void *data) {
         std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
         if (!turn.owns_lock()) return work(data);
-        while (int(workers_.size()) < threads - 1) {
-            const int number = int(workers_.size());
-            const unsigned seen = round_.load(std::memory_order_relaxed);
-            workers_.emplace_back([this, number, seen] { serve(number, seen); });
-        }
+        grow(threads - 1);
         work_ = work;
         data_ = data;
         wanted_ = threads - 1;
@@ -45,6 +43,19 @@ class Pool {
     }
 
  private:
+    // Once the system has refused a thread it is not asked again: work goes on with those there are.
+    void grow(int wanted) {
+        try {
+            while (!refused_ && int(workers_.size()) < wanted) {
+                const int number = int(workers_.size());
+                const unsigned seen = round_.load(std::memory_order_relaxed);
+                workers_.emplace_back([this, number, seen] { serve(number, seen); });
+            }
+        } catch (const std::exception &) {  // std::system_error, std::bad_alloc
+            refused_ = true;
+        }
+    }
+
     // seen: the last round before the worker was made.
     [[noreturn]] void serve(int number, unsigned seen) {
         for (;;) {
@@ -72,15 +83,18 @@ class Pool {
     Work work_ = nullptr;
     void *data_ = nullptr;
     int wanted_ = 0;
+    bool refused_ = false;
 };
 
 // Never destroyed: its threads run until the process ends.
 std::atomic<Pool *> pool{nullptr};
 
+// Null where there is no memory for one.
 Pool *the_pool() {
     Pool *now = pool.load(std::memory_order_acquire);
     if (now) return now;
-    Pool *made = new Pool;
+    Pool *made = new (std::nothrow) Pool;
+    if (!made) return nullptr;
     if (pool.compare_exchange_strong(now, made)) {
 #if !defined(_WIN32)
         // Threads do not survive a fork: the child makes a pool of its own.
@@ -106,5 +120,6 @@ void run_team(int threads, Work work, void *data) {
     if (threads <= 1) return work(data);
     if (const GompParallel parallel = openmp.load())
         return parallel(work, data, unsigned(threads), 0);
-    the_pool()->run(threads, work, data);
+    if (Pool *workers = the_pool()) return workers->run(threads, work, data);
+    work(data);
 }

@@ -77,9 +77,15 @@ void widen_row_avx512(const void *x, int64_t columns, int64_t blocks, uint8_t *r
     }
 }
 
+// What AVX-512 and AMX have in common.
+constexpr RowKernels avx512_rows = {
+    {quantize_row_avx512<Half>, quantize_row_avx512<Bfloat>, quantize_row_avx512<float>},
+    {widen_row_avx512<Half>, widen_row_avx512<Bfloat>, widen_row_avx512<float>},
+};
+
 // Sixteen results of one batch row from row `row` on, `bias` added, rounded once.
 inline void finish16(const Product &p, int64_t b, int64_t row, __m512 sum) {
-    const __mmask16 m = first(p.header->rows - row);
+    const __mmask16 m = first(p.rows - row);
     if (p.bias) {
         __m512 bias;
         switch (p.bias_dtype) {

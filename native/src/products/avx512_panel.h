@@ -29,7 +29,7 @@ struct Panel {
 };
 
 template <int D>
-void unpack_block(const StepTable &table, const uint8_t *__restrict block,
+void unpack_block(const StepRegisters &table, const uint8_t *__restrict block,
                   uint8_t (*__restrict unit)[kUnit], float (*__restrict step)[16]) {
     // What the next panel will read comes while this one is multiplied.
     for (int line = 0; line < block_bytes(kFives, D); line += 64)
@@ -102,7 +102,7 @@ struct Vnni {
 template <int D, class Engine>
 void prefill(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     static thread_local Panel panel;
-    const StepTable table(p.header->steps);
+    const StepRegisters table(p.steps);
     const int64_t fit = kPanelBytes / (p.blocks * kBlockColumns) / Engine::kRows * Engine::kRows;
     const int64_t most = std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
     for (int64_t first_row = 0; first_row < a.batch; first_row += most) {

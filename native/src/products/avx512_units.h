@@ -125,9 +125,9 @@ class BlockCodes {
 };
 
 // The steps (scales) of 16 rows for group G of a block: vpermi2ps looks at the low five bits alone.
-struct StepTable {
+struct StepRegisters {
     __m512 low, high;
-    explicit StepTable(const float *steps)
+    explicit StepRegisters(const float *steps)
         : low(_mm512_loadu_ps(steps)), high(_mm512_loadu_ps(steps + 16)) {}
     template <int G>
     __m512 of_group(__m512i index) const {

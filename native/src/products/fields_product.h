@@ -10,8 +10,7 @@
 
 namespace {
 
-// --- Elements
-// -------------------------------------------------------------------------------------
+// --- Elements ----------------------------------------------------------------------------------
 
 template <class T>
 void quantize_row(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
@@ -53,37 +52,16 @@ void widen_row(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
     for (int64_t i = 0; i < blocks * kBlockColumns; i++) out[i] = i < columns ? to_float(in[i]) : 0;
 }
 
-inline float element(const void *p, int32_t dtype, int64_t i) {
-    switch (dtype) {
-        case TRITLLM_FLOAT16: return to_float(static_cast<const Half *>(p)[i]);
-        case TRITLLM_BFLOAT16: return to_float(static_cast<const Bfloat *>(p)[i]);
-        default: return static_cast<const float *>(p)[i];
-    }
-}
-
-inline void set_element(void *p, int32_t dtype, int64_t i, float x) {
-    if (dtype == TRITLLM_FLOAT32) {
-        static_cast<float *>(p)[i] = x;
-    } else if (x != x) {  // round_to knows numbers alone
-        static_cast<uint16_t *>(p)[i] = dtype == TRITLLM_FLOAT16 ? 0x7e00 : 0x7fc0;
-    } else if (dtype == TRITLLM_FLOAT16) {
-        round_to(x, static_cast<Half *>(p) + i);
-    } else {
-        round_to(x, static_cast<Bfloat *>(p) + i);
-    }
-}
-
 // The results of one tile and batch row.
 inline void finish_tile(const Product &p, int64_t b, int64_t tile, const float *sum) {
     const int64_t row = tile * kTileRows;
-    for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p.header->rows - row); r++) {
+    for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p.rows - row); r++) {
         const float bias = p.bias ? element(p.bias, p.bias_dtype, row + r) : 0.0f;
         set_element(p.y, p.dtype, b * p.stride + row + r, p.bias ? sum[r] + bias : sum[r]);
     }
 }
 
-// --- A group: four vectors of codes (level + L)
-// ---------------------------------------------------
+// --- A group: four vectors of codes (level + L) ------------------------------------------------
 
 template <class V, int D>
 inline void unpack_group(const uint8_t *units, typename V::Bytes *w) {
@@ -111,8 +89,7 @@ inline void unpack_group(const uint8_t *units, typename V::Bytes *w) {
 
 constexpr int kFieldsPrefetch = 1024;
 
-// --- Products
-// -------------------------------------------------------------------------------------
+// --- Products ----------------------------------------------------------------------------------
 
 template <class V, int D, int M>
 void fields_tile(const Product &p, const Activations &a, int64_t b, int64_t tile) {
@@ -136,7 +113,7 @@ void fields_tile(const Product &p, const Activations &a, int64_t b, int64_t tile
             for (int part = 0; part < kParts; part++) {
                 typename V::Bytes w[4];
                 unpack_group<V, D>(units + part * 4 * V::kRows, w);
-                const auto step = V::lookup(p.header->steps, block + part * 4 * V::kRows, 5 * g);
+                const auto step = V::lookup(p.steps, block + part * 4 * V::kRows, 5 * g);
                 for (int m = 0; m < M; m++) {
                     auto dot = V::set(offset[m][g]);
                     for (int i = 0; i < 4; i++) dot = V::dot(dot, w[i], q[m] + 16 * g + 4 * i);
@@ -171,7 +148,7 @@ void fields_exact_tile(const Product &p, const Activations &a, int64_t b, int64_
             for (int part = 0; part < kParts; part++) {
                 typename V::Bytes w[4];
                 unpack_group<V, D>(units + part * 4 * V::kRows, w);
-                const auto step = V::lookup(p.header->steps, block + part * 4 * V::kRows, 5 * g);
+                const auto step = V::lookup(p.steps, block + part * 4 * V::kRows, 5 * g);
                 for (int i = 0; i < 4; i++)
                     for (int c = 0; c < 4; c++) {
                         const auto level = V::to_floats(V::byte(w[i], c, kLevelOffset[D]));
@@ -199,7 +176,7 @@ void fields_depth(const Product &p, const Activations &a, int64_t begin, int64_t
 
 template <class V>
 void fields_compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    switch (p.header->depth) {
+    switch (p.depth) {
         case 1: return fields_depth<V, 1>(p, a, begin, end);
         case 2: return fields_depth<V, 2>(p, a, begin, end);
         case 3: return fields_depth<V, 3>(p, a, begin, end);
@@ -210,7 +187,7 @@ void fields_compute(const Product &p, const Activations &a, int64_t begin, int64
 template <class V>
 void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; tile++)
-        for (int64_t b = 0; b < a.batch; b++) switch (p.header->depth) {
+        for (int64_t b = 0; b < a.batch; b++) switch (p.depth) {
                 case 1: fields_exact_tile<V, 1>(p, a, b, tile); break;
                 case 2: fields_exact_tile<V, 2>(p, a, b, tile); break;
                 case 3: fields_exact_tile<V, 3>(p, a, b, tile); break;
@@ -230,8 +207,8 @@ template <class V>
 constexpr ProductKernels fields_kernels() {
     return {kFields,
             fields_prepare,
-            {quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
-            {widen_row<Half>, widen_row<Bfloat>, widen_row<float>},
+            {{quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
+             {widen_row<Half>, widen_row<Bfloat>, widen_row<float>}},
             fields_compute<V>,
             fields_exact<V>};
 }

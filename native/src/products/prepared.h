@@ -7,8 +7,7 @@
 //
 //   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512 VBMI. See fives.h.
 //   kFields  two, four, six or eight bits a weight: unpacked by shifts and masks alone, for
-//   everything
-//            else. See fields.h.
+//            everything else. See fields.h.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +39,8 @@ struct ActivationsHeader {
     int64_t columns;
     int64_t row_bytes;
     int32_t exact;
-    int32_t reserved[7];
+    int32_t isa;  // whose functions fill the rows
+    int32_t reserved[6];
 };
 static_assert(sizeof(ActivationsHeader) == 64, "one cache line");
 

@@ -1,4 +1,4 @@
-// The table of functions that one instruction set provides for y = x W^T.
+// What an instruction set provides for y = x W^T, as a table of functions.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 // Weights and results as a kernel sees them; row ranges are in tiles.
 struct Product {
-    const PreparedHeader *header;
     const uint8_t *tiles;
+    int64_t rows;
     int64_t blocks;
     int64_t tile_bytes;
     const void *bias;
@@ -17,22 +17,23 @@ struct Product {
     int32_t dtype;
     void *y;
     int64_t stride;
+    int32_t depth;
+    alignas(64) float steps[32];  // 27, then zeros
 };
 
+// One batch row of `columns` elements to a row of activations; indexed by the elements' type.
+struct RowKernels {
+    void (*quantize[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
+    void (*widen[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
+};
+
+// The functions that one instruction set provides for y = x W^T.
 struct ProductKernels {
     uint32_t layout;
     // Codes of the tiles [begin, end); a status of tritllm.h.
     int (*prepare)(const tritllm_portable &, int64_t begin, int64_t end, uint8_t *tiles);
-    // One batch row of `columns` elements; indexed by their type.
-    void (*quantize[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
-    void (*widen[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
+    RowKernels rows;
     // Tiles [begin, end) for all batch rows.
     void (*compute)(const Product &, const Activations &, int64_t begin, int64_t end);
     void (*compute_exact)(const Product &, const Activations &, int64_t begin, int64_t end);
 };
-
-extern const ProductKernels products_scalar;
-extern const ProductKernels products_avx2;
-extern const ProductKernels products_avx512;
-extern const ProductKernels products_amx;
-extern const ProductKernels products_neon;

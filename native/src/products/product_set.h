@@ -5,10 +5,11 @@
 
 #include "product_kernels.h"
 
-constexpr int kMostProducts = 64;
+constexpr int kMostProducts = TRITLLM_PRODUCTS_AT_ONCE;
 
 struct ProductSet {
     int count;
+    int isa;  // of the first product
     Product product[kMostProducts];
     const ProductKernels *kernel[kMostProducts];
     int64_t tiles_before[kMostProducts + 1];
@@ -16,10 +17,9 @@ struct ProductSet {
     int64_t tiles() const { return tiles_before[count]; }
 };
 
-// Fills `set`; the status of tritllm.h that says why it cannot. `activations` needs its header
-// only.
-int open_products(const tritllm_product *products, int count, const void *activations,
-                  ProductSet *set);
+// Fills `set` from products of inputs of so many columns; the status of tritllm.h that says why it
+// cannot.
+int open_products(const tritllm_product *products, int count, int64_t columns, ProductSet *set);
 
 // How many tiles a thread takes at a time.
 int64_t tiles_at_a_time(const ProductSet &set, int threads);

@@ -4,96 +4,18 @@
 #include <cstddef>
 #include <cstring>
 
-#if defined(_MSC_VER)
-#include <intrin.h>
-#elif defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
+#include "cpu/isa.h"
 #include "cpu/team.h"
 #include "product_set.h"
 
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#if defined(__aarch64__)
-#include <sys/auxv.h>
-#endif
-#endif
-
 namespace {
 
-#if defined(__x86_64__) || defined(_M_X64)
-#if defined(_MSC_VER)
-void cpuid(int leaf, uint32_t *r) { __cpuidex(reinterpret_cast<int *>(r), leaf, 0); }
-#else
-void cpuid(int leaf, uint32_t *r) { __cpuid_count(leaf, 0, r[0], r[1], r[2], r[3]); }
-#endif
-
-// Whether the system lets this process use the tiles: Linux does when it is asked.
-bool may_use_tiles() {
-#if defined(TRITLLM_WITH_AMX) && defined(__linux__)
-    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-#else
-    return false;
-#endif
-}
-
-// What tritllm_isas found, less AVX-512 without VNNI; AMX needs its tiles and their int8 products.
-int detect() {
-    int isas = tritllm_isas() & (1 << TRITLLM_SCALAR | 1 << TRITLLM_AVX2 | 1 << TRITLLM_AVX512);
-    if (!(isas >> TRITLLM_AVX512 & 1)) return isas;
-    uint32_t seven[4];
-    cpuid(7, seven);
-    const bool vnni = seven[2] >> 11 & 1, tiles = seven[3] >> 24 & 1, int8 = seven[3] >> 25 & 1;
-    if (!vnni) return isas & ~(1 << TRITLLM_AVX512);
-    if (tiles && int8 && may_use_tiles()) isas |= 1 << TRITLLM_AMX;
-    return isas;
-}
-#elif defined(__aarch64__)
-int detect() {
-    int isas = 1 << TRITLLM_SCALAR;
-#if defined(__linux__)
-    constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-    if (getauxval(AT_HWCAP) & kDotProduct) isas |= 1 << TRITLLM_NEON;
-#elif defined(__APPLE__)
-    isas |= 1 << TRITLLM_NEON;
-#endif
-    return isas;
-}
-#else
-int detect() { return 1 << TRITLLM_SCALAR; }
-#endif
-
-const ProductKernels *kernels(int isa) {
-    if (isa < 0 || isa > TRITLLM_AMX || !(tritllm_linear_isas() >> isa & 1)) return nullptr;
-    switch (isa) {
-#if defined(__x86_64__) || defined(_M_X64)
-        case TRITLLM_AVX2: return &products_avx2;
-        case TRITLLM_AVX512: return &products_avx512;
-#if defined(TRITLLM_WITH_AMX)
-        case TRITLLM_AMX: return &products_amx;
-#endif
-#elif defined(__aarch64__)
-        case TRITLLM_NEON: return &products_neon;
-#endif
-        default: return &products_scalar;
-    }
-}
-
-uint32_t layout_of(int isa) {
-    return isa == TRITLLM_AVX512 || isa == TRITLLM_AMX ? kFives : kFields;
-}
-
-constexpr int64_t kLargest = int64_t(1)
-                             << 40;  // of a dimension or a product of two: sizes do not wrap
+// Of a dimension, or a product of two: sizes do not wrap.
+constexpr int64_t kLargest = int64_t(1) << 40;
 
 bool valid_shape(int64_t rows, int64_t columns) {
     return rows > 0 && columns > 0 && rows <= kLargest && columns <= kLargest / rows;
 }
-
-bool valid_type(int dtype) { return dtype >= TRITLLM_FLOAT16 && dtype <= TRITLLM_FLOAT32; }
 
 // FNV-1a of the header's fields before `check`.
 uint64_t checksum(const PreparedHeader &h) {
@@ -104,28 +26,50 @@ uint64_t checksum(const PreparedHeader &h) {
     return sum;
 }
 
-// The product as kernels see it, or the reason why it cannot be computed.
-int open_product(const tritllm_product &product, const ActivationsHeader &activations, Product *p,
-                 const ProductKernels **k) {
-    const auto *h = static_cast<const PreparedHeader *>(product.prepared);
+// Whether `size` bytes at `prepared` are what tritllm_linear_prepare made; else the reason.
+int open_prepared(const void *prepared, int64_t size, const PreparedHeader **header,
+                  const ProductKernels **kernels) {
+    if (!prepared || size < int64_t(sizeof(PreparedHeader)) ||
+        reinterpret_cast<uintptr_t>(prepared) % kUnit)
+        return TRITLLM_BAD_ARGUMENT;
+    const auto *h = static_cast<const PreparedHeader *>(prepared);
     if (std::memcmp(h->magic, kPreparedMagic, 8) || h->version != kPreparedVersion ||
-        h->check != checksum(*h))
+        h->check != checksum(*h) || h->size > size)
         return TRITLLM_BAD_ARGUMENT;
-    *k = kernels(int(h->isa));
-    if (!*k) return TRITLLM_UNSUPPORTED;
-    if ((*k)->layout != h->layout || h->columns != activations.columns ||
-        !valid_type(product.dtype) || (product.bias && !valid_type(product.bias_dtype)))
+    *kernels = product_kernels(int(h->isa));
+    if (!*kernels) return TRITLLM_UNSUPPORTED;
+    if ((*kernels)->layout != h->layout ||
+        h->size != tritllm_linear_size(int(h->isa), h->rows, h->columns, h->depth))
         return TRITLLM_BAD_ARGUMENT;
+    *header = h;
+    return TRITLLM_OK;
+}
+
+// The product as kernels see it, or the reason why it cannot be computed.
+int open_product(const tritllm_product &product, int64_t columns, Product *p, int *isa,
+                 const ProductKernels **k) {
+    const PreparedHeader *h;
+    const int status = open_prepared(product.prepared, product.size, &h, k);
+    if (status != TRITLLM_OK) return status;
+    if (h->columns != columns || h->rows != product.rows ||
+        (product.depth && h->depth != product.depth) ||
+        (product.layout && h->layout != uint32_t(product.layout)) || !valid_type(product.dtype) ||
+        (product.bias && !valid_type(product.bias_dtype)))
+        return TRITLLM_BAD_ARGUMENT;
+    *isa = int(h->isa);
     const int64_t blocks = blocks_of(h->columns);
-    *p = {h,
-          reinterpret_cast<const uint8_t *>(h + 1),
-          blocks,
-          blocks * block_bytes(h->layout, h->depth),
-          product.bias,
-          product.bias_dtype,
-          product.dtype,
-          product.y,
-          product.stride};
+    p->tiles = reinterpret_cast<const uint8_t *>(h + 1);
+    p->rows = h->rows;
+    p->blocks = blocks;
+    p->tile_bytes = blocks * block_bytes(h->layout, h->depth);
+    p->bias = product.bias;
+    p->bias_dtype = product.bias_dtype;
+    p->dtype = product.dtype;
+    p->y = product.y;
+    p->stride = product.stride;
+    p->depth = h->depth;
+    std::memcpy(p->steps, h->steps, sizeof p->steps);
+    if (product.steps) std::copy_n(product.steps, TRITLLM_ENTRIES, p->steps);
     return TRITLLM_OK;
 }
 
@@ -142,8 +86,7 @@ void multiply(const ProductKernels &k, const Product &p, const void *activations
     (exact ? k.compute_exact : k.compute)(p, a, begin, end);
 }
 
-// --- One call on many threads
-// ---------------------------------------------------------------------
+// --- One call on many threads -------------------------------------------------------------------
 
 constexpr int64_t kAloneBatch = 4;      // so few batch rows the caller's thread quantizes alone
 constexpr int64_t kPartsPerThread = 6;  // so that a thread which finishes early finds more work
@@ -177,16 +120,17 @@ void multiply_part(void *data) {
 
 }  // namespace
 
-int open_products(const tritllm_product *products, int count, const void *activations,
-                  ProductSet *set) {
-    if (count < 0 || count > kMostProducts) return TRITLLM_BAD_ARGUMENT;
-    const auto &header = *static_cast<const ActivationsHeader *>(activations);
+int open_products(const tritllm_product *products, int count, int64_t columns, ProductSet *set) {
+    if (count < 1 || count > kMostProducts) return TRITLLM_BAD_ARGUMENT;
     set->count = count;
     set->tiles_before[0] = 0;
     for (int i = 0; i < count; i++) {
-        const int status = open_product(products[i], header, &set->product[i], &set->kernel[i]);
+        int isa;
+        const int status =
+            open_product(products[i], columns, &set->product[i], &isa, &set->kernel[i]);
         if (status != TRITLLM_OK) return status;
-        set->tiles_before[i + 1] = set->tiles_before[i] + tiles_of(set->product[i].header->rows);
+        if (i == 0) set->isa = isa;
+        set->tiles_before[i + 1] = set->tiles_before[i] + tiles_of(set->product[i].rows);
     }
     return TRITLLM_OK;
 }
@@ -206,21 +150,21 @@ void multiply_tiles(const ProductSet &set, const void *activations, int64_t begi
     }
 }
 
-int tritllm_linear_isas(void) {
-    static const int isas = detect();
-    return isas;
+int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth) {
+    const ProductKernels *k = product_kernels(isa);
+    if (!k || depth < 1 || depth > 4 || !valid_shape(rows, columns)) return -1;
+    return int64_t(sizeof(PreparedHeader)) +
+           tiles_of(rows) * blocks_of(columns) * block_bytes(k->layout, depth);
 }
 
-int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth) {
-    if (isa < 0 || isa > TRITLLM_AMX || depth < 1 || depth > 4 || !valid_shape(rows, columns))
-        return -1;
-    return int64_t(sizeof(PreparedHeader)) +
-           tiles_of(rows) * blocks_of(columns) * block_bytes(layout_of(isa), depth);
+int tritllm_linear_layout(int isa) {
+    const ProductKernels *k = product_kernels(isa);
+    return k ? int(k->layout) : -1;
 }
 
 int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t begin, int64_t end,
                            void *prepared) {
-    const ProductKernels *k = kernels(isa);
+    const ProductKernels *k = product_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
     const int64_t size =
         tritllm_linear_size(isa, portable->rows, portable->columns, portable->depth);
@@ -246,15 +190,13 @@ int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t be
                       reinterpret_cast<uint8_t *>(h + 1));
 }
 
-int tritllm_linear_check(const void *prepared, int64_t size) {
-    if (size < int64_t(sizeof(PreparedHeader))) return TRITLLM_BAD_ARGUMENT;
-    PreparedHeader h;
-    std::memcpy(&h, prepared, sizeof h);
-    if (std::memcmp(h.magic, kPreparedMagic, 8) || h.version != kPreparedVersion ||
-        h.check != checksum(h) || h.isa > TRITLLM_AMX || h.layout != layout_of(int(h.isa)) ||
-        h.size > size || h.size != tritllm_linear_size(int(h.isa), h.rows, h.columns, h.depth))
-        return TRITLLM_BAD_ARGUMENT;
-    return kernels(int(h.isa)) ? TRITLLM_OK : TRITLLM_UNSUPPORTED;
+int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared *out) {
+    const PreparedHeader *h;
+    const ProductKernels *k;
+    const int status = open_prepared(prepared, size, &h, &k);
+    if (status == TRITLLM_OK)
+        *out = {h->rows, h->columns, h->size, int32_t(h->isa), int32_t(h->layout), h->depth, 0};
+    return status;
 }
 
 int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int exact) {
@@ -263,7 +205,8 @@ int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int exac
            batch * activation_row_bytes(blocks_of(columns), exact);
 }
 
-int tritllm_linear_begin(const tritllm_input *input, void *activations) {
+int tritllm_linear_begin(int isa, const tritllm_input *input, void *activations) {
+    if (!product_kernels(isa)) return TRITLLM_UNSUPPORTED;
     if (!valid_type(input->dtype) ||
         tritllm_linear_activations_size(input->batch, input->columns, input->exact) < 0)
         return TRITLLM_BAD_ARGUMENT;
@@ -273,6 +216,7 @@ int tritllm_linear_begin(const tritllm_input *input, void *activations) {
     h.columns = input->columns;
     h.row_bytes = activation_row_bytes(blocks_of(input->columns), input->exact);
     h.exact = input->exact != 0;
+    h.isa = isa;
     std::memcpy(activations, &h, sizeof h);
     return TRITLLM_OK;
 }
@@ -283,14 +227,10 @@ int tritllm_linear_quantize(const tritllm_input *input, int64_t begin, int64_t e
     if (std::memcmp(h->magic, kActivationsMagic, 8) || h->columns != input->columns || begin < 0 ||
         begin > end || end > h->batch || !valid_type(input->dtype))
         return TRITLLM_BAD_ARGUMENT;
-    // The row format is the same for all; so the fastest that is there.
-    static const ProductKernels *const k = [] {
-        for (int isa : {TRITLLM_AVX512, TRITLLM_AVX2, TRITLLM_NEON})
-            if (const ProductKernels *found = kernels(isa)) return found;
-        return &products_scalar;
-    }();
-    const auto convert = (h->exact ? k->widen : k->quantize)[input->dtype];
-    const int64_t blocks = blocks_of(h->columns), width = input->dtype == TRITLLM_FLOAT32 ? 4 : 2;
+    const ProductKernels *k = product_kernels(h->isa);
+    if (!k) return TRITLLM_UNSUPPORTED;
+    const auto convert = (h->exact ? k->rows.widen : k->rows.quantize)[input->dtype];
+    const int64_t blocks = blocks_of(h->columns), width = element_size(input->dtype);
     for (int64_t b = begin; b < end; b++)
         convert(static_cast<const uint8_t *>(input->x) + b * input->stride * width, h->columns,
                 blocks, static_cast<uint8_t *>(activations) + sizeof *h + b * h->row_bytes);
@@ -302,11 +242,12 @@ int tritllm_linear_compute(const tritllm_product *product, const void *activatio
     const auto *h = static_cast<const ActivationsHeader *>(activations);
     if (std::memcmp(h->magic, kActivationsMagic, 8)) return TRITLLM_BAD_ARGUMENT;
     Product p;
+    int isa;
     const ProductKernels *k;
-    const int status = open_product(*product, *h, &p, &k);
+    const int status = open_product(*product, h->columns, &p, &isa, &k);
     if (status != TRITLLM_OK) return status;
-    if (begin < 0 || begin > end || end > p.header->rows || begin % kTileRows ||
-        (end % kTileRows && end != p.header->rows))
+    if (begin < 0 || begin > end || end > p.rows || begin % kTileRows ||
+        (end % kTileRows && end != p.rows))
         return TRITLLM_BAD_ARGUMENT;
     multiply(*k, p, activations, begin / kTileRows, tiles_of(end));
     return TRITLLM_OK;
@@ -314,12 +255,12 @@ int tritllm_linear_compute(const tritllm_product *product, const void *activatio
 
 int tritllm_linear_run(int threads, const tritllm_input *input, void *activations,
                        const tritllm_product *products, int n_products) {
-    int status = tritllm_linear_begin(input, activations);
-    if (status != TRITLLM_OK) return status;
     Call call;
     call.input = input;
     call.activations = activations;
-    status = open_products(products, n_products, activations, &call.products);
+    int status = open_products(products, n_products, input->columns, &call.products);
+    if (status != TRITLLM_OK) return status;
+    status = tritllm_linear_begin(call.products.isa, input, activations);
     if (status != TRITLLM_OK) return status;
     call.next = 0;
     run_team(input->batch <= kAloneBatch ? 1 : threads, quantize_part, &call);

@@ -15,6 +15,8 @@
 #include "emulated_tiles.h"
 #endif
 
+extern const ProductKernels products_avx512;
+
 namespace {
 
 // Tile 0 is the left operand, 1 the right one, 2 and 3 are results. The intrinsics paste the
@@ -93,7 +95,7 @@ void with_tiles(const Product &p, const Activations &a, int64_t begin, int64_t e
 
 void compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     if (a.batch < Amx::kRows) return products_avx512.compute(p, a, begin, end);
-    switch (p.header->depth) {
+    switch (p.depth) {
         case 1: return with_tiles<1>(p, a, begin, end);
         case 2: return with_tiles<2>(p, a, begin, end);
         case 3: return with_tiles<3>(p, a, begin, end);
@@ -111,11 +113,6 @@ int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_
 
 }  // namespace
 
-const ProductKernels products_amx = {
-    kFives,
-    prepare,
-    {quantize_row_avx512<Half>, quantize_row_avx512<Bfloat>, quantize_row_avx512<float>},
-    {widen_row_avx512<Half>, widen_row_avx512<Bfloat>, widen_row_avx512<float>},
-    compute,
-    compute_exact,
+extern const ProductKernels products_amx = {
+    kFives, prepare, avx512_rows, compute, compute_exact,
 };

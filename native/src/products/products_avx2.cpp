@@ -8,7 +8,7 @@
 
 namespace {
 
-struct Avx2 {
+struct Avx2Products {
     static constexpr int kRows = 8;
     using Bytes = __m256i;
     using Ints = __m256i;
@@ -50,4 +50,4 @@ struct Avx2 {
 
 }  // namespace
 
-const ProductKernels products_avx2 = fields_kernels<Avx2>();
+extern const ProductKernels products_avx2 = fields_kernels<Avx2Products>();

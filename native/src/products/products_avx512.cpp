@@ -16,12 +16,11 @@ namespace {
 // in order as it is, and the hardware's prefetcher does better when left to it.
 constexpr int kPrefetch[] = {0, 12288, 12288, 768, 16384};
 
-// --- Decode: M batch rows (few), weights go from memory to registers
-// ------------------------------
+// --- Decode: M batch rows (few), weights go from memory to registers --------------------------
 
 template <int D, int M>
 void decode_tile(const Product &p, const Activations &a, int64_t tile) {
-    const StepTable table(p.header->steps);
+    const StepRegisters table(p.steps);
     const uint8_t *block = p.tiles + tile * p.tile_bytes;
     const int8_t *q[M];
     const int32_t *offset[M];
@@ -82,7 +81,7 @@ void compute_depth(const Product &p, const Activations &a, int64_t begin, int64_
 }
 
 void compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    switch (p.header->depth) {
+    switch (p.depth) {
         case 1: return compute_depth<1>(p, a, begin, end);
         case 2: return compute_depth<2>(p, a, begin, end);
         case 3: return compute_depth<3>(p, a, begin, end);
@@ -90,8 +89,7 @@ void compute(const Product &p, const Activations &a, int64_t begin, int64_t end)
     }
 }
 
-// --- Exact: float32 weights of a block, then fused multiply-adds
-// ----------------------------------
+// --- Exact: float32 weights of a block, then fused multiply-adds ------------------------------
 
 template <int D>
 void exact_tile(const Product &p, const Activations &a, int64_t tile) {
@@ -99,7 +97,7 @@ void exact_tile(const Product &p, const Activations &a, int64_t tile) {
         alignas(64) float weight[kBlockColumns][16];
         alignas(64) float sum[kPanelBatch][16];
     } part;
-    const StepTable table(p.header->steps);
+    const StepRegisters table(p.steps);
     const __m512i middle = _mm512_set1_epi32(kLevelOffset[D]), byte = _mm512_set1_epi32(255);
     for (int64_t first_row = 0; first_row < a.batch; first_row += kPanelBatch) {
         const int64_t rows = std::min<int64_t>(kPanelBatch, a.batch - first_row);
@@ -133,7 +131,7 @@ void exact_tile(const Product &p, const Activations &a, int64_t tile) {
 }
 
 void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++) switch (p.header->depth) {
+    for (int64_t tile = begin; tile < end; tile++) switch (p.depth) {
             case 1: exact_tile<1>(p, a, tile); break;
             case 2: exact_tile<2>(p, a, tile); break;
             case 3: exact_tile<3>(p, a, tile); break;
@@ -141,8 +139,7 @@ void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_
         }
 }
 
-// --- Preparation
-// ----------------------------------------------------------------------------------
+// --- Preparation ------------------------------------------------------------------------------
 
 // Sixteen rows of sixteen 32-bit words at a time: words of two rows are interleaved, then of four,
 // and quarters of vectors last.
@@ -190,11 +187,6 @@ int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_
 
 }  // namespace
 
-const ProductKernels products_avx512 = {
-    kFives,
-    prepare,
-    {quantize_row_avx512<Half>, quantize_row_avx512<Bfloat>, quantize_row_avx512<float>},
-    {widen_row_avx512<Half>, widen_row_avx512<Bfloat>, widen_row_avx512<float>},
-    compute,
-    compute_exact,
+extern const ProductKernels products_avx512 = {
+    kFives, prepare, avx512_rows, compute, compute_exact,
 };

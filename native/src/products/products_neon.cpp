@@ -5,7 +5,7 @@
 
 namespace {
 
-struct Neon {
+struct NeonProducts {
     static constexpr int kRows = 4;
     using Bytes = uint8x16_t;
     using Ints = int32x4_t;
@@ -57,4 +57,4 @@ struct Neon {
 
 }  // namespace
 
-const ProductKernels products_neon = fields_kernels<Neon>();
+extern const ProductKernels products_neon = fields_kernels<NeonProducts>();

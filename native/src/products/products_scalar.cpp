@@ -91,4 +91,4 @@ struct Plain {
 
 }  // namespace
 
-const ProductKernels products_scalar = fields_kernels<Plain>();
+extern const ProductKernels products_scalar = fields_kernels<Plain>();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/isa.h"
 #include "cpu/phase.h"
 #include "cpu/team.h"
 #include "products/product_set.h"
@@ -11,18 +12,17 @@ namespace {
 
 constexpr int64_t kKeysAPart = 256;  // of one sequence and head of keys, that one thread takes
 
-bool valid_type(int dtype) { return dtype >= TRITLLM_FLOAT16 && dtype <= TRITLLM_FLOAT32; }
-
 bool valid_vector(const tritllm_vector &v, bool optional) {
     return v.data ? valid_type(v.dtype) : optional;
 }
 
 bool valid_block(const tritllm_block &b) {
-    return b.hidden > 0 && b.hidden % 16 == 0 && b.intermediate > 0 && b.intermediate % 16 == 0 &&
-           b.kv_heads > 0 && b.heads > 0 && b.heads % b.kv_heads == 0 && b.head_dim > 0 &&
-           b.head_dim % 32 == 0 && b.head_dim <= kMostHeadDim && valid_type(b.dtype) &&
-           valid_vector(b.input_norm, false) && valid_vector(b.post_norm, false) &&
-           valid_vector(b.q_norm, true) && valid_vector(b.k_norm, true);
+    return b.hidden > 0 && b.hidden % TRITLLM_WIDTH_MULTIPLE == 0 && b.intermediate > 0 &&
+           b.intermediate % TRITLLM_WIDTH_MULTIPLE == 0 && b.kv_heads > 0 && b.heads > 0 &&
+           b.heads % b.kv_heads == 0 && b.head_dim > 0 && b.head_dim % TRITLLM_HEAD_MULTIPLE == 0 &&
+           b.head_dim <= kMostHeadDim && valid_type(b.dtype) && valid_vector(b.input_norm, false) &&
+           valid_vector(b.post_norm, false) && valid_vector(b.q_norm, true) &&
+           valid_vector(b.k_norm, true);
 }
 
 bool same_shape(const tritllm_block &a, const tritllm_block &b) {
@@ -31,26 +31,11 @@ bool same_shape(const tritllm_block &a, const tritllm_block &b) {
            a.exact == b.exact;
 }
 
-const StepKernels &kernels_of(const ProductSet &set) {
-    switch (set.product[0].header->isa) {
-#if defined(__x86_64__) || defined(_M_X64)
-        case TRITLLM_AVX2: return step_avx2;
-        case TRITLLM_AVX512:
-        case TRITLLM_AMX: return step_avx512;
-#elif defined(__aarch64__)
-        case TRITLLM_NEON: return step_neon;
-#endif
-        default: return step_scalar;
-    }
+extern const void *element_at(const void *p, int dtype, int64_t i) {
+    return static_cast<const uint8_t *>(p) + i * element_size(dtype);
 }
-
-int64_t size_of(int dtype) { return dtype == TRITLLM_FLOAT32 ? 4 : 2; }
-
-const void *element(const void *p, int dtype, int64_t i) {
-    return static_cast<const uint8_t *>(p) + i * size_of(dtype);
-}
-void *element(void *p, int dtype, int64_t i) {
-    return static_cast<uint8_t *>(p) + i * size_of(dtype);
+void *element_at(void *p, int dtype, int64_t i) {
+    return static_cast<uint8_t *>(p) + i * element_size(dtype);
 }
 
 struct Shape {
@@ -88,7 +73,7 @@ struct Scratch {
         result = floats(batch * std::max({s.queries + 2 * s.keys, s.hidden, 2 * s.wide}));
         residual = floats(batch * s.hidden);
         parts = floats(splits_of(tokens) * batch * b.heads * kPartial);
-        q = take(batch * s.queries * size_of(b.dtype));
+        q = take(batch * s.queries * element_size(b.dtype));
         for (auto &a : activations)
             a = take(tritllm_linear_activations_size(batch, widest, b.exact));
     }
@@ -108,13 +93,15 @@ struct Piece {
              float *result) {
         input = {rows, columns, batch, columns, TRITLLM_FLOAT32, exact};
         activations = memory;
-        int status = tritllm_linear_begin(&input, activations);
-        if (status != TRITLLM_OK) return status;
         tritllm_product product[3];
         for (int i = 0; i < count; i++) {
             const tritllm_weight &w = *weights[i];
             if (!w.prepared || !valid_vector(w.bias, true)) return TRITLLM_BAD_ARGUMENT;
             product[i].prepared = w.prepared;
+            product[i].size = w.size;
+            product[i].rows = widths[i];
+            product[i].layout = product[i].depth = 0;
+            product[i].steps = nullptr;
             product[i].bias = w.bias.data;
             product[i].bias_dtype = w.bias.dtype;
             product[i].y = result;
@@ -122,10 +109,9 @@ struct Piece {
             product[i].dtype = TRITLLM_FLOAT32;
             result += batch * widths[i];
         }
-        status = open_products(product, count, activations, &products);
+        int status = open_products(product, count, columns, &products);
+        if (status == TRITLLM_OK) status = tritllm_linear_begin(products.isa, &input, activations);
         if (status != TRITLLM_OK) return status;
-        for (int i = 0; i < count; i++)
-            if (products.product[i].header->rows != widths[i]) return TRITLLM_BAD_ARGUMENT;
         a_time = tiles_at_a_time(products, threads);
         return TRITLLM_OK;
     }
@@ -183,7 +169,7 @@ struct BlockRun {
             status = open_piece(output, 1, shape.queries, o, &shape.hidden, 1);
         if (status == TRITLLM_OK) status = open_piece(gates, 2, shape.hidden, both, halves, 2);
         if (status == TRITLLM_OK) status = open_piece(down, 3, shape.wide, last, &shape.hidden, 1);
-        if (status == TRITLLM_OK) kernel = &kernels_of(project.products);
+        if (status == TRITLLM_OK) kernel = step_kernels(project.products.isa);
         return status;
     }
 
@@ -221,7 +207,7 @@ struct BlockRun {
     }
 
     void *hidden_row(int64_t b) const {
-        return element(step.hidden, block.dtype, b * shape.hidden);
+        return element_at(step.hidden, block.dtype, b * shape.hidden);
     }
 
     void turn_row(int64_t b) {
@@ -233,19 +219,19 @@ struct BlockRun {
         float *v = k + step.batch * shape.keys;
         for (int h = 0; h < block.heads; h++)
             turn_head(b, q + h * width, block.q_norm,
-                      element(scratch.q, block.dtype, (b * block.heads + h) * width));
+                      element_at(scratch.q, block.dtype, (b * block.heads + h) * width));
         for (int h = 0; h < block.kv_heads; h++) {
             const int64_t at = slot + h * stride[1];
-            turn_head(b, k + h * width, block.k_norm, element(keys, block.dtype, at));
-            kernel->narrow(v + h * width, width, block.dtype, element(values, block.dtype, at));
+            turn_head(b, k + h * width, block.k_norm, element_at(keys, block.dtype, at));
+            kernel->narrow(v + h * width, width, block.dtype, element_at(values, block.dtype, at));
         }
     }
 
     void turn_head(int64_t b, float *x, const tritllm_vector &norm, void *out) {
         const int64_t at = b * step.rotary_stride;
         if (norm.data) kernel->rms_norm(x, block.head_dim, norm, block.epsilon, x);
-        kernel->rotate(x, block.head_dim, element(step.cos, block.dtype, at),
-                       element(step.sin, block.dtype, at), block.dtype, out);
+        kernel->rotate(x, block.head_dim, element_at(step.cos, block.dtype, at),
+                       element_at(step.sin, block.dtype, at), block.dtype, out);
     }
 
     void attend_part(int64_t part) {
@@ -255,9 +241,9 @@ struct BlockRun {
         const int64_t row = b * block.heads + head * heads, *stride = step.key_stride;
         const int64_t at = b * stride[0] + head * stride[1] + first * stride[2];
         AttentionPart work;
-        work.q = element(scratch.q, block.dtype, row * block.head_dim);
-        work.key = element(keys, block.dtype, at);
-        work.value = element(values, block.dtype, at);
+        work.q = element_at(scratch.q, block.dtype, row * block.head_dim);
+        work.key = element_at(keys, block.dtype, at);
+        work.value = element_at(values, block.dtype, at);
         work.stride = stride[2];
         work.mask = step.mask ? step.mask + b * step.mask_stride + first : nullptr;
         work.tokens = std::min(kKeysAPart, step.tokens - first);
@@ -297,7 +283,7 @@ int tritllm_llama_step(int threads, const tritllm_block *blocks, int64_t n_block
     }
     if (!step->final_norm.data) return TRITLLM_OK;
     for (int64_t b = 0; b < step->batch; b++) {
-        void *row = element(step->hidden, first.dtype, b * first.hidden);
+        void *row = element_at(step->hidden, first.dtype, b * first.hidden);
         kernel->widen(row, first.dtype, first.hidden, scratch.rows);
         kernel->rms_norm(scratch.rows, first.hidden, step->final_norm, step->final_epsilon,
                          scratch.rows);

@@ -37,4 +37,4 @@ struct Avx2Rows : Avx2 {
 
 }  // namespace
 
-const StepKernels step_avx2 = step_kernels<Avx2Rows>();
+extern const StepKernels step_avx2 = step_kernels<Avx2Rows>();

@@ -20,4 +20,4 @@ struct Avx512Rows : Avx512 {
 
 }  // namespace
 
-const StepKernels step_avx512 = step_kernels<Avx512Rows>();
+extern const StepKernels step_avx512 = step_kernels<Avx512Rows>();

@@ -20,7 +20,7 @@ struct AttentionPart {
 
 // A head's share of an attention: head_dim sums of weight * value, then the largest score and the
 // sum of the weights, which are exp(score - largest score).
-constexpr int kMostHeadDim = 256;
+constexpr int kMostHeadDim = TRITLLM_MOST_HEAD_DIM;
 constexpr int kPartial = kMostHeadDim + 16;
 constexpr int kLargestScore = kMostHeadDim, kWeightSum = kMostHeadDim + 1;
 
@@ -40,8 +40,3 @@ struct StepKernels {
     // One head from its parts, `stride` floats apart.
     void (*combine)(const float *parts, int64_t count, int64_t stride, int head_dim, float *out);
 };
-
-extern const StepKernels step_scalar;
-extern const StepKernels step_avx2;
-extern const StepKernels step_avx512;
-extern const StepKernels step_neon;

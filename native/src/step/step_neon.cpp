@@ -29,4 +29,4 @@ struct NeonRows : Neon {
 
 }  // namespace
 
-const StepKernels step_neon = step_kernels<NeonRows>();
+extern const StepKernels step_neon = step_kernels<NeonRows>();

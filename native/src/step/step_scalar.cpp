@@ -27,4 +27,4 @@ struct ScalarRows : Scalar {
 
 }  // namespace
 
-const StepKernels step_scalar = step_kernels<ScalarRows>();
+extern const StepKernels step_scalar = step_kernels<ScalarRows>();

@@ -21,7 +21,7 @@ def is_native() -> bool:
 def describe() -> str:
     """The implementation in use, in a line."""
     if native.available():
-        return f"native library, {native.describe_isa(native.isa(), native.isas())}"
+        return f"native library, {native.describe_isa('codec')}"
     return f"NumPy reference, tens of times slower than the native library: {native.load_error()}"
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from tritllm.format import trits
 from tritllm.format.layout import groups_of, plane_row_bytes, scale_row_bytes
 from tritllm.format.trits import ENTRIES
-from tritllm.native import library
 from tritllm.native import threads as pool
 from tritllm.native.arrays import address, dtype_number, with_dense_rows
+from tritllm.native.instruction_sets import isa_number
+from tritllm.native.library import check, library
+from tritllm.native.structures import BAD_BYTE, BAD_PADDING, Packed
 
 
 def dequantize_rows(
@@ -48,10 +50,10 @@ def dequantize_rows(
     if with_dense_rows(out) is not out or not out.flags.writeable:
         raise ValueError("out is read-only or its rows are not contiguous")
 
-    number, native = library.isa_number(isa), library.library()
+    number, native = isa_number(isa, "codec"), library()
     weight, index = with_dense_rows(packed), with_dense_rows(scale)
     steps = np.ascontiguousarray(steps)
-    call = library.Packed(
+    call = Packed(
         address(weight),
         weight.strides[0],
         weight.strides[1],
@@ -72,11 +74,11 @@ def dequantize_rows(
     if rows and columns:
         ranges = pool.parts(rows, 1, threads)
         pool.run([partial(part, *rows) for rows in ranges], threads)
-    if library.BAD_BYTE in statuses or library.BAD_PADDING in statuses:
+    if BAD_BYTE in statuses or BAD_PADDING in statuses:
         trits.unpack_trits(packed[:planes], columns)
         trits.unpack_scale_index(scale, groups_of(columns))
     for status in statuses:
-        library.check(status)
+        check(status)
 
 
 def _expect(name: str, array: np.ndarray, dtype: type | None, shape: tuple[int, ...]) -> None:

@@ -14,8 +14,11 @@ from tritllm.codec.encoded import Encoded, rescaled
 from tritllm.codec.groups import ordered_sum
 from tritllm.format.layout import packed_shapes
 from tritllm.format.trits import DEPTHS, ENTRIES, GROUP
-from tritllm.native import library, threads
+from tritllm.native import threads
 from tritllm.native.arrays import address, dtype_number, with_dense_rows
+from tritllm.native.instruction_sets import isa_number
+from tritllm.native.library import check, library
+from tritllm.native.structures import GRID, SAMPLE, TILE, Matrix, SampleSet, Target
 
 LARGEST_FINITE = 0x7F7FFFFF  # the bits of float32's largest number
 
@@ -68,11 +71,11 @@ class _Call:
             raise ValueError(f"depth {unknown[0]} is not one of 1, 2, 3, 4")
         weight = with_dense_rows(weight)
         self.weight, self.depths, self.threads = weight, list(dict.fromkeys(depths)), n_threads
-        self.isa = library.isa_number(isa)
+        self.isa = isa_number(isa, "codec")
         self.rows, self.columns = weight.shape
-        self.library = library.library()
+        self.library = library()
         stride = weight.strides[0] // weight.itemsize if self.rows > 1 else self.columns
-        self.matrix = library.Matrix(
+        self.matrix = Matrix(
             address(weight), dtype_number(weight.dtype), 0, self.rows, self.columns, stride
         )
         self.matrix.exponent = self.exponent = self._exponent()
@@ -89,7 +92,7 @@ class _Call:
         return self._encoded(outputs)
 
     def encode_v3(self) -> dict[int, Encoded]:
-        sample = library.SampleSet()
+        sample = SampleSet()
         threads.run([*self._v2_codebooks(), partial(self._sample, sample)], self.threads)
         fitted = self._fit(sample)
         outputs = [self._output(depth, fitted[depth]) for depth in self.depths]
@@ -104,9 +107,9 @@ class _Call:
         """Calls function(isa, matrix, begin, end, *arguments) on parts of the rows."""
 
         def part(begin: int, end: int) -> None:
-            library.check(function(self.isa, ctypes.byref(self.matrix), begin, end, *arguments))
+            check(function(self.isa, ctypes.byref(self.matrix), begin, end, *arguments))
 
-        ranges = threads.parts(self.rows, library.TILE, self.threads)
+        ranges = threads.parts(self.rows, TILE, self.threads)
         threads.run([partial(part, *rows) for rows in ranges], self.threads)
 
     def _exponent(self) -> int:
@@ -148,33 +151,33 @@ class _Call:
     def _v2_codebook(self, depth: int) -> None:
         scales = self.scales[depth]
         scratch = np.empty_like(scales)  # memory that is touched only where it is needed
-        library.check(
+        check(
             self.library.tritllm_v2_codebook(
                 address(scales), scales.size, address(scratch), address(self.published[depth])
             )
         )
 
-    def _sample(self, sample: library.SampleSet) -> None:
-        library.check(
+    def _sample(self, sample: SampleSet) -> None:
+        check(
             self.library.tritllm_sample(
                 address(self.largest), self.rows, self.columns, ctypes.byref(sample)
             )
         )
 
-    def _fit(self, sample: library.SampleSet) -> dict[int, np.ndarray]:
+    def _fit(self, sample: SampleSet) -> dict[int, np.ndarray]:
         """The fitted codebooks; of a matrix of zeros, the published one."""
         published = self.published
         if not sample.largest:
             return published
         native, shared = self.library, ctypes.byref(sample)
-        magnitudes = np.empty((GROUP, library.SAMPLE), np.float32)
-        library.check(native.tritllm_gather(ctypes.byref(self.matrix), shared, address(magnitudes)))
-        grids = {depth: np.empty(library.GRID, np.float32) for depth in published}
-        tables = {d: np.empty((library.GRID, library.SAMPLE), np.float32) for d in published}
+        magnitudes = np.empty((GROUP, SAMPLE), np.float32)
+        check(native.tritllm_gather(ctypes.byref(self.matrix), shared, address(magnitudes)))
+        grids = {depth: np.empty(GRID, np.float32) for depth in published}
+        tables = {d: np.empty((GRID, SAMPLE), np.float32) for d in published}
         fitted = {depth: np.empty(ENTRIES, np.float32) for depth in published}
 
         def tabulate(depth: int, begin: int, end: int) -> None:
-            library.check(
+            check(
                 native.tritllm_tabulate(
                     self.isa,
                     address(magnitudes),
@@ -190,11 +193,11 @@ class _Call:
         def fit(depth: int) -> None:
             arrays = published[depth], grids[depth], tables[depth], fitted[depth]
             initial, grid, table, codebook = map(address, arrays)
-            library.check(native.tritllm_fit(initial, shared, grid, table, codebook))
+            check(native.tritllm_fit(initial, shared, grid, table, codebook))
 
         for depth, grid in grids.items():
-            library.check(native.tritllm_grid(address(published[depth]), shared, address(grid)))
-        rows = list(threads.parts(library.GRID, 1, self.threads))
+            check(native.tritllm_grid(address(published[depth]), shared, address(grid)))
+        rows = list(threads.parts(GRID, 1, self.threads))
         threads.run([partial(tabulate, d, *part) for d in grids for part in rows], self.threads)
         threads.run([partial(fit, depth) for depth in grids], self.threads)
         return fitted
@@ -215,8 +218,8 @@ class _Call:
 
     def _target(
         self, o: _Output, search: bool, scales: np.ndarray | None, published: np.ndarray | None
-    ) -> library.Target:
-        return library.Target(
+    ) -> Target:
+        return Target(
             o.depth,
             search,
             address(o.codebook),
@@ -230,8 +233,8 @@ class _Call:
             address(o.row_norm),
         )
 
-    def _write(self, targets: list[library.Target]) -> None:
-        array = (library.Target * len(targets))(*targets)
+    def _write(self, targets: list[Target]) -> None:
+        array = (Target * len(targets))(*targets)
         self._by_rows(self.library.tritllm_write, len(targets), ctypes.byref(array))
 
     def _is_better(self, o: _Output) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tritllm.format.dtypes import NUMBER_OF_DTYPE
+from tritllm.native.structures import ALIGNMENT
 
 
 def dtype_number(dtype: np.dtype) -> int:
@@ -15,7 +16,7 @@ def dtype_number(dtype: np.dtype) -> int:
 
 
 def address(array: np.ndarray) -> int:
-    """Of the first element."""
+    """Address of the first element."""
     return array.__array_interface__["data"][0]
 
 
@@ -28,3 +29,10 @@ def with_dense_rows(array: np.ndarray) -> np.ndarray:
     if dense and apart and whole and array.flags.aligned:
         return array
     return np.ascontiguousarray(array)
+
+
+def aligned_bytes(nbytes: int) -> np.ndarray:
+    """Uninitialized uint8 [nbytes] at a multiple of 64 bytes; huge pages where NumPy gets them."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -address(raw) % ALIGNMENT
+    return raw[start : start + nbytes]

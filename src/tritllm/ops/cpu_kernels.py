@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
+from tritllm import native
 from tritllm import products as kernels
 from tritllm.errors import TritError
-from tritllm.native.library import BAD_ARGUMENT, check, describe_isa
-from tritllm.products import library
+from tritllm.native import threads
+from tritllm.native.library import check
+from tritllm.native.structures import BAD_ARGUMENT, Input, Product
 
 MODES = ("int8", "exact", "torch")
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # the kernels' numbers
 _SCRATCH_KEPT = 1 << 23  # bytes a thread keeps between calls
-_INT64 = ctypes.c_int64.from_address
-_ROWS_AT = 24  # where prepared memory's header has N, int64
 _PAGE_OUT = 21  # MADV_PAGEOUT of Linux: pages of a file are dropped, others stay
 
 
@@ -52,12 +52,12 @@ def mode() -> str:
 
 def available() -> bool:
     """Whether native kernels are wanted and can run here."""
-    return mode() != "torch" and kernels.available()
+    return mode() != "torch" and native.available()
 
 
 def as_wanted() -> bool:
     """Whether what `TRITLLM_LINEAR` asks for can run here."""
-    return mode() == "torch" or kernels.available()
+    return mode() == "torch" or native.available()
 
 
 def describe() -> str:
@@ -67,9 +67,9 @@ def describe() -> str:
     """
     if available():
         activations = "int8" if mode() == "int8" else "float32 (TRITLLM_LINEAR=exact)"
-        isa = describe_isa(kernels.isa(), kernels.isas())
+        isa = native.describe_isa("products")
         return f"native kernels, {isa}, activations in {activations}"
-    why = "TRITLLM_LINEAR=torch" if mode() == "torch" else kernels.load_error()
+    why = "TRITLLM_LINEAR=torch" if mode() == "torch" else native.load_error()
     return f"torch, which decodes the weights at every call: {why}"
 
 
@@ -80,7 +80,7 @@ def prepare(
 
     Raises ValueError for bytes that are no trits, RuntimeError where the kernels are not there.
     """
-    library.use_openmp()
+    threads.use_openmp()
     planes, scale, steps = planes.contiguous(), scale.contiguous(), steps.contiguous()
     depth, rows = planes.shape[:2]
     memory = torch.empty(kernels.size(rows, in_features, depth), dtype=torch.uint8)
@@ -118,34 +118,22 @@ def linear(
     shape[-1] = out_features
     y = x.new_empty(shape)
     address = prepared.data_ptr()
-    if _INT64(address + _ROWS_AT).value != out_features:
-        raise ValueError(f"the memory was not prepared for {out_features} rows")
-    if bias is None:
-        product = library.Product(address, None, y.data_ptr(), out_features, dtype, dtype)
-    else:
-        product = library.Product(
-            address, bias.data_ptr(), y.data_ptr(), out_features, DTYPES[bias.dtype], dtype
-        )
+    at, bias_dtype = (None, dtype) if bias is None else (bias.data_ptr(), DTYPES[bias.dtype])
+    product = Product(
+        address, prepared.numel(), out_features, 0, 0, None, at, y.data_ptr(), out_features,
+        bias_dtype, dtype,
+    )  # fmt: skip
     exact = mode() == "exact"
     scratch = scratch_memory(kernels.scratch_size(batch, columns, exact))
-    call = library.Input(x.data_ptr(), columns, batch, columns, dtype, exact)
-    status = _run()(torch.get_num_threads(), call, scratch.data_ptr(), product, 1)
+    call = Input(x.data_ptr(), columns, batch, columns, dtype, exact)
+    status = kernels.run_function()(torch.get_num_threads(), call, scratch.data_ptr(), product, 1)
     if status:
         if status == BAD_ARGUMENT:
-            raise ValueError(f"x has {columns} features, or the memory is not prepared")
+            raise ValueError(
+                f"the memory was not prepared for {out_features} rows and {columns} features"
+            )
         check(status)
     return y
-
-
-@cache
-def _run() -> Any:
-    """The library's function; structures are passed by reference."""
-    address = ctypes.cast(library.library().tritllm_linear_run, ctypes.c_void_p).value
-    assert address is not None
-    structure, result = ctypes.POINTER, ctypes.c_int
-    arguments = (ctypes.c_int, structure(library.Input), ctypes.c_void_p,
-                 structure(library.Product), ctypes.c_int)  # fmt: skip
-    return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
 def scratch_memory(nbytes: int) -> torch.Tensor:

@@ -1,36 +1,23 @@
-"""Products y = x W^T (+ bias) on packed weights, for NumPy arrays and raw pointers.
+"""Products y = x W^T (+ bias) on packed weights.
 
     weight = prepare(tensor)                  # once, at load
     y = linear(weight, x, bias, threads=2)
 
-`available()` is False and `load_error()` says why where the native library or these functions are
-missing; `kernels.reference` is the same arithmetic in NumPy. `TRITLLM_ISA` forces an instruction
-set.
+These take NumPy arrays; `prepare_pointers` and `run_function` take addresses, for callers with
+arrays of another kind. All need the native library (`tritllm.native.available()`);
+`products.reference` is the same arithmetic in NumPy. `TRITLLM_ISA` forces an instruction set.
 """
 
-from tritllm.products.library import available, isa, isas, load_error
-from tritllm.products.linear import (
-    linear,
-    linear_many,
-    linear_pointers,
-    product_array,
-    scratch_size,
-)
-from tritllm.products.prepared import Prepared, attach, prepare, prepare_pointers, size
+from tritllm.products.linear import linear, run_function, scratch_size
+from tritllm.products.prepared import Prepared, layout, prepare, prepare_pointers, size
 
 __all__ = [
     "Prepared",
-    "attach",
-    "available",
-    "isa",
-    "isas",
+    "layout",
     "linear",
-    "linear_many",
-    "linear_pointers",
-    "load_error",
     "prepare",
     "prepare_pointers",
-    "product_array",
+    "run_function",
     "scratch_size",
     "size",
 ]

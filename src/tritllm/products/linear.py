@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 import numpy as np
 
-from tritllm.native.arrays import address, dtype_number, with_dense_rows
-from tritllm.native.library import BAD_ARGUMENT, check
-from tritllm.products import library
-from tritllm.products.prepared import Prepared, aligned_bytes
-
-FLOAT16, BFLOAT16, FLOAT32 = range(3)  # element types of `linear_pointers` and `product_array`
+from tritllm.native.arrays import address, aligned_bytes, dtype_number, with_dense_rows
+from tritllm.native.library import check, library
+from tritllm.native.structures import BAD_ARGUMENT, Input, Product
+from tritllm.products.prepared import Prepared
 
 
 def linear(
@@ -26,102 +24,73 @@ def linear(
     """X [..., K] -> y [..., N] of x's dtype: float16, bfloat16 (ml_dtypes) or float32.
 
     bias: [N] of one of these dtypes. exact: float32 activations in place of int8. See
-    `kernels.reference` for the arithmetic. Any number of threads gives the same result.
+    `products.reference` for the arithmetic. Any number of threads gives the same result.
 
-    Raises ValueError for shapes that do not fit, TypeError for another dtype, RuntimeError without
-    the library.
+    Raises ValueError for shapes that do not fit and for memory that is not prepared, TypeError for
+    another dtype, RuntimeError without the library.
     """
-    return linear_many((prepared,), x, (bias,), threads, exact)[0]
-
-
-def linear_many(
-    prepared: Sequence[Prepared],
-    x: np.ndarray,
-    biases: Sequence[np.ndarray | None] | None = None,
-    threads: int = 1,
-    exact: bool = False,
-) -> list[np.ndarray]:
-    """Several products of one x, whose activations are then quantized once. As `linear`."""
-    columns = prepared[0].shape[1]
-    biases = [None] * len(prepared) if biases is None else biases
+    n, columns = prepared.shape
     dtype = dtype_number(x.dtype)
-    for weight, bias in zip(prepared, biases, strict=True):
-        if weight.shape[1] != columns:
-            raise ValueError(f"weights of {columns} and {weight.shape[1]} columns share one x")
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias has shape {bias.shape}, expected ({weight.shape[0]},)")
+    if bias is not None and bias.shape != (n,):
+        raise ValueError(f"bias has shape {bias.shape}, expected ({n},)")
     if x.shape[-1:] != (columns,):
         raise ValueError(f"x has shape {x.shape}, expected [..., {columns}]")
     rows = with_dense_rows(x.reshape(-1, columns))
     batch = rows.shape[0]
-    outputs = [np.empty((batch, weight.shape[0]), x.dtype) for weight in prepared]
-    held = [None if bias is None else np.ascontiguousarray(bias) for bias in biases]
-    products = product_array(
-        [
-            (
-                weight.address,
-                0 if bias is None else address(bias),
-                FLOAT32 if bias is None else dtype_number(bias.dtype),
-                address(y),
-                weight.shape[0],
-                dtype,
-            )
-            for weight, bias, y in zip(prepared, held, outputs, strict=True)
-        ]
-    )
-    scratch = aligned_bytes(scratch_size(batch, columns, exact))
     stride = rows.strides[0] // rows.itemsize if batch > 1 else columns
-    linear_pointers(
-        products, address(rows), stride, batch, columns, dtype, address(scratch), threads, exact
+    held = None if bias is None else np.ascontiguousarray(bias)
+    y = np.empty((batch, n), x.dtype)
+    scratch = aligned_bytes(scratch_size(batch, columns, exact))
+    product = Product(
+        prepared=address(prepared.memory),
+        size=prepared.memory.nbytes,
+        rows=n,
+        layout=prepared.layout,
+        depth=prepared.depth,
+        bias=None if held is None else address(held),
+        bias_dtype=dtype if held is None else dtype_number(held.dtype),
+        y=address(y),
+        stride=n,
+        dtype=dtype,
     )
-    return [y.reshape(*x.shape[:-1], y.shape[1]) for y in outputs]
-
-
-def product_array(
-    products: Sequence[tuple[int, int, int, int, int, int]],
-) -> ctypes.Array[library.Product]:
-    """Arguments of `linear_pointers`: for each product the addresses of prepared memory and of the
-    bias (0: none), the bias's element type, the address of y, its row stride in elements, its type.
-
-    An array may be kept and its `y` and `stride` fields changed from call to call.
-    """
-    return (library.Product * len(products))(
-        *(
-            library.Product(prepared, bias or None, y, stride, bias_dtype, dtype)
-            for prepared, bias, bias_dtype, y, stride, dtype in products
-        )
-    )
+    call = Input(address(rows), stride, batch, columns, dtype, exact)
+    status = run_function()(threads, call, address(scratch), product, 1)
+    if status == BAD_ARGUMENT:
+        raise ValueError("the memory is not that of a prepared matrix of this shape and depth")
+    check(status)
+    return y.reshape(*x.shape[:-1], n)
 
 
 @lru_cache(maxsize=4096)
 def scratch_size(batch: int, columns: int, exact: bool = False) -> int:
-    """Bytes of scratch memory, aligned to 64, that `linear_pointers` needs."""
-    return library.library().tritllm_linear_activations_size(batch, columns, exact)
+    """Bytes of scratch memory, aligned to 64, that `run_function` needs."""
+    return library().tritllm_linear_activations_size(batch, columns, exact)
 
 
-def linear_pointers(
-    products: ctypes.Array[library.Product],
-    x: int,
-    stride: int,
-    batch: int,
-    columns: int,
-    dtype: int,
-    scratch: int,
-    threads: int = 1,
-    exact: bool = False,
-) -> None:
-    """Products that share x [batch, columns] at address `x`, rows `stride` elements apart.
+@cache
+def run_function() -> Callable[[int, Input, int, Product | ctypes.Array[Product], int], int]:
+    """Products that share one input, by address: tritllm_linear_run, with few instructions a call.
 
-    dtype: FLOAT16, BFLOAT16 or FLOAT32. scratch: `scratch_size` bytes at a multiple of 64. Nothing
-    about the memory is checked but the headers of what is prepared.
+    The function takes the number of threads, the input, the address of scratch memory
+    (`scratch_size` bytes, aligned to 64), one `native.structures.Product` or an array of them, and
+    their number. It returns a status: OK, BAD_ARGUMENT where a product's prepared memory is not
+    what its fields say or does not fit the input, UNSUPPORTED where it was prepared for an
+    instruction set that cannot run here. A product's `size`, `rows`, `layout` and `depth` are
+    compared with the memory before it is read; all other addresses are the caller's to get right.
 
-    Raises ValueError where prepared memory, K or a type does not fit, RuntimeError for an
-    instruction set that is not there.
+    A matrix put together along its rows is several products of one call, one a part, each with its
+    own prepared memory and its part of y (`y` moved by the rows before it, `stride` of the whole).
+
+    Raises RuntimeError without the library.
     """
-    call = library.Input(x, stride, batch, columns, dtype, exact)
-    status = library.library().tritllm_linear_run(
-        threads, ctypes.byref(call), scratch, products, len(products)
-    )
-    if status == BAD_ARGUMENT:
-        raise ValueError("a product does not fit its input, or its memory is not prepared")
-    check(status)
+    entry = ctypes.cast(library().tritllm_linear_run, ctypes.c_void_p).value
+    assert entry is not None
+    by_reference, result = ctypes.POINTER, ctypes.c_int
+    return ctypes.CFUNCTYPE(
+        result,
+        ctypes.c_int,
+        by_reference(Input),
+        ctypes.c_void_p,
+        by_reference(Product),
+        ctypes.c_int,
+    )(entry)

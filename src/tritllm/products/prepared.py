@@ -13,11 +13,10 @@ from tritllm.format import trits
 from tritllm.format.layout import groups_of, plane_row_bytes, scale_row_bytes
 from tritllm.format.trits import ENTRIES
 from tritllm.native import threads as pool
-from tritllm.native.arrays import address
-from tritllm.native.library import BAD_BYTE, BAD_PADDING, ISAS, TILE, UNSUPPORTED, check
-from tritllm.products import library
-
-ALIGNMENT = 64
+from tritllm.native.arrays import address, aligned_bytes
+from tritllm.native.instruction_sets import isa_number
+from tritllm.native.library import check, library
+from tritllm.native.structures import BAD_BYTE, BAD_PADDING, TILE, Portable
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,39 +28,32 @@ class Prepared:
             the layout, so it can be handed around as a plain array.
         shape: (N, K).
         depth: planes that were read, 1..4.
-        isa: the instruction set it was made for.
+        layout: what its codes are, as `layout(isa)`.
     """
 
     memory: np.ndarray
     shape: tuple[int, int]
     depth: int
-    isa: str
+    layout: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
         return self.memory.nbytes
 
-    @property
-    def address(self) -> int:
-        """Of the first byte."""
-        return address(self.memory)
-
 
 def size(out_features: int, in_features: int, depth: int, isa: str | None = None) -> int:
-    """Bytes of prepared memory. Raises ValueError for a shape or depth that is not one."""
-    number = library.isa_number(isa)
-    found = library.library().tritllm_linear_size(number, out_features, in_features, depth)
+    """Bytes of prepared memory. Raises ValueError for an invalid shape or depth."""
+    number = isa_number(isa, "products")
+    found = library().tritllm_linear_size(number, out_features, in_features, depth)
     if found < 0:
         raise ValueError(f"no matrix [{out_features}, {in_features}] of depth {depth}")
     return found
 
 
-def aligned_bytes(nbytes: int) -> np.ndarray:
-    """Uninitialized uint8 [nbytes] at a multiple of 64 bytes; huge pages where NumPy gets them."""
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -address(raw) % ALIGNMENT
-    return raw[start : start + nbytes]
+def layout(isa: str | None = None) -> int:
+    """What codes `prepare` writes, as the library's number: it depends on the instruction set."""
+    return library().tritllm_linear_layout(isa_number(isa, "products"))
 
 
 def prepare(
@@ -69,15 +61,13 @@ def prepare(
     planes: int | None = None,
     threads: int = 1,
     isa: str | None = None,
-    out: np.ndarray | None = None,
 ) -> Prepared:
     """Prepare a matrix, or its top `planes` planes.
 
     tensor: anything with TritTensor's weight, scale, codebook and in_features.
-    out: uint8 memory to fill, aligned to 64 bytes and of `size(...)` bytes; by default new memory.
 
-    Raises ValueError for planes outside 1..d, a byte above 242, padding that is not zero, steps
-    that are not finite, or `out` that does not fit; RuntimeError without the library.
+    Raises ValueError for planes outside 1..d, a byte above 242, padding that is not zero or steps
+    that are not finite; RuntimeError without the library.
     """
     depth, rows = tensor.weight.shape[:2]
     planes = depth if planes is None else planes
@@ -99,11 +89,7 @@ def prepare(
             )
     if not np.isfinite(steps).all():
         raise ValueError("a step is not a finite number")
-    name = ISAS[library.isa_number(isa)]
-    nbytes = size(rows, columns, planes, name)
-    memory = aligned_bytes(nbytes) if out is None else out
-    if memory.dtype != np.uint8 or memory.shape != (nbytes,) or address(memory) % ALIGNMENT:
-        raise ValueError(f"out is not {nbytes} aligned bytes")
+    memory = aligned_bytes(size(rows, columns, planes, isa))
     prepare_pointers(
         address(weight),
         weight.strides[0],
@@ -113,9 +99,9 @@ def prepare(
         planes,
         address(memory),
         threads,
-        name,
+        isa,
     )
-    return Prepared(memory, (rows, columns), planes, name)
+    return Prepared(memory, (rows, columns), planes, layout(isa))
 
 
 def prepare_pointers(
@@ -133,8 +119,8 @@ def prepare_pointers(
     uint8 scale indices, float32 steps [27], and `size(...)` bytes of memory. Raises as `prepare`.
     """
     rows, columns = shape
-    native, number = library.library(), library.isa_number(isa)
-    call = library.Portable(weight, plane_stride, scale, steps, rows, columns, planes)
+    native, number = library(), isa_number(isa, "products")
+    call = Portable(weight, plane_stride, scale, steps, rows, columns, planes)
     statuses: list[int] = []
 
     def part(begin: int, end: int) -> None:
@@ -164,20 +150,3 @@ def _refuse(
     for plane in range(planes):
         trits.unpack_trits(view(weight + plane * plane_stride, plane_row_bytes(columns)), columns)
     trits.unpack_scale_index(view(scale, scale_row_bytes(columns)), groups_of(columns))
-
-
-def attach(memory: np.ndarray) -> Prepared:
-    """The Prepared that lies in `memory`, uint8 and aligned, which `prepare` filled.
-
-    Raises ValueError where it is not one of this version, RuntimeError where it cannot run here.
-    """
-    if memory.dtype != np.uint8 or memory.ndim != 1 or address(memory) % ALIGNMENT:
-        raise ValueError("prepared memory is one-dimensional uint8, aligned to 64 bytes")
-    status = library.library().tritllm_linear_check(address(memory), memory.nbytes)
-    if status == UNSUPPORTED:
-        raise RuntimeError("the memory was prepared for another machine's instruction set")
-    if status:
-        raise ValueError("the memory does not hold a prepared matrix of this version")
-    isa, _, depth = (int(v) for v in memory[12:24].view(np.int32))
-    rows, columns = (int(v) for v in memory[24:40].view(np.int64))
-    return Prepared(memory, (rows, columns), depth, ISAS[isa])

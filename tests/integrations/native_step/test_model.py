@@ -65,13 +65,13 @@ def exact(native):
 def steps(monkeypatch):
     """Counts the native steps."""
     count = []
-    real = decoder.decoder_step
+    real = decoder.llama_step
 
     def counted(*arguments):
         count.append(1)
         real(*arguments)
 
-    monkeypatch.setattr(decoder, "decoder_step", counted)
+    monkeypatch.setattr(decoder, "llama_step", counted)
     return count
 
 

@@ -126,7 +126,9 @@ def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block
                 block.attention.scaling,
                 *(vector(None if norm is None else norm.weight) for norm in block.norms),
                 *(
-                    block_step.Weight(linear.prepared.data_ptr(), vector(linear.bias))
+                    block_step.Weight(
+                        linear.prepared.data_ptr(), linear.prepared.numel(), vector(linear.bias)
+                    )
                     for linear in linears
                 ),
             )

@@ -91,7 +91,7 @@ class PreallocatedCache:
             None if seen is None else seen.data_ptr(), tokens,
             *final_norm,
         )  # fmt: skip
-        block_step.decoder_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
+        block_step.llama_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
         self.tokens = tokens
         for layer, held in zip(past.layers, self._held, strict=True):
             self._publish_views(layer, held)
