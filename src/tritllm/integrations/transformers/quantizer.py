@@ -73,7 +73,9 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _swap_stored(self, model: Any, files: Sequence[str], conversions: Sequence[Any]) -> None:
         """Swap the layers whose packed weights the files hold."""
+        from tritllm.checkpoint.hashes import check_hashes
         from tritllm.checkpoint.packed_headers import stored_matrices
+        from tritllm.integrations.transformers.hub_manifest import fetch_manifest
         from tritllm.integrations.transformers.stored_layers import (
             check_depths_stored,
             swap_stored_layers,
@@ -81,7 +83,10 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
         if not files or not all(file.endswith(".safetensors") for file in files):
             raise TritError("a packed model is loaded from safetensors files, and here are none")
+        fetch_manifest(files)
         stored = stored_matrices(files)
+        if self.quantization_config.verify:
+            check_hashes(files)
         check_depths_stored(self.quantization_config, stored, files)
         if any(_EXPERT.search(name) for name in stored):
             self._unfuse(model, conversions)

@@ -1,0 +1,53 @@
+"""The manifest beside the shards of a model from the Hub.
+
+transformers fetches the config and the weights of a model and no other file. tritllm.json belongs
+to the shards, so it is fetched into the same snapshot of the same cache.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from tritllm.errors import first_line
+from tritllm.format.names import MANIFEST
+
+_REPOSITORY = "models--"  # of a folder's name in the cache, as in models--owner--name
+
+
+def fetch_manifest(files: Sequence[str]) -> None:
+    """Put the manifest next to shards that lie in the Hub's cache, if it is not there.
+
+    A repository without one (saved by transformers) is left as it is. Where it cannot be fetched,
+    a warning says that nothing could be compared.
+    """
+    for snapshot in {Path(file).parent for file in files}:
+        if (snapshot / MANIFEST).exists() or snapshot.parent.name != "snapshots":
+            continue
+        repository = snapshot.parent.parent
+        if not repository.name.startswith(_REPOSITORY):
+            continue
+        name = repository.name.removeprefix(_REPOSITORY).replace("--", "/")
+        try:
+            hf_hub_download(
+                name, MANIFEST, revision=snapshot.name, cache_dir=str(repository.parent)
+            )
+        except LocalEntryNotFoundError as error:  # not reached, or told to stay offline
+            _warn(name, error)
+        except EntryNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            _warn(name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    warnings.warn(
+        f"{name}: {MANIFEST} could not be fetched, so the files' headers are not compared with "
+        f"it: {first_line(error)}",
+        UserWarning,
+        stacklevel=2,
+    )
