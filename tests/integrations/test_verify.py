@@ -42,7 +42,7 @@ def swap_offsets(path: Path) -> None:
     for part in ("", "_scale", "_codebook"):
         one, other = (header[f"model.layers.{i}.mlp.up_proj.weight{part}"] for i in (0, 1))
         one["data_offsets"], other["data_offsets"] = other["data_offsets"], one["data_offsets"]
-    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
