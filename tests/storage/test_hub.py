@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import pairwise
+import pickle
+from itertools import chain, pairwise, repeat
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from tritllm import quantize, verify
 from tritllm.errors import OutputError, SourceError, TritError
 from tritllm.publish.info import info
 from tritllm.publish.push import push
+from tritllm.storage import hub_files
+from tritllm.storage.hub_files import HubFiles
 
 REPOSITORY = "some-org/Tiny-Llama"
 CARD = b"---\nlicense: apache-2.0\nbase_model: some-org/base\n---\n# Tiny\n"
@@ -196,6 +199,67 @@ def test_a_hub_that_dies_midway_leaves_a_run_that_resumes(hub, source, tmp_path,
     quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True)
     quantize(REPOSITORY, ["uniform-d2"], tmp_path / "whole", stream=True)
     assert result_hashes(tmp_path / "out") == result_hashes(tmp_path / "whole")
+
+
+FAULTS = ("503", "drop", "short")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    waits = []
+    monkeypatch.setattr(hub_files.time, "sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("answer", [4, 8, 17, 26])
+def test_an_answer_that_fails_once_or_twice_is_asked_for_again(
+    hub, source, tmp_path, no_waiting, fault, answer
+):
+    hub.add(REPOSITORY, source)
+    hub.faults = iter([""] * answer + [fault, fault])
+    quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True)
+    assert list(hub.faults) == []  # all of them came
+    if fault != "503":  # which the client itself tries again
+        assert no_waiting == [1, 2]
+    quantize(str(source), ["uniform-d2"], tmp_path / "local")
+    same_but_for_its_name(tmp_path / "local", tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_answer_that_fails_always_ends_the_run_which_resumes(
+    hub, source, tmp_path, no_waiting, fault
+):
+    hub.add(REPOSITORY, source)
+    hub.faults = chain([""] * 12, repeat(fault))
+    with pytest.raises(SourceError, match=rf"^{REPOSITORY}/model-0000") as raised:
+        quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True)
+    assert "\n" not in str(raised.value)
+    assert [wait for wait in no_waiting if wait in (1, 2, 4)][:3] == [1, 2, 4]
+    assert len(hub.fetched) < 12 + 30
+    hub.faults = iter(())
+    quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", stream=True)
+    quantize(str(source), ["uniform-d2"], tmp_path / "local")
+    same_but_for_its_name(tmp_path / "local", tmp_path / "out")
+
+
+def test_a_file_is_looked_up_once_however_many_ranges_are_read(hub, source):
+    hub.add(REPOSITORY, source)
+    shard = shard_names(3)[0]
+    files = HubFiles(REPOSITORY, None)
+    found = [files.read(shard, 100 * index, 100) for index in range(2)]
+    before = len(hub.requests)
+    found += [files.read(shard, 100 * index, 100) for index in range(2, 20)]
+    assert b"".join(found) == (source / shard).read_bytes()[:2000]
+    assert len(hub.requests) - before == 18
+
+
+def test_files_of_the_hub_can_be_pickled_amid_reading(hub, source):
+    hub.add(REPOSITORY, source)
+    shard = shard_names(3)[0]
+    files = HubFiles(REPOSITORY, None)
+    data = files.read(shard, 0, 500)
+    assert pickle.loads(pickle.dumps(files)).read(shard, 0, 500) == data
 
 
 def test_a_connection_that_is_lost_is_one_line(hub, source, tmp_path, monkeypatch):

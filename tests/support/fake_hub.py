@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,6 +22,9 @@ class FakeHub:
         fetched: (file, first byte, end) of every answer to GET resolve, in order.
         requests: "METHOD path" of every request.
         refuse_after: answers to GET resolve after which all others are refused; None is never.
+        faults: what becomes of the next answers to GET resolve, one after the other: "" is right,
+            "503" a busy server, "drop" a connection that breaks amid the body, "short" a body that
+            ends early though its header agrees with it.
         uploaded: files of commits by repository.
     """
 
@@ -28,6 +32,7 @@ class FakeHub:
         self.fetched: list[tuple[str, int, int]] = []
         self.requests: list[str] = []
         self.refuse_after: int | None = None
+        self.faults: Iterator[str] = iter(())
         self.uploaded: dict[str, dict[str, bytes]] = {}
         self._folders: dict[tuple[str, str], Path] = {}
         self._heads: dict[str, str] = {}
@@ -187,6 +192,12 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 if hub.refuse_after is not None and len(hub.fetched) >= hub.refuse_after:
                     self._error(NO_RETRY, "Gone")
                     return
+                fault = next(hub.faults, "")
+                if fault == "503":
+                    self._error(503, "Busy")
+                    return
+                if fault == "short":
+                    end = (begin + end) // 2
                 hub.fetched.append((name, begin, end))
             self.send_response(status)
             self.send_header("Content-Length", str(end - begin))
@@ -198,6 +209,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if self.command == "GET":
                 with open(path, "rb") as file:
                     file.seek(begin)
+                    if fault == "drop":
+                        self.wfile.write(file.read((end - begin) // 2))
+                        self.close_connection = True
+                        return
                     self.wfile.write(file.read(end - begin))
 
         def _json(self, value: object) -> None:

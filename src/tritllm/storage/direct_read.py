@@ -47,7 +47,7 @@ def read_directly(path: Path, offset: int, data: memoryview) -> tuple[int, int]:
         if _is_cached(path, offset + start, stop - start):
             return 0, 0
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:  # the usual read says what is wrong, if anything is
+    except (OSError, ValueError):  # a file too short: the usual read says what is wrong
         return 0, 0
     try:
         done = start

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tritllm.errors import SourceError, TritError, first_line
 from tritllm.storage.direct_read import LEAST, read_directly
+from tritllm.storage.hub_files import HubFiles
 
 
 class ModelFiles(Protocol):
@@ -61,9 +62,15 @@ class LocalFiles:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """As `ModelFiles.read`."""
-        data = bytearray(length)
-        self.read_into(name, offset, memoryview(data))
-        return bytes(data)
+        path = self.folder / name
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError as error:
+            raise self._fault(f"{path}: {error.strerror}") from None
+        _check_length(len(data), length, str(path), offset, self._fault)
+        return data
 
     def read_into(self, name: str, offset: int, data: memoryview) -> None:
         """As `ModelFiles.read_into`."""
@@ -92,45 +99,6 @@ class LocalFiles:
         return str((self.folder / name).stat().st_mtime_ns)
 
 
-class HubFiles:
-    """A Hub repository at one commit, read by byte ranges; nothing is stored."""
-
-    def __init__(self, repository: str, revision: str | None) -> None:
-        from huggingface_hub import HfApi, HfFileSystem
-
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-        self.name = repository
-        self.revision = info.sha
-        self._sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        self._files = HfFileSystem()
-
-    def sizes(self) -> dict[str, int]:
-        """As `ModelFiles.sizes`."""
-        return dict(self._sizes)
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        """As `ModelFiles.read`."""
-        path = f"{self.name}/{name}"
-        if not length:
-            return b""
-        try:
-            with self._files.open(path, "rb", revision=self.revision, cache_type="none") as file:
-                file.seek(offset)
-                data = file.read(length)
-        except Exception as error:  # whatever the network or the client library raises
-            raise SourceError(f"{path}: {first_line(error)}") from None
-        _check_length(len(data), length, path, offset)
-        return data
-
-    def read_into(self, name: str, offset: int, data: memoryview) -> None:
-        """As `ModelFiles.read_into`."""
-        data[:] = self.read(name, offset, len(data))
-
-    def stamp(self, name: str) -> str:
-        """As `ModelFiles.stamp`."""
-        return self.revision or ""
-
-
 def _check_length(
     got: int, length: int, where: str, offset: int, fault: type[TritError] = SourceError
 ) -> None:
@@ -149,6 +117,7 @@ def open_files(model: str, revision: str | None = None, stream: bool = False) ->
     if os.path.isdir(model):
         if revision or stream:
             raise SourceError(f"{model} is a local folder: --revision and --stream are for Hub ids")
+        _refuse_irregular(Path(model))
         return LocalFiles(Path(model))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise SourceError(f"{model}: no such folder, and not a Hub id (owner/name)")
@@ -165,3 +134,16 @@ def open_files(model: str, revision: str | None = None, stream: bool = False) ->
             f"{model}: not a local folder, and the Hub says: {first_line(error)}"
         ) from None
     return LocalFiles(folder, name=model, revision=folder.name)
+
+
+def _refuse_irregular(folder: Path) -> None:
+    """Raise SourceError for a device, a pipe or a link to nothing: it cannot be read as a file."""
+    for path in sorted(folder.rglob("*")):
+        if (
+            path.is_file()
+            or path.is_dir()
+            or {".git", ".cache"} & set(path.relative_to(folder).parts)
+        ):
+            continue
+        what = "not a regular file" if path.exists() else "a link to a file that is not there"
+        raise SourceError(f"{path}: {what}; remove it or fetch it again")
