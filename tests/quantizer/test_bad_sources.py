@@ -104,6 +104,9 @@ def test_no_weights(tmp_path):
         (b"[" * 100_000, r"config\.json: not valid JSON"),
         (b"[]", r"config\.json: not a JSON object"),
         (b"null", r"config\.json: not a JSON object"),
+        (b'{"vocab_size": ' + b"9" * 400 + b"}", r"config\.json: not valid JSON \(a number of 400"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", r"config\.json: not valid JSON"),
+        (rb'{"model_type": "\ud800"}', r"config\.json: not valid JSON \(half of a surrogate"),
     ],
 )
 def test_a_broken_config(source, content, match):

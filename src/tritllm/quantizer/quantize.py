@@ -19,7 +19,7 @@ from tritllm.quantizer.journal import Journal
 from tritllm.quantizer.output_folder import bytes_below, check_folder, finished_reports
 from tritllm.quantizer.plan import KINDS, Plan, make_plan
 from tritllm.quantizer.report import Report
-from tritllm.quantizer.resources import check_disk, check_memory
+from tritllm.quantizer.resources import check_disk, check_memory, resource_errors
 from tritllm.quantizer.run_lock import FOLDER, RunLock
 from tritllm.quantizer.shard_pass import Progress, ShardPass
 from tritllm.quantizer.source import open_source
@@ -76,6 +76,7 @@ def quantize(
     started = time.monotonic()
     if codec not in ENCODERS:
         raise TritError(f"unknown codec {codec!r}; known: {', '.join(ENCODERS)}")
+    _check_text(model, str(out), *include, *exclude, *depth)
     out = Path(out)
     parsed = [parse_config(name, depth) for name in dict.fromkeys(configs)]
     source = open_source(open_files(model, revision, stream))
@@ -92,7 +93,8 @@ def quantize(
             check_folder(plan, out)
         check_disk(plan.disk_bytes - sum(bytes_below(out / config.name) for config in parsed), out)
         check_memory(plan.memory.peak)
-        return _run(plan, out, threads or processors(), on_progress, started)
+        with resource_errors():
+            return _run(plan, out, threads or processors(), on_progress, started)
     if not finished:
         check_disk(plan.disk_bytes, out)
         check_memory(plan.memory.peak)
@@ -100,6 +102,15 @@ def quantize(
         with RunLock(out) as lock:
             lock.remove()
     return finished
+
+
+def _check_text(*texts: str) -> None:
+    """Raise TritError for what cannot be written into cards and manifests, before any work."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise TritError(f"{text!a}: not valid UTF-8; rename it") from None
 
 
 def _run(

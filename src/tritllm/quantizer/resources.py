@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def check_memory(need: int) -> None:
             f"about {need / 1e9:.1f} GB of memory are needed and "
             f"{available / 1e9:.1f} GB are available; run fewer --configs at once"
         )
+
+
+@contextmanager
+def resource_errors() -> Iterator[None]:
+    """Turn what Python says when memory or threads run out into one line."""
+    try:
+        yield
+    except MemoryError:
+        raise TritError("out of memory; run fewer --configs at once, or free some") from None
+    except RuntimeError as error:
+        if "thread" not in str(error):  # "can't start new thread": it has no type of its own
+            raise
+        raise TritError(
+            f"{error}; raise the limit of processes (ulimit -u), or use fewer --threads"
+        ) from None
 
 
 def check_disk(need: int, out: Path) -> None:

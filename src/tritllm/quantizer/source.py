@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from tritllm.errors import SourceError
+from tritllm.errors import FormatError, SourceError
 from tritllm.format.names import CONFIG, INDEX, MANIFEST, SINGLE
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
 from tritllm.storage.model_files import WEIGHT_SUFFIXES, ModelFiles
+from tritllm.storage.model_json import read_json
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,9 @@ def _read_json(files: ModelFiles, name: str, sizes: dict[str, int]) -> dict[str,
     if name not in sizes:
         raise SourceError(f"{files.name}: no {name}; is this a model folder?")
     try:
-        value = json.loads(files.read(name, 0, sizes[name]))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{files.name}/{name}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise SourceError(f"{files.name}/{name}: not a JSON object")
-    return value
+        return read_json(files, sizes, name)
+    except FormatError as error:
+        raise SourceError(str(error)) from None
 
 
 def _shard_names(
