@@ -19,7 +19,7 @@ export PATH := $(abspath $(RUN)):$(PATH)
 demo: install
 	"$(RUN)/tritllm" demo
 
-test: test-format test-types test-python
+test: test-format test-types test-native test-python
 
 test-format: install
 	"$(RUN)/ruff" check .

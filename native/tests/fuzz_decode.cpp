@@ -1,15 +1,12 @@
 // Fuzzing of what reads a file's bytes: unpacking and decoding, on every instruction set, which
-// must agree with each other. Built with -DTRITLLM_LIBFUZZER it is a libFuzzer target; otherwise
-// `fuzz_decode [seconds]` makes random inputs.
+// must agree with each other.
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <random>
 #include <vector>
 
+#include "fuzz_driver.h"
 #include "plain_trits.h"
 #include "tritllm.h"
 
@@ -72,20 +69,3 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     return 0;
 }
-
-#ifndef TRITLLM_LIBFUZZER
-int main(int argc, char **argv) {
-    const double seconds = argc > 1 ? std::atof(argv[1]) : 2;
-    const auto start = std::chrono::steady_clock::now();
-    std::mt19937_64 random(start.time_since_epoch().count());
-    long runs = 0;
-    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
-           seconds) {
-        std::vector<uint8_t> input(6 + random() % 3000);
-        for (uint8_t &byte : input) byte = uint8_t(random());
-        LLVMFuzzerTestOneInput(input.data(), input.size());
-        runs++;
-    }
-    std::printf("%ld inputs\n", runs);
-}
-#endif

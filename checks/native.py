@@ -1,0 +1,214 @@
+"""Everything that is checked of the native core, apart from what the Python tests see of it.
+
+    python checks/native.py [format] [plain] [sanitized] [fuzz] [neon] [--fuzz-seconds 60]
+
+Its C++ tests run plainly, and under AddressSanitizer and UndefinedBehaviorSanitizer; each fuzz
+target runs for a minute from its corpus in native/tests/corpus; the tests run once more for NEON,
+compiled by a cross compiler and emulated by qemu. What cannot be run on this machine is said in a
+line. Builds are kept in build/checks, so that a second run compiles only what changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from compiler import install_zig
+
+ROOT = Path(__file__).parents[1]
+BUILDS = ROOT / "build" / "checks"
+CORPUS = ROOT / "native" / "tests" / "corpus"
+# Where a sanitizer finds something the program aborts, so that a fuzz target keeps its input.
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=1",
+    "UBSAN_OPTIONS": "abort_on_error=1:print_stacktrace=1",
+}
+
+
+class CheckError(Exception):
+    """A check that failed; its output was printed."""
+
+
+def tool(name: str) -> str:
+    """The path of a tool: the one installed beside this Python, else the machine's."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise CheckError(f"{name} is missing: pip install {name}")
+    return found
+
+
+def run(command: list[str | Path], **environment: str) -> str:
+    """The output of a command, which is printed where it fails."""
+    done = subprocess.run(
+        command,
+        env=os.environ | environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout)
+        raise CheckError(f"exit code {done.returncode} of {' '.join(map(str, command[:4]))} ...")
+    return done.stdout
+
+
+def build(name: str, *options: str) -> Path:
+    """Configure and build the C++ tests; the folder of the build."""
+    folder = BUILDS / name
+    settings = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", "-DTRITLLM_TESTS=ON"]
+    if shutil.which("ccache"):
+        settings.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
+    run([tool("cmake"), "-S", ROOT / "native", "-B", folder, *settings, *options])
+    run([tool("cmake"), "--build", folder])
+    return folder
+
+
+def has_avx512() -> bool:
+    """Whether the program that emulates AMX, which is compiled for AVX-512, can run here."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512_vnni" in cpuinfo.read_text(encoding="utf-8")
+
+
+def run_tests(folder: Path, **environment: str) -> str:
+    """Run the tests of a build; what ran, and what did not with the reason."""
+    command = [tool("ctest"), "--test-dir", folder, "--output-on-failure", "--no-tests=error"]
+    if not has_avx512():
+        command += ["--exclude-regex", "linear_amx_test"]
+    said = run([*command, "--timeout", "600"], **environment)
+    ran = re.findall(r"Test +#\d+: (\w+) \.+ +Passed", said)
+    if not ran or "Skipped" in said:
+        raise CheckError(f"no test ran, or one was skipped:\n{said}")
+    amx = "" if "linear_amx_test" in ran else "; AMX emulation NOT run: needs AVX-512"
+    return f"{', '.join(ran)}{amx}"
+
+
+def has_sanitizers() -> str:
+    """The sanitizers that the compiler can link: a build of the tests is told of them."""
+    source = BUILDS / "sanitizers.cpp"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("int main() { return 0; }\n", encoding="utf-8")
+    compiler = os.environ.get("CXX", "c++").split()
+    for sanitizers in ("address,undefined", "undefined"):
+        command = [*compiler, f"-fsanitize={sanitizers}", source, "-o", source.with_suffix("")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and not ("zig" in _version(compiler) and "address" in sanitizers):
+            return sanitizers
+    raise CheckError(f"{' '.join(compiler)} has no sanitizers")
+
+
+def _version(compiler: list[str]) -> str:
+    path = shutil.which(compiler[0]) or ""
+    script = Path(path).read_bytes()[:200] if path else b""
+    return "zig" if b"ziglang" in script or "zig" in " ".join(compiler) else ""
+
+
+def check_format() -> str:
+    """clang-format changes nothing."""
+    files = [p for e in ("*.h", "*.cpp") for p in (ROOT / "native").rglob(e)]
+    run([tool("clang-format"), "--dry-run", "-Werror", *sorted(files)])
+    return f"{len(files)} files"
+
+
+def check_plain() -> str:
+    """The tests as users compile the core."""
+    return run_tests(build("plain"))
+
+
+def _sanitized() -> tuple[Path, str]:
+    sanitizers = has_sanitizers()
+    folder = build("sanitized", f"-DTRITLLM_SANITIZE={sanitizers}")
+    missing = "" if "address" in sanitizers else "; AddressSanitizer NOT run: zig has none"
+    return folder, missing
+
+
+def check_sanitized() -> str:
+    """The tests under the sanitizers."""
+    folder, missing = _sanitized()
+    return run_tests(folder, **SANITIZER_OPTIONS) + missing
+
+
+def check_fuzz(seconds: float) -> str:
+    """Every fuzz target, all at the same time."""
+    folder, missing = _sanitized()
+    targets = sorted(path.name for path in CORPUS.iterdir())
+    sources = sorted(path.stem for path in (ROOT / "native/tests").glob("fuzz_*.cpp"))
+    if targets != sources:
+        raise CheckError(f"targets {sources}, but corpora {targets}")
+    started = {
+        name: subprocess.Popen(
+            [folder / "tests" / name, CORPUS / name, str(seconds)],
+            env=os.environ | SANITIZER_OPTIONS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in targets
+    }
+    said = []
+    for name, process in started.items():
+        output = process.communicate()[0]
+        if process.returncode:
+            print(output)
+            said.append(f"{name} FAILED")
+        else:
+            said.append(f"{name} {output.strip()}")
+    if any(line.endswith("FAILED") for line in said):
+        raise CheckError("; ".join(said))
+    return "; ".join(said) + missing
+
+
+def check_neon() -> str:
+    """The tests for ARM, emulated; on an ARM machine the plain ones are those."""
+    if os.uname().machine in ("aarch64", "arm64"):
+        return "part of the plain tests on this machine"
+    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if not qemu:
+        return "NOT run: no qemu-aarch64 on PATH (apt-get install qemu-user)"
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    if not compiler:
+        compiler = ";".join([*install_zig(), "c++", "-target", "aarch64-linux-musl"])
+        options.append("-DTRITLLM_DOTPROD=-mcpu=generic+v8_2a+dotprod")
+    options += [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
+    folder = build("neon", *options, f"-DCMAKE_CROSSCOMPILING_EMULATOR={qemu}")
+    return run_tests(folder) + f", under {Path(qemu).name}"
+
+
+def main() -> int:
+    """Runs the parts that were named, by default all; 1 where one failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parts = ("format", "plain", "sanitized", "fuzz", "neon")
+    parser.add_argument("part", nargs="*", choices=[*parts, []], help="default: all")
+    parser.add_argument("--fuzz-seconds", type=float, default=60, help="for each fuzz target")
+    options = parser.parse_args()
+    checks: dict[str, Callable[[], str]] = {
+        "format": check_format,
+        "plain": check_plain,
+        "sanitized": check_sanitized,
+        "fuzz": lambda: check_fuzz(options.fuzz_seconds),
+        "neon": check_neon,
+    }
+    failed = False
+    for name in options.part or parts:
+        start = time.monotonic()
+        try:
+            said = checks[name]()
+        except CheckError as error:
+            said, failed = f"FAILED: {error}", True
+        print(f"native {name} ({time.monotonic() - start:.0f} s): {said}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
