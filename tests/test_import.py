@@ -44,7 +44,7 @@ def test_import_brings_nothing_but_the_registration():
 def test_the_codec_and_the_file_need_numpy_alone(code):
     """NumPy and ml_dtypes are what pip installs with tritllm; anything else is an extra."""
     found = modules_after(f"import numpy, tritllm; {code}")
-    assert found & HEAVY <= {"numpy", "jsonschema"}
+    assert found & HEAVY <= {"numpy"}
 
 
 def test_each_name_is_there_and_is_what_type_checkers_see():
