@@ -16,7 +16,7 @@ LEAST = 2.0**-32  # of the largest column weight: docs/codec.md, "Column weights
 
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 130))
 seeds = st.integers(0, 2**32 - 1)
-some = settings(deadline=None, max_examples=40)
+some = settings(deadline=None, max_examples=20)
 
 
 def column_weights(rng, columns, kind):
@@ -215,7 +215,7 @@ def test_v2_takes_none():
 PINNED = {
     (1, 50, 1280): "ebf26dd00ab0a0ed43558421bf4ec459be14bcec51a3475313fd32a3d514fdf9",
     (1, 61, 1033): "2ec630d946cef1137f6905352cc3cce1e20eb8ea2056307955010fd687aa3246",
-    (100, 3, 35): "e1c1b0a23aafd95364e22444992953cf323d63454ec14c067f5f4dd380c1435a",
+    (50, 1, 20): "99d603606c618883bb27c050f82fedd3f5b8270b7bff83a3b46c4e389be9e6d9",
 }
 
 
