@@ -11,7 +11,16 @@ from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.format.layout import part_names
 from tritllm.format.modules import matches, unmatched
 from tritllm.format.safetensors_header import TensorEntry
-from tritllm.quantizer.families import FAMILIES, KEPT_NAMES, UNKNOWN_FAMILY
+from tritllm.quantizer.families import (
+    EMBEDDING,
+    FAMILIES,
+    KEPT_NAMES,
+    NOT_LINEAR,
+    NOT_LINEAR_REASONS,
+    RUN_AS_LINEAR,
+    UNKNOWN_FAMILY,
+    WEIGHT_READ_BY_MODEL,
+)
 from tritllm.quantizer.source import Source, SourceShard
 from tritllm.storage.model_folder import CHUNK_BYTES
 
@@ -74,6 +83,8 @@ def decide_all(
                 decision = decide(entry, source.model_type, include, exclude)
                 if decision.quantize:
                     _check_free_names(entry.name, names)
+                    if "packed" in kinds:
+                        _check_runs(entry, source.model_type)
             except SourceError as error:
                 raise SourceError(f"{shard.name}: {error}") from None
             _check_dtype(shard.name, entry, kinds)
@@ -138,6 +149,23 @@ def reason_to_keep(tensor: TensorEntry) -> str:
     if len(tensor.shape) != 2:
         return f"{len(tensor.shape)}-D, not recognised"
     return "name not recognised"
+
+
+def _check_runs(tensor: TensorEntry, model_type: str) -> None:
+    """Raise SourceError for a weight that a packed model could not run; dequantized it could."""
+    module = _module(tensor)
+    what = NOT_LINEAR_REASONS.get(reason_to_keep(tensor))
+    if re.fullmatch(RUN_AS_LINEAR, module):
+        what = None
+    elif re.fullmatch(NOT_LINEAR, module):
+        what = NOT_LINEAR_REASONS[EMBEDDING]
+    elif re.fullmatch(WEIGHT_READ_BY_MODEL.get(model_type, r"(?!)"), module):
+        what = f"a weight that {model_type} models do not use as a linear layer alone"
+    if what:
+        raise SourceError(
+            f"tensor {tensor.name}: {what}, which cannot run packed; keep it with "
+            f"--exclude '{tensor.name}', or write the dequantized model only (--write model)"
+        )
 
 
 def _check_dtype(file: str, entry: TensorEntry, kinds: Sequence[str]) -> None:

@@ -63,3 +63,20 @@ KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
     (r"(.*\.)?(\w*norm\w*|ln_\w+|LayerNorm)", "norm"),
     (r"(.*\.)?(gate|router|shared_expert_gate)", ROUTER),
 )
+
+# Modules that transformers does not run as linear layers, or whose weight its models read or write
+# themselves: packed, they would stop the model, or silently give other results. By what a name is
+# kept for, by name in every family, and by name in some (regular expressions of whole names).
+NOT_LINEAR_REASONS = {EMBEDDING: "an embedding table", ROUTER: "a router of experts"}
+RUN_AS_LINEAR = r"(.*\.)?shared_expert_gate"  # kept as routers are, but linear layers
+NOT_LINEAR = r"(.*\.)?(shared|relative_attention_bias)"  # embedding tables as T5 and BART name them
+_T5 = r"(.*\.)?wo"  # its weight's dtype becomes that of the activations
+_MAMBA = r"(.*\.)?(x_proj|dt_proj|lm_head)"  # multiplied by the model or its kernels; as T5's wo
+WEIGHT_READ_BY_MODEL = {
+    **dict.fromkeys(
+        ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pix2struct"), _T5
+    ),
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
+    "jamba": r"(.*\.)?(x_proj|dt_proj)",
+    "rwkv": r"(.*\.)?(attention\.output|feed_forward\.value)",  # rescaled in place
+}

@@ -1,0 +1,162 @@
+"""What `tritllm quantize` prints: the plan, how far it is, and a summary at the end."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rich.table import Table
+
+from tritllm.cli.console import console, count, errors, size
+from tritllm.quantizer.coverage import judgement
+from tritllm.quantizer.plan import Plan
+from tritllm.quantizer.report import Report
+from tritllm.quantizer.shard_pass import Progress
+
+WORST = 10  # weights named one by one at the end
+_STEP_PERCENT = 5
+
+
+class ProgressLines:
+    """A line on standard error every few percent, where no terminal shows a bar."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def show(self, step: Progress) -> None:
+        """Say how far the run is, if it is time to."""
+        percent = 100 * step.done_bytes // max(step.total_bytes, 1)
+        if errors.is_terminal or percent < self._next:
+            return
+        self._next = percent - percent % _STEP_PERCENT + _STEP_PERCENT
+        decibels = "".join(f"  d{depth} {value:.2f}" for depth, value in step.sqnr_db.items())
+        errors.print(
+            f"{percent:3} %  {size(step.done_bytes)} of {size(step.total_bytes)}  "
+            f"{step.tensor.entry.name}{'  SQNR dB:' if decibels else ''}{decibels}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_plan(plan: Plan) -> None:
+    """What is quantized, what is kept and why, and what it takes."""
+    console.print(
+        f"{plan.source.files.name}: {plan.source.model_type}, {count(plan.parameters)} parameters "
+        f"in {len(plan.source.shards)} shard(s); {len(plan.quantized)} linear weights to quantize, "
+        f"{100 * plan.coverage:.1f} % of the parameters",
+        markup=False,
+        soft_wrap=True,
+    )
+    if doubt := judgement(plan):
+        console.print(
+            f"  low coverage: {doubt}; goes on with --allow-low-coverage only",
+            markup=False,
+            soft_wrap=True,
+            style="yellow",
+        )
+    reasons: dict[str, list[str]] = {}
+    for tensor in plan.all_tensors:
+        if not tensor.decision.quantize:
+            reasons.setdefault(tensor.decision.reason, []).append(tensor.entry.name)
+    for reason, names in reasons.items():
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        console.print(f"  kept, {reason}: {len(names)} ({shown})", markup=False, soft_wrap=True)
+    for name, reason in plan.source.not_copied.items():
+        console.print(f"  not copied: {name} ({reason})", markup=False, soft_wrap=True)
+    table = Table(title="Plan", title_justify="left")
+    table.add_column("config")
+    for kind in plan.kinds:
+        table.add_column(kind, justify="right")
+    for config in plan.configs:
+        sizes = [size(plan.output_bytes(config, kind)) for kind in plan.kinds]
+        table.add_row(config.name, *sizes)
+    console.print(table)
+    console.print(
+        f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.memory.peak)}"
+    )
+
+
+def print_reports(reports: list[Report]) -> None:
+    """A line a kind of layer, the worst weights, and a line a config; report.json has all."""
+    kinds: dict[str, list[str]] = {}
+    for name in reports[0]["quantized"]:
+        kinds.setdefault(_kind(name), []).append(name)
+    columns = [f"{report['config']}, SQNR dB mean and lowest" for report in reports]
+    rows = []
+    for kind, names in kinds.items():
+        weights = sum(_weights(reports[0]["quantized"][name]) for name in names)
+        cells = [_decibels_of([report["quantized"][name] for name in names]) for report in reports]
+        rows.append([kind, str(len(names)), count(weights), *cells])
+    _print_columns(["kind of layer", "number", "weights", *columns], rows)
+
+    worst = sorted(reports[0]["quantized"], key=lambda name: _lowest(reports, name))[:WORST]
+    _print_columns(
+        [
+            "weights with the lowest SQNR",
+            "shape",
+            *(f"{report['config']}, depth, NMSE, SQNR dB" for report in reports),
+        ],
+        [
+            [
+                name,
+                "x".join(map(str, reports[0]["quantized"][name]["shape"])),
+                *(_errors_of(report["quantized"][name]) for report in reports),
+            ]
+            for name in worst
+        ],
+    )
+    for report in reports:
+        bits = report["bits_per_weight"]
+        console.print(
+            f"{report['config']}, codec {report['codec']}: {report['coverage_percent']:.1f} % of "
+            f"{count(report['parameters'])} parameters at {bits['quantized']:.3f} bits a weight in "
+            f"the file, {bits['whole_file']:.3f} with all that is kept; SQNR mean "
+            f"{_decibel(report['sqnr_db']['mean'])} dB, lowest "
+            f"{_decibel(report['sqnr_db']['lowest'])} dB; packed {size(report['packed_bytes'])}, "
+            f"16-bit {size(report['model_bytes'])}",
+            soft_wrap=True,
+        )
+    peak = reports[-1]["peak_memory_bytes"]
+    console.print(
+        f"{reports[-1]['seconds']:.1f} s, peak memory {'unknown' if peak is None else size(peak)}"
+    )
+
+
+def _decibel(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.2f}"
+
+
+def _kind(name: str) -> str:
+    """What layers of a kind have in common: the name below the layer, experts put together."""
+    starred = re.sub(r"\b\d+\b", "*", name.removesuffix(".weight"))
+    return starred.split("*.", 1)[-1]
+
+
+def _weights(result: dict[str, Any]) -> int:
+    rows, columns = result["shape"]
+    return int(rows * columns)
+
+
+def _decibels_of(results: list[dict[str, Any]]) -> str:
+    found = [result["sqnr_db"] for result in results if result["sqnr_db"] is not None]
+    if not found:
+        return "exact"
+    return f"{sum(found) / len(found):.2f} {min(found):.2f}"
+
+
+def _errors_of(result: dict[str, Any]) -> str:
+    return f"{result['depth']} {result['nmse']:.2e} {_decibel(result['sqnr_db'])}"
+
+
+def _lowest(reports: list[Report], name: str) -> float:
+    found = [report["quantized"][name]["sqnr_db"] for report in reports]
+    return min((value for value in found if value is not None), default=float("inf"))
+
+
+def _print_columns(heads: list[str], rows: list[list[str]]) -> None:
+    """A table whose first column is text; it is as wide as it has to be."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, *rows):
+        first = row[0].ljust(widths[0])
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        console.print("  ".join([first, *cells]), markup=False, soft_wrap=True)
