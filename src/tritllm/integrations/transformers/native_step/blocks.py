@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tritllm.integrations.transformers.native_step.watch import kind_of
 from tritllm.ops import cpu_kernels
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
@@ -69,9 +70,13 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
         return False
     if dtype not in cpu_kernels.DTYPES or config.hidden_act not in ("silu", "swish"):
         return False
-    if not blocks:
+    if not blocks or kind_of(model.norm).__module__ != kind_of(model).__module__:
         return False
-    return all(_is_native_block(block, config) for block in blocks) and all(
+    source = kind_of(model).__module__
+    return all(
+        _is_native_block(block, config, source) and block.attention.layer_idx == index
+        for index, block in enumerate(blocks)
+    ) and all(
         tensor.dtype in cpu_kernels.DTYPES
         and tensor.device.type == "cpu"
         and tensor.is_contiguous()
@@ -79,14 +84,23 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
     )
 
 
-def _is_native_block(block: Block, config: Any) -> bool:
+def _is_native_block(block: Block, config: Any, source: str) -> bool:
+    """Whether a block's modules are those of transformers' file `source`, around packed layers."""
+    norms = [norm for norm in block.norms if norm is not None]
+    for module in (block.layer, block.attention, block.mlp, *norms):
+        if kind_of(module).__module__ != source:  # somebody's own, or a parametrized one
+            return False
+    if "silu" not in kind_of(block.mlp.act_fn).__name__.lower():
+        return False
+    if block.attention.training and block.attention.attention_dropout:
+        return False
     head_dim = block.attention.head_dim
     if head_dim % block_step.HEAD_MULTIPLE or head_dim > block_step.MOST_HEAD_DIM:
         return False
     if type(block.attention.config) is not type(config):
         return False
     for linear in block.linears:
-        if type(linear) is not TritLinear or linear.prepared is None:
+        if kind_of(linear) is not TritLinear or linear.prepared is None:
             return False
         if linear.prepared.device.type != "cpu":
             return False
@@ -96,7 +110,7 @@ def _is_native_block(block: Block, config: Any) -> bool:
     if linears.gate.out_features % block_step.WIDTH_MULTIPLE:
         return False
     epsilon = block.norms.input.variance_epsilon
-    return all(norm is None or norm.variance_epsilon == epsilon for norm in block.norms)
+    return all(norm.variance_epsilon == epsilon for norm in norms)
 
 
 def vectors_of(block: Block) -> list[torch.Tensor]:

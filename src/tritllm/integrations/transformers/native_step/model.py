@@ -12,7 +12,6 @@ every operator.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -20,16 +19,11 @@ from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from tritllm.integrations.transformers.native_step.blocks import (
-    blocks_of,
-    can_be_native,
-    native_blocks,
-    vector,
-)
+from tritllm.integrations.transformers.native_step.blocks import vector
 from tritllm.integrations.transformers.native_step.cache import preallocated
-from tritllm.integrations.transformers.native_step.watch import Watch
+from tritllm.integrations.transformers.native_step.parts import Parts
+from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, subclass
 from tritllm.ops import cpu_kernels
-from tritllm.step import native_step as block_step
 
 # Models whose blocks are what native/include/tritllm_step.h says.
 MODELS = {
@@ -48,27 +42,19 @@ def use_native_step(model: torch.nn.Module) -> bool:
     if not cpu_kernels.available():
         return False
     for module in model.modules():
-        kind = type(module)
+        kind = kind_of(module)
         if MODELS.get(kind.__name__) == kind.__module__:
-            if not issubclass(kind, NativeStepModel):
+            if not isinstance(module, NativeStepModel):
                 # The class is swapped, because nn.Module looks `forward` up for each call and
                 # whoever wraps, hooks, compiles or copies the model must meet an ordinary method;
                 # an instance attribute would be lost by pickling and hidden from isinstance.
-                module.__class__ = _with_native_step(kind)
+                module.__class__ = subclass(kind, NativeStepModel)
             return True
     return False
 
 
-def _with_native_step(kind: type) -> type:
-    """A subclass under the same name, which is what transformers and accelerate look at."""
-    body = {"__module__": kind.__module__, "stock": kind}
-    return type(kind.__name__, (NativeStepModel, kind), body)
-
-
-class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
+class NativeStepModel(WatchedModule):
     """A decoder with a native step. Copies and pickles are of the stock class."""
-
-    stock: type
 
     def forward(
         self,
@@ -120,11 +106,12 @@ class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
         if any(kwargs.get(name) is not None for name in _UNUSUAL):
             return None
         parts = self.__dict__.get(_PARTS)
-        if parts is None or not parts.watch.unchanged():
-            parts = self.__dict__[_PARTS] = _Parts(self)
-        if parts.blocks is None or not parts.watch.may_be_bypassed():
+        if parts is None or not parts.unchanged():
+            parts = self.__dict__[_PARTS] = Parts(self)
+        blocks = parts.blocks
+        if blocks is None or not parts.may_be_bypassed():
             return None
-        cache = preallocated(past, parts.blocks, parts.dtype)
+        cache = preallocated(past, blocks, parts.dtype)
         if cache is None or not _fits(mask, tokens.shape[0], cache.tokens + 1):
             return None
         hidden = self.embed_tokens(input_ids) if embeds is None else embeds.clone()
@@ -137,27 +124,13 @@ class NativeStepModel(torch.nn.Module):  # type: ignore[misc]
             return None
         hidden = hidden.contiguous()
         final_norm = vector(self.norm.weight), self.norm.variance_epsilon
-        cache.step(past, parts.blocks, final_norm, hidden, cos, sin, mask)
+        cache.step(past, blocks, final_norm, hidden, cos, sin, mask)
         return hidden
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Of the stock class, without addresses."""
-        state = {name: value for name, value in self.__dict__.items() if name != _PARTS}
-        return torch.nn.Module.__new__, (self.stock,), state
-
-
-class _Parts:
-    """What a step needs of a model, as long as the watch sees no change."""
-
-    blocks: ctypes.Array[block_step.Block] | None
-
-    def __init__(self, model: Any) -> None:
-        blocks = blocks_of(model)
-        self.watch = Watch(model, blocks)
-        self.dtype = model.norm.weight.dtype
-        self.head_dim = blocks[0].attention.head_dim if blocks else 0
-        native = can_be_native(model, blocks)
-        self.blocks = native_blocks(blocks, self.dtype) if native else None
+        made_by, arguments, state = super().__reduce_ex__(protocol)
+        return made_by, arguments, {n: v for n, v in state.items() if n != _PARTS}
 
 
 def _global_hooks() -> bool:

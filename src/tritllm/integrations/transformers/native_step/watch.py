@@ -1,58 +1,114 @@
-"""Notices when anything that the native step goes past is replaced, moved, cast or listened to."""
+"""Notices when a module that the native step goes past is changed, at the time of the change.
+
+`watch` has a module count its changes in `ops.changes`, whoever makes them: attributes (forward,
+epsilon), submodules, parameters and buffers, also where others write into a module's dicts, as
+torch.func, accelerate and ModuleList do. So a token compares one number.
+"""
 
 from __future__ import annotations
 
-from operator import is_
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
-from tritllm.integrations.transformers import attention
-from tritllm.integrations.transformers.compat import attention_of
-from tritllm.integrations.transformers.native_step.blocks import Block
+from tritllm.ops import changes
 
-_ATTENTIONS = ("sdpa", attention.NAME)
-_ADDRESS = torch.Tensor.data_ptr
+_DICTS = ("_modules", "_parameters", "_buffers")
 
 
-class Watch:
-    """What a model was made of when it was looked at last.
+class WatchedModule(nn.Module):  # type: ignore[misc]
+    """Counts changes of a module's attributes. Copies and pickles are of the stock class."""
 
-    `unchanged` and `may_be_bypassed` are asked once a token, hence the care about time.
+    stock: type
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        changes.note()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        changes.note()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            changes.note()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """An object of the stock class with the state that the stock class tells."""
+        state = super().__reduce_ex__(2)[2]
+        return nn.Module.__new__, (self.stock,), state
+
+
+def watch(module: nn.Module) -> None:
+    """Have the module count its changes from now on; nothing for one that does already.
+
+    The class is swapped for a subclass of the same name, because only a class sees attributes being
+    set; the dicts are replaced by such as count writes, because torch writes into them directly.
     """
+    for name in _DICTS:
+        held = module.__dict__[name]
+        if type(held) is dict:  # others, such as a module's that is compiled, stay
+            module.__dict__[name] = _WatchedDict(held)
+    if not isinstance(module, WatchedModule):
+        module.__class__ = subclass(kind_of(module), WatchedModule)
 
-    def __init__(self, model: Any, blocks: list[Block]) -> None:
-        self._config = model.config
-        modules = [model.embed_tokens, model.norm, model.rotary_emb]
-        owners = [(model._modules, name) for name in ("embed_tokens", "layers", "norm")]
-        for i, block in enumerate(blocks):
-            norms = [norm for norm in block.norms if norm is not None]
-            modules += [block.layer, block.attention, block.mlp, *block.linears, *norms]
-            owners += [(model.layers._modules, str(i))]
-            for module in (block.layer, block.attention, block.mlp):
-                owners += [(module._modules, name) for name in module._modules]
-            owners += [(linear._buffers, "prepared") for linear in block.linears]
-        owners += [(m._parameters, name) for m in modules for name in ("weight", "bias")]
-        self._owners = [(owner, name) for owner, name in owners if name in owner]
-        self._held = [owner[name] for owner, name in self._owners]
-        # A cast or a move gives a parameter other memory; prepared memory is replaced as a whole.
-        self._parameters = [held for held in self._held if isinstance(held, torch.nn.Parameter)]
-        self._where = [parameter.data_ptr() for parameter in self._parameters]
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._dicts = [m.__dict__ for m in modules]
 
-    def unchanged(self) -> bool:
-        """Whether every module and tensor is what and where it was."""
-        now = [owner.get(name) for owner, name in self._owners]
-        return all(map(is_, now, self._held)) and self._where == list(
-            map(_ADDRESS, self._parameters)
-        )
+@cache
+def subclass(kind: Any, first: Any) -> type:
+    """`first` and then `kind`, under kind's name, which transformers and accelerate look at."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stock": kind}
+    return type(kind.__name__, (first, kind), names)
 
-    def may_be_bypassed(self) -> bool:
-        """Whether calling each module does what its class says, and nobody listens."""
-        if any(self._hooks) or any("forward" in own for own in self._dicts):
-            return False
-        config = self._config
-        return not (config.output_attentions or config.output_hidden_states) and (
-            attention_of(config) in _ATTENTIONS
-        )
+
+def kind_of(module: Any) -> type:
+    """A module's class, and that of a watched one before it was watched."""
+    own = type(module)
+    kind: type = own.__dict__.get("stock", own)
+    return kind
+
+
+class _WatchedDict(dict[str, Any]):
+    """A module's dict that counts changes. Copies and pickles are plain dicts."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        changes.note()
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        changes.note()
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def update(self, *arguments: Any, **more: Any) -> None:
+        super().update(*arguments, **more)
+        changes.note()
+
+    def pop(self, *arguments: Any) -> Any:
+        value = super().pop(*arguments)
+        changes.note()
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        item = super().popitem()
+        changes.note()
+        return item
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        value = super().setdefault(key, default)
+        changes.note()
+        return value
+
+    def clear(self) -> None:
+        super().clear()
+        changes.note()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (dict(self),)

@@ -1,0 +1,97 @@
+"""What the native step holds of a model, and whether it still is what the model would compute."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from tritllm.integrations.transformers import attention
+from tritllm.integrations.transformers.compat import attention_of
+from tritllm.integrations.transformers.native_step.blocks import (
+    blocks_of,
+    can_be_native,
+    native_blocks,
+    vectors_of,
+)
+from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, watch
+from tritllm.ops import changes
+from tritllm.ops.trit_linear import TritLinear
+from tritllm.step import native_step as block_step
+
+_ATTENTIONS = ("sdpa", attention.NAME)
+_ADDRESS = torch.Tensor.data_ptr
+
+
+class Parts:
+    """A model's blocks by address, made anew when anything changes.
+
+    `unchanged` and `may_be_bypassed` are asked once a token, hence the care about time. Modules
+    tell of their changes themselves (`watch`), new hooks are told by torch's number of hooks. What
+    nobody tells is looked at: `parameter.data = other` gives a norm's weight or a bias other
+    memory, and a config has no setter that could be watched.
+    """
+
+    blocks: ctypes.Array[block_step.Block] | None  # None where the model is not native now
+
+    def __init__(self, model: Any) -> None:
+        # Before looking, so that a change made meanwhile is seen at the next token.
+        self._changes, self._handles = changes.count(), RemovableHandle.next_id
+        self._config = model.config
+        self._settings = _settings(model.config)
+        self.blocks, self.head_dim, self.dtype = None, 0, torch.float32
+        modules = list(model.modules())
+        news = [m for m in modules if _is_known(m) and not isinstance(m, WatchedModule)]
+        for module in modules:
+            if _is_known(module):
+                watch(module)
+        if news:  # setting their classes was counted
+            self._changes = changes.count()
+        self._vectors: list[torch.Tensor] = []
+        self._addresses: list[int] = []
+        hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooked = [listening for listening in hooks if listening]
+        if any("forward" in module.__dict__ for module in modules):
+            return
+        try:
+            blocks = blocks_of(model)
+        except AttributeError:  # somebody's own module, which has other parts or none
+            return
+        if not can_be_native(model, blocks):
+            return
+        self.dtype = model.norm.weight.dtype
+        self.head_dim = blocks[0].attention.head_dim
+        self.blocks = native_blocks(blocks, self.dtype)
+        self._vectors = [model.norm.weight, *(v for block in blocks for v in vectors_of(block))]
+        self._addresses = [vector.data_ptr() for vector in self._vectors]
+
+    def unchanged(self) -> bool:
+        """Whether every module and tensor is what and where it was."""
+        return (
+            changes.count() == self._changes
+            and RemovableHandle.next_id == self._handles
+            and _settings(self._config) == self._settings
+            and list(map(_ADDRESS, self._vectors)) == self._addresses
+        )
+
+    def may_be_bypassed(self) -> bool:
+        """Whether nobody listens to the modules, and nothing is asked that a step has not."""
+        config = self._config
+        return (
+            not any(self._hooked)
+            and not (config.output_attentions or config.output_hidden_states)
+            and attention_of(config) in _ATTENTIONS
+        )
+
+
+def _settings(config: Any) -> tuple[Any, ...]:
+    """What a model reads of its config at every call."""
+    return (getattr(config, "sliding_window", None), getattr(config, "layer_types", None))
+
+
+def _is_known(module: Any) -> bool:
+    """Whether the class is one of those that a model of the family is made of."""
+    kind = kind_of(module)
+    return kind is TritLinear or kind.__module__.startswith(("transformers.", "torch.nn.modules."))
