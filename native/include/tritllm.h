@@ -60,7 +60,8 @@ TRITLLM_API const char *tritllm_interface_hash(void);
  *
  * The order of calls for one matrix (weights may be encoded at several depths at once):
  *   tritllm_peak, all rows           -> the largest magnitude, hence the exponent
- *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth; energy
+ *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth;
+ *                                       per row: energy
  *   tritllm_v2_codebook              -> the published codebook of a depth
  *   v3: tritllm_sample, tritllm_gather, tritllm_grid, tritllm_tabulate, tritllm_fit
  *                                    -> the fitted codebook
@@ -136,7 +137,7 @@ typedef struct {
 TRITLLM_API int tritllm_write(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
                               int n_targets, const tritllm_target *targets);
 
-/* --- Dequantizing ------------------------------------------------------------------------------- */
+/* --- Dequantizing ----------------------------------------------------------------------------- */
 
 typedef struct {
     const uint8_t *weight; /* plane p of row i at weight + p * plane_stride + i * row_stride */

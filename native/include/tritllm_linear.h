@@ -23,8 +23,8 @@
  * bias. The result is rounded once to y's type. A group that holds a NaN makes the row's results
  * NaN.
  *
- * Memory is aligned to TRITLLM_ALIGNMENT bytes; row ranges of N begin at multiples of TRITLLM_TILE. Nothing past
- * the caller's arrays is read or written. Return values are those of tritllm.h.
+ * Memory is aligned to TRITLLM_ALIGNMENT bytes; row ranges of N begin at multiples of TRITLLM_TILE.
+ * Nothing past the caller's arrays is read or written. Return values are those of tritllm.h.
  */
 #ifndef TRITLLM_LINEAR_H
 #define TRITLLM_LINEAR_H

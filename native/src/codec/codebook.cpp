@@ -1,14 +1,10 @@
 #include "codebook.h"
 #include "cpu/ieee.h"
+#include "cpu/trits.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-int max_level(int depth) {
-    constexpr int level[] = {0, 1, 4, 13, 40};
-    return level[depth];
-}
 
 // n values from low to high, each r times the one before, where r is the largest double whose
 // (n - 1)-fold repeated product does not exceed high / low.
@@ -33,7 +29,7 @@ void log_spaced(float low, float high, int n, float *entries) {
 // The steps that the file will hold, on the scale of the magnitudes. A step that vanishes (of a
 // zero or subnormal matrix) decodes everything to 0, and so does 4 where magnitudes are below 2.
 void fill_steps(const float *codebook, int exponent, int depth, StepTable *table) {
-    const float level = float(max_level(depth));
+    const float level = float(kMaxLevel[depth]);
     table->ascending = true;
     for (int j = 0; j < 32; j++) {
         const int entry = std::min(j, TRITLLM_ENTRIES - 1);

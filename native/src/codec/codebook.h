@@ -14,14 +14,13 @@ struct StepTable {
 };
 
 struct MidpointTable {
-    alignas(
-        64) float midpoint[32];  // midpoint[i]: between entries i and i + 1; infinity from 26 on
+    // midpoint[i]: between entries i and i + 1; infinity from 26 on.
+    alignas(64) float midpoint[32];
 };
 
 // Tiled arrays are passed over in blocks, in loops that a compiler vectorises.
 constexpr int kBlock = TRITLLM_TILE;
 
-int max_level(int depth);
 void summarize(const float *values, int64_t n, float *largest, int64_t *positive);
 void log_spaced(float low, float high, int n, float *entries);
 void fill_steps(const float *codebook, int exponent, int depth, StepTable *table);

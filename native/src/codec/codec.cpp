@@ -1,4 +1,5 @@
-// The C interface of the codec: picks the kernels of an instruction set and checks what a caller can get wrong.
+// The C interface of the codec: picks the kernels of an instruction set and checks what a caller
+// can get wrong.
 #include <cmath>
 #include <cstdint>
 
@@ -71,7 +72,7 @@ int tritllm_tabulate(int isa, const float *magnitudes, const tritllm_sample_set 
     const IeeeArithmetic ieee;
     for (int i = begin; i < end; i++)
         k->tabulate(magnitudes, TRITLLM_SAMPLE, (sample->count + 15) / 16 * 16,
-                    grid[i] / float(max_level(depth)), depth, table + int64_t(i) * TRITLLM_SAMPLE);
+                    grid[i] / float(kMaxLevel[depth]), depth, table + int64_t(i) * TRITLLM_SAMPLE);
     return TRITLLM_OK;
 }
 

@@ -21,14 +21,6 @@ inline bool read_indices(const uint8_t *bytes, uint8_t *index) {
     return seen < kInvalid;
 }
 
-// `size` bytes at p, or a copy in `edge` filled up with zero trits where fewer are left.
-inline const uint8_t *at_least(const uint8_t *p, int64_t left, int64_t size, uint8_t *edge) {
-    if (left >= size) return p;
-    std::memset(edge, kZeroTrits, size_t(size));
-    std::memcpy(edge, p, size_t(left));
-    return edge;
-}
-
 // The weight of every level (by its digits; at four planes of every magnitude) at every step, for
 // instruction sets that look up 16-bit outputs instead of computing them.
 template <class T>
@@ -47,8 +39,6 @@ void fill_levels(const tritllm_packed &packed, float middle, LevelTable<T> *tabl
             V::store_group(digits + i, signless ? 0 : middle, packed.steps[j],
                            table->weight[j] + i);
 }
-
-constexpr float kMiddle[] = {0, 1, 4, 13, 40};  // the digits of level 0
 
 template <class V, int kPlanes, class T>
 int decode_row(const tritllm_packed &packed, int64_t row, const LevelTable<T> &table, T *out) {
@@ -83,10 +73,11 @@ int decode_row(const tritllm_packed &packed, int64_t row, const LevelTable<T> &t
         for (int g = 0; g < 10 && 16 * g < left; g++) {
             const float step = packed.steps[index[g]];
             if (left >= 16 * (g + 1)) {
-                V::store_group(digits + 16 * g, kMiddle[kPlanes], step, out + first + 16 * g);
+                V::store_group(digits + 16 * g, float(kMaxLevel[kPlanes]), step,
+                               out + first + 16 * g);
             } else {
                 T group[16];
-                V::store_group(digits + 16 * g, kMiddle[kPlanes], step, group);
+                V::store_group(digits + 16 * g, float(kMaxLevel[kPlanes]), step, group);
                 std::memcpy(static_cast<void *>(out + first + 16 * g), group,
                             size_t(left - 16 * g) * sizeof(T));
             }
@@ -98,7 +89,8 @@ int decode_row(const tritllm_packed &packed, int64_t row, const LevelTable<T> &t
 template <class V, int kPlanes, class T>
 int decode_rows(const tritllm_packed &packed, int64_t begin, int64_t end) {
     LevelTable<T> table;
-    if constexpr (V::template looks_up<T>) fill_levels<V>(packed, kMiddle[kPlanes], &table);
+    if constexpr (V::template looks_up<T>)
+        fill_levels<V>(packed, float(kMaxLevel[kPlanes]), &table);
     T *out = static_cast<T *>(packed.out);
     for (int64_t row = begin; row < end; row++) {
         const int status =

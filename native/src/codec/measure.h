@@ -106,10 +106,10 @@ typename V::F v2_scale(const typename V::F *a, const typename V::F *ranked) {
 template <class V>
 typename V::F v2_scale(const typename V::F *a, const typename V::F *ranked, int depth) {
     switch (depth) {
-        case 1: return v2_scale<V, 1>(a, ranked);
-        case 2: return v2_scale<V, 4>(a, ranked);
-        case 3: return v2_scale<V, 13>(a, ranked);
-        default: return v2_scale<V, 40>(a, ranked);
+        case 1: return v2_scale<V, kMaxLevel[1]>(a, ranked);
+        case 2: return v2_scale<V, kMaxLevel[2]>(a, ranked);
+        case 3: return v2_scale<V, kMaxLevel[3]>(a, ranked);
+        default: return v2_scale<V, kMaxLevel[4]>(a, ranked);
     }
 }
 

@@ -136,8 +136,8 @@ Choice<V> search_levels(const typename V::F *a, typename V::F largest, const Ste
         least = V::min(v, least);
     }
     if (n == 0) return best;
-    try_above<V, L, kFits>(a, table, candidate,
-                           best);  // a lane without candidates: again its start
+    // For a lane without candidates: again its start.
+    try_above<V, L, kFits>(a, table, candidate, best);
 
     const F margin = V::mul(V::mul(largest, largest), V::set(0x1p-22f));
     F limit = V::add(V::mul(best.error, V::set(1 + 0x1p-13f)), margin);

@@ -37,10 +37,10 @@ template <class V>
 void trit_tabulate(const float *magnitudes, int64_t stride, int64_t count, float step, int depth,
                    float *error) {
     switch (depth) {
-        case 1: return tabulate<V, 1>(magnitudes, stride, count, step, error);
-        case 2: return tabulate<V, 4>(magnitudes, stride, count, step, error);
-        case 3: return tabulate<V, 13>(magnitudes, stride, count, step, error);
-        default: return tabulate<V, 40>(magnitudes, stride, count, step, error);
+        case 1: return tabulate<V, kMaxLevel[1]>(magnitudes, stride, count, step, error);
+        case 2: return tabulate<V, kMaxLevel[2]>(magnitudes, stride, count, step, error);
+        case 3: return tabulate<V, kMaxLevel[3]>(magnitudes, stride, count, step, error);
+        default: return tabulate<V, kMaxLevel[4]>(magnitudes, stride, count, step, error);
     }
 }
 

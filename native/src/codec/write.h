@@ -13,9 +13,8 @@ namespace {
 
 constexpr int kSpan = 5;  // groups handled together: 80 weights, 16 bytes a plane
 constexpr int kColumns = kSpan * kGroup;
-constexpr int kMaxLevel[] = {0, 1, 4, 13, 40};
 
-struct Prepared {  // a target and its tables
+struct TargetTables {  // a target and its tables
     const tritllm_target *target;
     StepTable steps;
     StepTable published_steps;
@@ -53,8 +52,8 @@ struct SpanDigits {
 };
 
 template <class V, int kDepth>
-typename V::I encode_group(const typename V::F *x, const Prepared &p, int64_t at, RowSums<V> &sums,
-                           SpanDigits<V> &digits, int first) {
+typename V::I encode_group(const typename V::F *x, const TargetTables &p, int64_t at,
+                           RowSums<V> &sums, SpanDigits<V> &digits, int first) {
     using F = typename V::F;
     constexpr int L = kMaxLevel[kDepth];
     F a[kGroup];
@@ -168,7 +167,7 @@ void write_indices(const typename V::I *index, const tritllm_target &target, int
 }
 
 template <class V, int kDepth>
-void encode_span(const typename V::F (*x)[kGroup], int n_groups, const Prepared &p,
+void encode_span(const typename V::F (*x)[kGroup], int n_groups, const TargetTables &p,
                  const tritllm_matrix &m, int64_t row, int64_t span, int64_t groups,
                  RowSums<V> &sums) {
     SpanDigits<V> digits;
@@ -188,19 +187,19 @@ void encode_span(const typename V::F (*x)[kGroup], int n_groups, const Prepared 
 template <class V, class T>
 void trit_write(const tritllm_matrix &m, int64_t begin, int64_t end, int n_targets,
                 const tritllm_target *targets) {
-    Prepared prepared[4];
+    TargetTables tables[4];
     for (int t = 0; t < n_targets; t++) {
-        Prepared &p = prepared[t];
+        TargetTables &p = tables[t];
         p.target = targets + t;
         fill_steps(targets[t].codebook, m.exponent, targets[t].depth, &p.steps);
         const float *published = targets[t].published ? targets[t].published : targets[t].codebook;
         fill_steps(published, m.exponent, targets[t].depth, &p.published_steps);
         fill_midpoints(published, &p.midpoints);
         switch (targets[t].depth) {
-            case 1: fill_ranks<V, 1>(p.steps, &p.ranks); break;
-            case 2: fill_ranks<V, 4>(p.steps, &p.ranks); break;
-            case 3: fill_ranks<V, 13>(p.steps, &p.ranks); break;
-            default: fill_ranks<V, 40>(p.steps, &p.ranks);
+            case 1: fill_ranks<V, kMaxLevel[1]>(p.steps, &p.ranks); break;
+            case 2: fill_ranks<V, kMaxLevel[2]>(p.steps, &p.ranks); break;
+            case 3: fill_ranks<V, kMaxLevel[3]>(p.steps, &p.ranks); break;
+            default: fill_ranks<V, kMaxLevel[4]>(p.steps, &p.ranks);
         }
     }
     const int64_t groups = (m.columns + kGroup - 1) / kGroup;
@@ -217,7 +216,7 @@ void trit_write(const tritllm_matrix &m, int64_t begin, int64_t end, int n_targe
             const int n_groups = left < kSpan ? int(left) : kSpan;
             for (int g = 0; g < n_groups; g++) load(row, span * kSpan + g, x[g]);
             for (int t = 0; t < n_targets; t++) {
-                const Prepared &p = prepared[t];
+                const TargetTables &p = tables[t];
                 switch (p.target->depth) {
                     case 1: encode_span<V, 1>(x, n_groups, p, m, row, span, groups, sums[t]); break;
                     case 2: encode_span<V, 2>(x, n_groups, p, m, row, span, groups, sums[t]); break;

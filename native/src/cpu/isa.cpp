@@ -1,4 +1,4 @@
-// The table of instruction sets. To add one: its files in CMakeLists.txt, its test and its row here.
+// The table of instruction sets. To add one: its files in CMakeLists.txt, its test and row here.
 #include "cpu/isa.h"
 
 #include <cstdint>
@@ -106,7 +106,7 @@ bool runs_neon(int family) {
 
 }  // namespace
 
-// --- What this build has: CMakeLists.txt defines TRITLLM_BUILDS_<NAME> for what it compiles -------
+// --- What this build has: CMakeLists.txt defines TRITLLM_BUILDS_<NAME> for what it compiles -----
 
 #define TRITLLM_DECLARE(name)                    \
     extern const CodecKernels codec_##name;      \

@@ -177,22 +177,24 @@ struct Avx2 {
                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
     static void store_group(const uint8_t *digits, float middle, float step, Bfloat *out) {
-        __m256i x = rounded(scaled(digits, middle, step));
-        __m256i y = rounded(scaled(digits + 8, middle, step));
+        __m256i x = bfloat_bits(scaled(digits, middle, step));
+        __m256i y = bfloat_bits(scaled(digits + 8, middle, step));
         x = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, y), 0xd8);
         _mm256_storeu_si256((__m256i *)out, x);
+    }
+
+    // A number that is not NaN as bfloat16, half to even, in the low 16 bits.
+    static __m256i bfloat_bits(F value) {
+        __m256i x = _mm256_castps_si256(value);
+        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
+        x = _mm256_add_epi32(_mm256_add_epi32(x, odd), _mm256_set1_epi32(0x7fff));
+        return _mm256_srli_epi32(x, 16);
     }
 
  private:
     static F scaled(const uint8_t *digits, float middle, float step) {
         F k = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)digits)));
         return mul(sub(k, set(middle)), set(step));
-    }
-    static __m256i rounded(F value) {  // to bfloat16, half to even, in the low 16 bits
-        __m256i x = _mm256_castps_si256(value);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
-        x = _mm256_add_epi32(_mm256_add_epi32(x, odd), _mm256_set1_epi32(0x7fff));
-        return _mm256_srli_epi32(x, 16);
     }
 
     // Rows of eight 32-bit words to columns, in place.

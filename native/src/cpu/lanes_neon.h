@@ -134,12 +134,14 @@ struct Neon {
         F w[4];
         scaled(digits, middle, step, w);
         uint16_t *p = reinterpret_cast<uint16_t *>(out);
-        for (int i = 0; i < 4; i++) {
-            uint32x4_t u = vreinterpretq_u32_f32(w[i]);
-            const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
-            u = vaddq_u32(vaddq_u32(u, odd), vdupq_n_u32(0x7fff));
-            vst1_u16(p + 4 * i, vshrn_n_u32(u, 16));
-        }
+        for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vshrn_n_u32(bfloat_high(w[i]), 16));
+    }
+
+    // A number that is not NaN as bfloat16, half to even, in the high 16 bits.
+    static uint32x4_t bfloat_high(F value) {
+        const uint32x4_t u = vreinterpretq_u32_f32(value);
+        const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+        return vaddq_u32(vaddq_u32(u, odd), vdupq_n_u32(0x7fff));
     }
 
  private:

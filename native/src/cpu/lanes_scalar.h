@@ -62,15 +62,26 @@ inline float element(const void *p, int32_t dtype, int64_t i) {
     }
 }
 
+// As round_to, which knows numbers alone; a NaN becomes the quiet one.
+inline void round_any(float x, float *out) { *out = x; }
+inline void round_any(float x, Half *out) {
+    if (x != x)
+        out->bits = 0x7e00;
+    else
+        round_to(x, out);
+}
+inline void round_any(float x, Bfloat *out) {
+    if (x != x)
+        out->bits = 0x7fc0;
+    else
+        round_to(x, out);
+}
+
 inline void set_element(void *p, int32_t dtype, int64_t i, float x) {
-    if (dtype == TRITLLM_FLOAT32) {
-        static_cast<float *>(p)[i] = x;
-    } else if (x != x) {  // round_to knows numbers alone
-        static_cast<uint16_t *>(p)[i] = dtype == TRITLLM_FLOAT16 ? 0x7e00 : 0x7fc0;
-    } else if (dtype == TRITLLM_FLOAT16) {
-        round_to(x, static_cast<Half *>(p) + i);
-    } else {
-        round_to(x, static_cast<Bfloat *>(p) + i);
+    switch (dtype) {
+        case TRITLLM_FLOAT16: return round_any(x, static_cast<Half *>(p) + i);
+        case TRITLLM_BFLOAT16: return round_any(x, static_cast<Bfloat *>(p) + i);
+        default: static_cast<float *>(p)[i] = x;
     }
 }
 

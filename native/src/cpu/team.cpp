@@ -43,7 +43,7 @@ class Pool {
     }
 
  private:
-    // Once the system has refused a thread it is not asked again: work goes on with those there are.
+    // Once the system has refused a thread it is not asked again: those that there are do the work.
     void grow(int wanted) {
         try {
             while (!refused_ && int(workers_.size()) < wanted) {

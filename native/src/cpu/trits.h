@@ -9,6 +9,9 @@ namespace {
 constexpr int kTritsPerByte = 5;
 constexpr int kLastByte = 242;
 
+// By depth, L = (3**depth - 1) / 2: the largest level, and the digits of level 0.
+constexpr int kMaxLevel[] = {0, 1, 4, 13, 40};
+
 // Eight bytes per packed byte, so that a table entry is one 64-bit load and planes add up in one
 // 64-bit addition: bytes 0..4 hold something about the five digits, byte 7 marks a value over 242.
 constexpr uint64_t kInvalid = uint64_t(1) << 56;
@@ -60,6 +63,15 @@ inline bool padding_is_zero(uint8_t last, int64_t n) {
     int power = 1;
     for (int i = 0; i < used; i++) power *= 3;
     return last / power == kZeroTrits / power;
+}
+
+// `size` bytes at p, or a copy in `edge` filled up with zero trits where fewer are left (or none,
+// where `left` is negative).
+inline const uint8_t *at_least(const uint8_t *p, int64_t left, int64_t size, uint8_t *edge) {
+    if (left >= size) return p;
+    std::memset(edge, kZeroTrits, size_t(size));
+    if (left > 0) std::memcpy(edge, p, size_t(left));
+    return edge;
 }
 
 constexpr int kDecodeColumns = 160;  // 10 groups: 32 bytes a plane and 6 bytes of scale indices

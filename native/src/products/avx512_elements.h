@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cpu/lanes_avx512.h"
 #include "product_kernels.h"
 
 namespace {
@@ -25,11 +26,9 @@ inline void store16(Half *p, __mmask16 m, __m512 x) {
                              _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void store16(Bfloat *p, __mmask16 m, __m512 x) {
-    const __m512i u = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    r = _mm512_mask_blend_epi32(nan, r, _mm512_set1_epi32(0x7fc00000));
+    const __m512i r =
+        _mm512_mask_blend_epi32(nan, Avx512::bfloat_high(x), _mm512_set1_epi32(0x7fc00000));
     _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
 }
 
@@ -62,7 +61,7 @@ void quantize_row_avx512(const void *x, int64_t columns, int64_t blocks, uint8_t
         if (zero) n = _mm512_setzero_si512();
         _mm_storeu_si128((__m128i *)(q + 16 * g), _mm512_cvtepi32_epi8(n));
         const int32_t sum = _mm512_reduce_add_epi32(n);
-        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kLevelOffset[d + 1] * sum;
+        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * sum;
         scale[g] = !finite ? NAN : zero ? 0.0f : largest / 127.0f;
     }
 }

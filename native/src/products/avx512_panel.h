@@ -101,7 +101,7 @@ struct Vnni {
 
 template <int D, class Engine>
 void prefill(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    static thread_local Panel panel;
+    Panel panel;
     const StepRegisters table(p.steps);
     const int64_t fit = kPanelBytes / (p.blocks * kBlockColumns) / Engine::kRows * Engine::kRows;
     const int64_t most = std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));

@@ -3,8 +3,9 @@
 //
 //   depth 1   one unit: bits 2f, 2f + 1 of a byte are the code of step f
 //   depth 2   two units: unit u's low four bits are the code of step u, the high ones of step u + 2
-//   depth 3   units as of depth 2 hold the lower two trits, then one as of depth 1 holds the top
-//   trit depth 4   four units: a byte is a code
+//   depth 3   units as of depth 2 hold the lower two trits, then one as of depth 1 holds the
+//             top trit
+//   depth 4   four units: a byte is a code
 #pragma once
 
 #include <cstdint>

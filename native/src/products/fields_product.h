@@ -40,7 +40,7 @@ void quantize_row(const void *x, int64_t columns, int64_t blocks, uint8_t *row) 
             q[16 * g + i] = int8_t(n);
             sum += n;
         }
-        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kLevelOffset[d + 1] * sum;
+        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * sum;
         scale[g] = !finite ? NAN : zero ? 0.0f : largest / 127.0f;
     }
 }
@@ -151,7 +151,7 @@ void fields_exact_tile(const Product &p, const Activations &a, int64_t b, int64_
                 const auto step = V::lookup(p.steps, block + part * 4 * V::kRows, 5 * g);
                 for (int i = 0; i < 4; i++)
                     for (int c = 0; c < 4; c++) {
-                        const auto level = V::to_floats(V::byte(w[i], c, kLevelOffset[D]));
+                        const auto level = V::to_floats(V::byte(w[i], c, kMaxLevel[D]));
                         sum[part] = V::fma(V::set(x[4 * i + c]), V::mul(level, step), sum[part]);
                     }
             }

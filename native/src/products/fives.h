@@ -1,8 +1,7 @@
 // The layout kFives: codes of three trits (27 of 32 values) in five bits.
 //
 //   depth 1   a code holds the trits of three steps (a step: 4 columns): a byte permutation of a
-//   table
-//             of 27 entries unpacks it, once a step
+//             table of 27 entries unpacks it, once a step
 //   depth 2   two codes hold three steps: A = w0 + 9 * (w2 / 3), B = w1 + 9 * (w2 % 3)
 //   depth 3   a code is a weight
 //   depth 4   a code is the lower three trits of a weight; codes as of depth 1 hold the top trits

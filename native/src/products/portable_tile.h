@@ -52,14 +52,6 @@ struct PlainReader {
     }
 };
 
-// Bytes [0, left) of the row at p, then zero trits.
-inline const uint8_t *span_bytes(const uint8_t *p, int64_t left, int64_t size, uint8_t *edge) {
-    if (left >= size) return p;
-    std::memset(edge, kZeroTrits, size_t(size));
-    if (left > 0) std::memcpy(edge, p, size_t(left));
-    return edge;
-}
-
 template <class Reader>
 int read_span(const tritllm_portable &source, const Split &split, int64_t row, int64_t column,
               SpanRows *rows, Span *span) {
@@ -82,15 +74,15 @@ int read_span(const tritllm_portable &source, const Split &split, int64_t row, i
                     // Sixteen rows side by side are more than the hardware follows; the next
                     // sixteen come behind them.
                     Reader::prefetch(bytes + kTileRows * width);
-                    plane[j] = span_bytes(bytes, width - first - i, kPlaneBytes, edges[j]);
+                    plane[j] = at_least(bytes, width - first - i, kPlaneBytes, edges[j]);
                 }
                 valid &= Reader::add_planes(plane, split.planes[part],
                                             rows->byte[part][r] + kTritsPerByte * i);
             }
         }
         const int64_t at = column / TRITLLM_GROUP * 3 / kTritsPerByte;
-        const uint8_t *bytes = span_bytes(source.scale + (row + r) * scale_width + at,
-                                          scale_width - at, kSpanScaleBytes, edge);
+        const uint8_t *bytes = at_least(source.scale + (row + r) * scale_width + at,
+                                        scale_width - at, kSpanScaleBytes, edge);
         uint8_t index[kSpanGroups + 8];
         for (int i = 0; i < kSpanScaleBytes / 3; i++, bytes += 3) {
             const uint64_t sum = kIndices.part[0][bytes[0]] + kIndices.part[1][bytes[1]] +
@@ -129,8 +121,8 @@ inline bool padding_is_zero_in(const tritllm_portable &source, int64_t row) {
 template <class Reader, class Pack>
 int prepare_tiles(const tritllm_portable &source, uint32_t layout, const Split &split,
                   int64_t begin, int64_t end, uint8_t *tiles, Pack pack) {
-    static thread_local SpanRows rows;
-    static thread_local Span span;
+    SpanRows rows;
+    Span span;
     const int64_t blocks = blocks_of(source.columns), bytes = block_bytes(layout, source.depth);
     for (int64_t tile = begin; tile < end; tile++) {
         const int64_t row = tile * kTileRows;

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "cpu/lanes_scalar.h"
+#include "cpu/trits.h"
 #include "tritllm.h"
 
 // Structures that the table of kernels mentions are plain data without functions of their own, for
@@ -76,9 +77,6 @@ inline int64_t blocks_of(int64_t columns) { return (columns + kBlockColumns - 1)
 constexpr int block_bytes(uint32_t layout, int depth) {
     return kUnit * (1 + (layout == kFives ? 5 : 6) * depth);
 }
-
-// The largest level, which codes are offset by: a code is level + L, unsigned.
-constexpr int kLevelOffset[] = {0, 1, 4, 13, 40};
 
 // A group whose largest magnitude is below counts as zero: 127 / magnitude stays finite.
 constexpr float kSmallestActivation = 0x1p-100f;

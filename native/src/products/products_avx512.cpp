@@ -93,12 +93,12 @@ void compute(const Product &p, const Activations &a, int64_t begin, int64_t end)
 
 template <int D>
 void exact_tile(const Product &p, const Activations &a, int64_t tile) {
-    static thread_local struct {
+    struct {
         alignas(64) float weight[kBlockColumns][16];
         alignas(64) float sum[kPanelBatch][16];
     } part;
     const StepRegisters table(p.steps);
-    const __m512i middle = _mm512_set1_epi32(kLevelOffset[D]), byte = _mm512_set1_epi32(255);
+    const __m512i middle = _mm512_set1_epi32(kMaxLevel[D]), byte = _mm512_set1_epi32(255);
     for (int64_t first_row = 0; first_row < a.batch; first_row += kPanelBatch) {
         const int64_t rows = std::min<int64_t>(kPanelBatch, a.batch - first_row);
         std::memset(part.sum, 0, size_t(rows) * sizeof part.sum[0]);

@@ -141,7 +141,7 @@ struct BlockRun {
     const int64_t splits;
     const StepKernels *kernel;
     Piece project, output, gates, down;
-    Phase turn, attend, end;
+    Phase rotary, attend, end;
 
     BlockRun(const tritllm_block &b, const tritllm_step &s, int64_t number, const Scratch &memory)
         : block(b),
@@ -181,7 +181,7 @@ struct BlockRun {
             kernel->widen(hidden_row(b), block.dtype, hidden, row);
             kernel->rms_norm(row, hidden, block.input_norm, block.epsilon, row);
         });
-        turn.run(step.batch, [&](int64_t b) { turn_row(b); });
+        rotary.run(step.batch, [&](int64_t b) { rotate_row(b); });
         attend.run(step.batch * block.kv_heads * splits, [&](int64_t part) { attend_part(part); });
         output.run([&](int64_t b) {
             for (int h = 0; h < block.heads; h++)
@@ -210,7 +210,7 @@ struct BlockRun {
         return element_at(step.hidden, block.dtype, b * shape.hidden);
     }
 
-    void turn_row(int64_t b) {
+    void rotate_row(int64_t b) {
         const int width = block.head_dim;
         const int64_t *stride = step.key_stride;
         const int64_t slot = b * stride[0] + (step.tokens - 1) * stride[2];
@@ -218,20 +218,20 @@ struct BlockRun {
         float *k = scratch.result + step.batch * shape.queries + b * shape.keys;
         float *v = k + step.batch * shape.keys;
         for (int h = 0; h < block.heads; h++)
-            turn_head(b, q + h * width, block.q_norm,
-                      element_at(scratch.q, block.dtype, (b * block.heads + h) * width));
+            apply_rotary_to_head(b, q + h * width, block.q_norm,
+                                 element_at(scratch.q, block.dtype, (b * block.heads + h) * width));
         for (int h = 0; h < block.kv_heads; h++) {
             const int64_t at = slot + h * stride[1];
-            turn_head(b, k + h * width, block.k_norm, element_at(keys, block.dtype, at));
+            apply_rotary_to_head(b, k + h * width, block.k_norm, element_at(keys, block.dtype, at));
             kernel->narrow(v + h * width, width, block.dtype, element_at(values, block.dtype, at));
         }
     }
 
-    void turn_head(int64_t b, float *x, const tritllm_vector &norm, void *out) {
+    void apply_rotary_to_head(int64_t b, float *x, const tritllm_vector &norm, void *out) {
         const int64_t at = b * step.rotary_stride;
         if (norm.data) kernel->rms_norm(x, block.head_dim, norm, block.epsilon, x);
-        kernel->rotate(x, block.head_dim, element_at(step.cos, block.dtype, at),
-                       element_at(step.sin, block.dtype, at), block.dtype, out);
+        kernel->apply_rotary(x, block.head_dim, element_at(step.cos, block.dtype, at),
+                             element_at(step.sin, block.dtype, at), block.dtype, out);
     }
 
     void attend_part(int64_t part) {

@@ -63,7 +63,8 @@ void rms_norm(const float *x, int64_t n, const tritllm_vector &weight, float eps
 }
 
 template <class V>
-void rotate(const float *x, int64_t n, const void *cos, const void *sin, int dtype, void *out) {
+void apply_rotary(const float *x, int64_t n, const void *cos, const void *sin, int dtype,
+                  void *out) {
     for (int64_t i = 0; i < n / 2; i += V::W) {
         const int64_t j = i + n / 2;
         const typename V::F low = V::load(x + i), high = V::load(x + j);
@@ -216,7 +217,8 @@ void combine(const float *parts, int64_t count, int64_t stride, int head_dim, fl
 
 template <class V>
 constexpr StepKernels step_kernels() {
-    return {rms_norm<V>, rotate<V>, gate<V>, widen<V>, add<V>, narrow<V>, attend<V>, combine<V>};
+    return {rms_norm<V>, apply_rotary<V>, gate<V>,   widen<V>,
+            add<V>,      narrow<V>,       attend<V>, combine<V>};
 }
 
 }  // namespace

@@ -19,11 +19,8 @@ struct Avx2Rows : Avx2 {
                          _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
     static void store_as(Bfloat *p, F x) {
-        const __m256i u = _mm256_castps_si256(x);
-        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-        __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff));
         const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan), 16);
+        const __m256i r = _mm256_blendv_epi8(bfloat_bits(x), _mm256_set1_epi32(0x7fc0), nan);
         const __m256i packed = _mm256_packus_epi32(r, r);  // in each half of 128 bits
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                          _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));

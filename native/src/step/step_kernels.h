@@ -28,9 +28,9 @@ struct StepKernels {
     // out = x / sqrt(mean(x**2) + epsilon) * weight
     void (*rms_norm)(const float *x, int64_t n, const tritllm_vector &weight, float epsilon,
                      float *out);
-    // x turned by its position: pairs are i and i + n / 2.
-    void (*rotate)(const float *x, int64_t n, const void *cos, const void *sin, int dtype,
-                   void *out);
+    // Rotary position embedding; pairs are i and i + n / 2.
+    void (*apply_rotary)(const float *x, int64_t n, const void *cos, const void *sin, int dtype,
+                         void *out);
     // out = silu(gate) * up
     void (*gate)(const float *gate, const float *up, int64_t n, float *out);
     void (*widen)(const void *x, int dtype, int64_t n, float *out);

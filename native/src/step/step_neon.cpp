@@ -18,10 +18,7 @@ struct NeonRows : Neon {
         vst1_u16(reinterpret_cast<uint16_t *>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
     }
     static void store_as(Bfloat *p, F x) {
-        const uint32x4_t u = vreinterpretq_u32_f32(x);
-        const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
-        uint32x4_t r = vaddq_u32(vaddq_u32(u, odd), vdupq_n_u32(0x7fff));
-        r = vbslq_u32(vceqq_f32(x, x), r, vdupq_n_u32(0x7fc00000));
+        const uint32x4_t r = vbslq_u32(vceqq_f32(x, x), bfloat_high(x), vdupq_n_u32(0x7fc00000));
         vst1_u16(reinterpret_cast<uint16_t *>(p), vshrn_n_u32(r, 16));
     }
     static float total(F x) { return vaddvq_f32(x); }

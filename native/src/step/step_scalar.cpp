@@ -9,18 +9,9 @@ struct ScalarRows : Scalar {
     static F load_as(const T *p) {
         return ::to_float(*p);
     }
-    static void store_as(float *p, F x) { *p = x; }
-    static void store_as(Half *p, F x) {
-        if (x != x)
-            p->bits = 0x7e00;
-        else
-            round_to(x, p);
-    }
-    static void store_as(Bfloat *p, F x) {
-        if (x != x)
-            p->bits = 0x7fc0;
-        else
-            round_to(x, p);
+    template <class T>
+    static void store_as(T *p, F x) {
+        round_any(x, p);
     }
     static float total(F x) { return x; }
 };
