@@ -11,7 +11,7 @@ import numpy as np
 from tritllm.checkpoint.agreement import check_headers
 from tritllm.codec import TritTensor
 from tritllm.errors import FormatError
-from tritllm.format.json_object import shortened
+from tritllm.format.json_object import no_collection, shortened
 from tritllm.format.layout import CODEBOOK, SCALE
 from tritllm.format.names import CONFIG, INDEX, SINGLE
 from tritllm.format.quantization_config import (
@@ -46,6 +46,10 @@ class PackedCheckpoint:
         self.folder = Path(folder)
         self.files = LocalFiles(self.folder, name=str(self.folder), fault=FormatError)
         self.sizes = self.files.sizes()
+        with no_collection():
+            self._open()
+
+    def _open(self) -> None:
         self.manifest = read_manifest(self.files, self.sizes)
         self.config = self._read_config()
         self.headers = self._read_headers()

@@ -6,6 +6,7 @@ N = out_features rows and K = in_features columns; G = ceil(K/16) groups a row s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
 from tritllm.errors import FormatError
@@ -66,6 +67,7 @@ def scale_row_bytes(in_features: int) -> int:
     return bytes_of(3 * groups_of(in_features))
 
 
+@lru_cache(maxsize=1024, typed=True)  # a few shapes a model, asked for each of its matrices
 def packed_shapes(out_features: int, in_features: int, depth: int) -> Shapes:
     """Shapes of planes, scale indices and codebook."""
     return (
@@ -99,10 +101,10 @@ def parts_of(entries: Mapping[str, _S], name: str, where: str) -> tuple[_S, _S, 
 
     Raises FormatError where one is missing, or the first is not [d, N, ceil(K/5)] with d of 1..4.
     """
-    for part in part_names(name):
-        if part not in entries:
-            raise FormatError(f"{where}: tensor {part} is missing")
-    planes, scale, codebook = (entries[part] for part in part_names(name))
+    try:
+        planes, scale, codebook = map(entries.__getitem__, part_names(name))
+    except KeyError as error:
+        raise FormatError(f"{where}: tensor {error.args[0]} is missing") from None
     if len(planes.shape) != 3 or planes.shape[0] not in DEPTHS:
         raise FormatError(
             f"{where}: tensor {name} has shape {list(planes.shape)}, "
@@ -118,10 +120,10 @@ def check(
 
     parts: planes, scale indices and codebook. where: their file, for the message.
     """
-    expected = tensors_of(parts[0].name, out_features, in_features, depth)
-    for part, spec in zip(parts, expected, strict=True):
-        if (part.dtype, tuple(part.shape)) != (spec.dtype, spec.shape):
+    shapes = packed_shapes(out_features, in_features, depth)
+    for part, dtype, shape in zip(parts, DTYPES, shapes, strict=True):
+        if part.dtype != dtype or part.shape != shape:
             raise FormatError(
-                f"{where}: tensor {spec.name} is {part.dtype} {list(part.shape)}, "
-                f"expected {spec.dtype} {list(spec.shape)} from N, K and d"
+                f"{where}: tensor {part.name} is {part.dtype} {list(part.shape)}, "
+                f"expected {dtype} {list(shape)} from N, K and d"
             )

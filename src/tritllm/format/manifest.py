@@ -247,7 +247,10 @@ def _is_size(value: Any, least: int) -> bool:
 def _is_shape(value: Any, least: int) -> bool:
     if type(value) is not list:
         return False
-    return all(type(size) is int and least <= size <= _MOST for size in value)
+    for size in value:  # noqa: SIM110 - takes half of the time of `all` over a generator
+        if type(size) is not int or size < least or size > _MOST:
+            return False
+    return True
 
 
 def _is_error(value: Any) -> bool:

@@ -10,9 +10,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from tritllm.errors import FormatError
+from tritllm.format.json_object import no_collection, shortened, unique_names
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -20,11 +22,11 @@ ITEM_BYTES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+_MOST = (1 << 63) - 1
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor of a file: dtype as safetensors names it, shape, and its bytes [begin, end)."""
 
     name: str
@@ -81,16 +83,17 @@ def read_header(read: Callable[[int, int], bytes], file_size: int, where: str) -
         )
     raw = read(0, 8 + length)
     try:
-        fields = json.loads(raw[8:], object_pairs_hook=_unique_keys)
+        with no_collection():
+            fields = json.loads(raw[8:], object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: header is not valid JSON ({error})") from None
+        raise FormatError(f"{where}: header is not valid JSON ({shortened(error)})") from None
     if not isinstance(fields, dict):
         raise FormatError(f"{where}: header is not a JSON object")
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(f"{where}: __metadata__ is not a map of strings")
     entries = [_entry(name, field, 8 + length, where) for name, field in fields.items()]
-    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    entries.sort(key=attrgetter("begin", "end"))
     position = 8 + length
     for entry in entries:
         if entry.begin != position:
@@ -123,15 +126,6 @@ def build_header(
     return Header(raw, entries, dict(metadata))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} appears twice")
-    return fields
-
-
 def _entry(name: str, field: Any, data_start: int, where: str) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
@@ -139,15 +133,16 @@ def _entry(name: str, field: Any, data_start: int, where: str) -> TensorEntry:
         raise FormatError(f"{where}: tensor {name} lacks dtype, shape or data_offsets") from None
     if not name.isprintable():
         raise FormatError(f"{where}: tensor name {name!r} holds a character that cannot be printed")
-    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-        raise FormatError(f"{where}: tensor {name} has a shape or offset that is no size")
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise FormatError(f"{where}: tensor {name} has unknown dtype {dtype!r}")
+    sizes = [*shape, begin, end] if type(shape) is list and len(shape) <= 64 else [None]
+    for size in sizes:
+        if type(size) is not int or not 0 <= size <= _MOST:
+            raise FormatError(f"{where}: tensor {name} has a shape or offset that is no size")
+    if type(dtype) is not str or dtype not in ITEM_BYTES:
+        raise FormatError(f"{where}: tensor {name} has unknown dtype {shortened(repr(dtype))}")
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
         raise FormatError(
-            f"{where}: tensor {name} {dtype} {shape} needs {expected} bytes, "
+            f"{where}: tensor {name} {dtype} {shortened(shape)} needs {shortened(expected)} bytes, "
             f"data_offsets give {end - begin}"
         )
     return TensorEntry(name, dtype, tuple(shape), data_start + begin, data_start + end)
