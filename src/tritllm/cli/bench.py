@@ -17,13 +17,16 @@ from tritllm.run.bench import Benchmark, Speed, bench
 
 def command(
     folder: PackedModel,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 32,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of the random prompt; 512 by default, or what fits."),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode after the first.")] = 32,
     planes: Planes = None,
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "bfloat16",
     threads: TorchThreads = None,
-    compare: Annotated[bool, typer.Option(help="Measure the dequantized model, too.")] = True,
+    compare: Annotated[bool, typer.Option(help="Measure the dequantized model as well.")] = True,
     compiled: Compiled = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON, sizes in bytes.")
@@ -46,17 +49,17 @@ def command(
     if as_json:
         print(json.dumps(asdict(result)))
     else:
-        _print(result, prompt_tokens)
+        _print(result)
 
 
-def _print(result: Benchmark, prompt_tokens: int) -> None:
+def _print(result: Benchmark) -> None:
     speeds = [speed for speed in (result.packed, result.dequantized) if speed]
     table = Table(box=None)
     table.add_column("", style="bold", no_wrap=True)
     for speed in speeds:
         table.add_column(speed.name, justify="right", no_wrap=True)
     rows: dict[str, Callable[[Speed], str]] = {
-        f"prefill of {prompt_tokens}, tokens/s": lambda speed: f"{speed.prefill:.1f}",
+        f"prefill of {result.prompt_tokens}, tokens/s": lambda speed: f"{speed.prefill:.1f}",
         "decode, tokens/s": lambda speed: f"{speed.decode:.2f}",
         "weights in memory": lambda speed: size(speed.weight_bytes),
         "weights a token reads": lambda speed: size(speed.token_bytes),

@@ -14,18 +14,25 @@ from tritllm.run.generate import generate
 def command(
     folder: PackedModel,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Stop after so many new tokens.")
+    ] = 128,
     chat: Annotated[bool, typer.Option(help="Use the tokenizer's chat template.")] = False,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0: always the most likely token.")
+        float, typer.Option(min=0.0, help="0 always takes the most likely token; more samples.")
     ] = 0.0,
-    top_k: Annotated[int, typer.Option(min=1, help="Sample among so many tokens.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Sample among so many of the most likely tokens.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     planes: Planes = None,
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "auto",
     threads: TorchThreads = None,
     compiled: Compiled = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every hash with the manifest first.")
+    ] = False,
 ) -> None:
     """Continue a prompt with a packed model; the text goes to standard output as it comes."""
     done = generate(
@@ -41,9 +48,16 @@ def command(
         dtype=dtype,
         threads=threads,
         compiled=compiled,
+        verify=verify,
         on_text=lambda text: typer.echo(text, nl=False),
     )
     typer.echo()
+    if done.context_full:
+        errors.print(
+            f"stopped where the model's context of {done.context_full} tokens is full",
+            style="yellow",
+            soft_wrap=True,
+        )
     decode = f", {done.decode_speed:.1f} tokens/s after it" if done.decode_speed else ""
     errors.print(
         f"{done.prompt_tokens} prompt tokens at {done.prefill_speed:.1f} tokens/s, "

@@ -14,17 +14,29 @@ def command(
     folder: PackedModel,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that requests must send as a bearer token. Better set it in the environment "
+            "as TRITLLM_API_KEY, where the list of processes does not show it."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda:0, ...")] = "auto",
     planes: Planes = None,
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "auto",
     threads: TorchThreads = None,
 ) -> None:
-    """Serve a packed model with transformers' OpenAI-compatible server, until stopped."""
+    """Serve a packed model with transformers' OpenAI-compatible server, until stopped.
+
+    There is no encryption, and no authentication unless a key is set: without one, whoever reaches
+    the port may use the model. /v1/models lists the folder.
+    """
     serve(
         folder,
         host=host,
         port=port,
+        api_key=api_key,
         device=device,
         planes=planes,
         lm_head_depth=lm_head_depth,

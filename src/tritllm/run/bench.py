@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tritllm.errors import TritError
 from tritllm.extras import require
-from tritllm.run.generate import TokenClock, check_dtype, generation_settings
+from tritllm.run.generate import TokenClock, generation_settings
+from tritllm.run.loading import check_dtype, context_length, load, set_threads
 
+PROMPT_TOKENS = 512
 _BUFFER_BYTES = 1 << 29  # many times any cache
 _READS = 8
 
@@ -46,6 +46,7 @@ class Speed:
 class Benchmark:
     """The packed model's speed, and the dequantized one's if it was measured."""
 
+    prompt_tokens: int
     threads: int
     bandwidth: float
     kernels: str
@@ -56,7 +57,7 @@ class Benchmark:
 def bench(
     folder: str | Path,
     *,
-    prompt_tokens: int = 512,
+    prompt_tokens: int | None = None,
     new_tokens: int = 32,
     planes: int | None = None,
     lm_head_depth: int | None = None,
@@ -70,7 +71,7 @@ def bench(
 
     Args:
         folder: a packed folder, or a Hub id of one.
-        prompt_tokens: the length of the random prompt.
+        prompt_tokens: the length of the random prompt; default is 512, or what fits the context.
         new_tokens: tokens decoded after the first.
         planes: read only so many of the trit planes.
         lm_head_depth: quantize lm_head of the packed model, too, at this depth.
@@ -83,30 +84,21 @@ def bench(
 
     Raises TritError where the folder is not a packed model or a package is missing.
     """
-    require("bench", "transformers", "torch", "transformers")
+    require("bench", "transformers", "torch", "transformers", "psutil")
     import torch
-    import transformers
 
-    from tritllm.integrations.transformers import load_model
     from tritllm.ops import cpu_kernels
 
     check_dtype(dtype)
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     tell = on_step or (lambda step: None)
-    transformers.utils.logging.disable_progress_bar()
 
     tell("measuring memory bandwidth")
     bandwidth = read_bandwidth()
     tell("loading the packed model")
-    model = load_model(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
+    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
     dtype = str(model.dtype).removeprefix("torch.")
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and prompt_tokens + new_tokens > limit:
-        raise TritError(
-            f"{prompt_tokens} + {new_tokens} tokens exceed the model's {limit}; "
-            "give a smaller --prompt-tokens"
-        )
+    prompt_tokens = _fitting(prompt_tokens, new_tokens, context_length(model))
     tell("running the packed model")
     packed = _measure("packed", model, prompt_tokens, new_tokens, bandwidth, compiled)
     dequantized = None
@@ -114,14 +106,30 @@ def bench(
         del model
         gc.collect()
         tell(f"dequantizing to {dtype}")
-        model = load_model(folder, planes=planes, dtype=dtype)
+        model = load(folder, planes=planes, dtype=dtype)
         model.dequantize(getattr(torch, dtype))
         gc.collect()
         tell("running the dequantized model")
         dequantized = _measure(dtype, model, prompt_tokens, new_tokens, bandwidth, compiled)
     return Benchmark(
-        torch.get_num_threads(), bandwidth, cpu_kernels.describe(), packed, dequantized
+        prompt_tokens,
+        torch.get_num_threads(),
+        bandwidth,
+        cpu_kernels.describe(),
+        packed,
+        dequantized,
     )
+
+
+def _fitting(prompt_tokens: int | None, new_tokens: int, context: int | None) -> int:
+    """The length of the prompt: as asked, or at most PROMPT_TOKENS of what the context leaves."""
+    room = None if context is None else context - new_tokens
+    if room is not None and (prompt_tokens or 1) > room:
+        raise TritError(
+            f"{prompt_tokens or 1} + {new_tokens} tokens exceed the model's context of {context}; "
+            f"give a smaller {'--prompt-tokens' if prompt_tokens else '--new-tokens'}"
+        )
+    return prompt_tokens or min(PROMPT_TOKENS, room or PROMPT_TOKENS)
 
 
 def read_bandwidth() -> float:
@@ -145,6 +153,7 @@ def _measure(
     bandwidth: float,
     compiled: bool,
 ) -> Speed:
+    import psutil
     import torch
 
     vocabulary = model.config.get_text_config().vocab_size

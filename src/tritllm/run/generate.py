@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritllm.errors import TritError
 from tritllm.extras import require
+from tritllm.run.loading import (
+    check_dtype,
+    context_length,
+    load,
+    load_tokenizer,
+    one_line,
+    set_threads,
+    shown,
+)
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+SEEDS = 2**64  # what torch takes
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated, and its cost. Prefill ends with the first new token."""
+    """What was generated, and its cost. Prefill ends with the first new token.
+
+    context_full: the length of the model's context, where that ended the text.
+    """
 
     text: str
     prompt_tokens: int
     new_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    context_full: int | None = None
 
     @property
     def prefill_speed(self) -> float:
@@ -52,6 +65,7 @@ def generate(
     dtype: str = "auto",
     threads: int | None = None,
     compiled: bool = False,
+    verify: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
     """Continue a prompt.
@@ -59,48 +73,60 @@ def generate(
     Args:
         folder: a packed folder, or a Hub id of one.
         prompt: the text to continue; with chat, the user's message.
-        max_new_tokens: stop after so many, or at the model's end-of-text token.
+        max_new_tokens: stop after so many, at the model's end-of-text token, or where its context
+            is full.
         chat: put the prompt in the tokenizer's chat template.
         temperature: 0 takes the most likely token; above it, tokens are sampled.
-        top_k: sample among so many.
-        seed: of the sampling.
+        top_k: sample among so many of the most likely tokens.
+        seed: random seed for sampling, 0 to 2**64 - 1.
         planes: read only so many of the trit planes.
         lm_head_depth: quantize lm_head, too, at this depth.
         dtype: of activations and unquantized weights; "auto" is the file's.
         threads: torch's; default is torch's own choice.
         compiled: compile the decode step; takes a minute or so first, pays for long texts.
+        verify: compare every hash with the manifest before the model runs.
         on_text: called with each piece of text as soon as it is final.
 
-    Raises TritError where the folder is not a packed model or a package is missing.
+    Raises TritError where the folder is not a packed model, is damaged, the prompt is not text or
+    does not fit, or a package is missing.
     """
     require("generate", "transformers", "torch", "transformers")
     import torch
-    import transformers
-
-    from tritllm.integrations.transformers import load_model
 
     check_dtype(dtype)
-    if threads:
-        torch.set_num_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
-    model = load_model(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if not 0 <= seed < SEEDS:
+        raise TritError(f"--seed {shown(seed)} is not 0..{SEEDS - 1}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise TritError("the prompt is not text: it holds bytes that are not UTF-8") from None
+    set_threads(threads)
+    tokenizer = load_tokenizer(folder)
+    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, verify=verify)
     if chat and not tokenizer.chat_template:
         raise TritError(f"{folder}: its tokenizer has no chat template; leave out --chat")
     if chat:
         messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        with one_line(folder, "its chat template fails: "):
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
-    if not inputs["input_ids"].shape[1]:
+    length = inputs["input_ids"].shape[1]
+    if not length:
         raise TritError("the prompt has no tokens; give some text")
+    context = context_length(model)
+    room = max_new_tokens if context is None else context - length
+    if room < 1:
+        raise TritError(
+            f"the prompt's {length} tokens fill the model's context of {context}; shorten it"
+        )
     torch.manual_seed(seed)
     clock = TokenClock(tokenizer, on_text)
     settings = generation_settings(
         model,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, room),
         temperature=temperature,
         top_k=top_k,
         compiled=compiled,
@@ -111,15 +137,10 @@ def generate(
         generation_config=settings,
         streamer=clock,
     )
-    new = output[0, inputs["input_ids"].shape[1] :]
+    new = output[0, length:]
     text = str(tokenizer.decode(new, skip_special_tokens=True))
-    return clock.result(text, inputs["input_ids"].shape[1])
-
-
-def check_dtype(name: str) -> None:
-    """Raise TritError for a dtype that a model does not run in."""
-    if name not in DTYPES:
-        raise TritError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
+    done = clock.result(text, length)
+    return replace(done, context_full=context) if len(new) == room < max_new_tokens else done
 
 
 def generation_settings(

@@ -1,0 +1,97 @@
+"""What generate, bench and serve check and load in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tritllm.errors import TritError, first_line
+from tritllm.machine import processors
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+_MOST_THREADS = 256  # or as many as there are processors: torch dies of threads it cannot start
+
+
+def check_dtype(name: str) -> None:
+    """Raise TritError for a dtype that a model does not run in."""
+    if name not in DTYPES:
+        raise TritError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's threads; None leaves torch its choice. Raises TritError for an absurd number."""
+    if threads is None:
+        return
+    import torch
+
+    most = max(_MOST_THREADS, processors())
+    if not 1 <= threads <= most:
+        raise TritError(f"--threads {shown(threads)} is not 1..{most}")
+    torch.set_num_threads(threads)
+
+
+def shown(number: int) -> str:
+    """A number from the command line in an error message, which must not take a page."""
+    try:
+        text = str(number)
+    except ValueError:  # Python's own limit of digits
+        return "..."
+    return text if len(text) <= 24 else f"{text[:12]}... ({len(text)} digits)"
+
+
+def load(folder: str | Path, *, planes: int | None, **options: Any) -> Any:
+    """A packed model, ready to run.
+
+    planes and options: as `load_model` takes them.
+
+    Raises TritError where it is not a packed model, breaks the format, or holds fewer planes.
+    """
+    import transformers
+
+    from tritllm.integrations.transformers.load_model import load_model, packed_config
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what is wrong is said in one line, by us
+    with one_line(folder):
+        check_planes(folder, packed_config(folder), planes)
+        return load_model(folder, planes=planes, **options)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model. Raises TritError where there is none that works."""
+    import transformers
+
+    with one_line(folder, "no tokenizer can be loaded: "):
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def check_planes(folder: str | Path, config: Any, planes: int | None) -> None:
+    """Raise TritError where more planes are asked for than the deepest matrix has."""
+    if planes is None:
+        return
+    depth = config.quantization_config.get("depth")
+    depths = depth.values() if isinstance(depth, dict) else [depth]
+    deepest = max((d for d in depths if isinstance(d, int)), default=0)
+    if not 1 <= planes <= deepest:
+        raise TritError(
+            f"{folder}: holds {deepest} planes, --planes {shown(planes)} is not 1..{deepest}"
+        )
+
+
+def context_length(model: Any) -> int | None:
+    """The number of tokens that a model's config says it was made for; None where it says none."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+@contextmanager
+def one_line(folder: str | Path, what: str = "") -> Iterator[None]:
+    """Whatever other libraries raise over a damaged folder becomes TritError, named after it."""
+    try:
+        yield
+    except (TritError, MemoryError):
+        raise
+    except Exception as error:
+        raise TritError(f"{folder}: {what}{first_line(error)}") from error
