@@ -60,8 +60,13 @@ def test_bytes_a_token_reads(tiny, torch_only):
             assert token == total - model.model.embed_tokens.weight.nbytes - experts // 2
 
 
+def test_a_prompt_that_fits_by_default(speaking):
+    """The default of 512 tokens is more than this model's context of 256."""
+    assert bench(speaking, new_tokens=4, compare=False).prompt_tokens == 252
+
+
 def test_too_long_a_prompt_and_a_wrong_dtype(speaking):
-    with pytest.raises(TritError, match="exceed the model's 256; give a smaller --prompt-tokens"):
+    with pytest.raises(TritError, match="context of 256; give a smaller --prompt-tokens"):
         bench(speaking, prompt_tokens=256, new_tokens=1)
     with pytest.raises(TritError, match="--dtype int8 is not one of auto, bfloat16"):
         bench(speaking, dtype="int8")

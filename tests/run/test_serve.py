@@ -15,6 +15,7 @@ import pytest
 import typer
 import uvicorn
 from huggingface_hub import constants
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from tritllm.cli import serve as serve_command
 from tritllm.errors import TritError
 from tritllm.run.generate import generate
 from tritllm.run.serve import serve
+from tritllm.run.served_app import ServedApp
 
 PROMPT = "Hello"
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -121,8 +123,31 @@ def test_response_and_streamed_response(client, speaking, torch_only):
     assert sum(map(bool, pieces)) > 1
 
 
-def test_listing_models_does_not_fail(client):
-    assert list(client.models.list()) == []  # transformers lists what the Hub's cache holds
+def test_the_served_folder_is_listed(client, speaking):
+    assert [model.id for model in client.models.list()] == [str(speaking)]
+
+
+@pytest.mark.parametrize("sent", [None, "Bearer wrong", "Basic secret", "secret", "Bearer secret2"])
+def test_a_wrong_key_is_refused(sent):
+    with TestClient(ServedApp(Starlette(), "model", "secret")) as http:
+        headers = {"Authorization": sent} if sent else {}
+        answer = http.get("/v1/models", headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert http.get("/health").status_code == 404  # passed on, to an application without one
+
+
+def test_the_right_key_is_let_through():
+    with TestClient(ServedApp(Starlette(), "model", "secret")) as http:
+        answer = http.get("/v1/models", headers={"Authorization": "Bearer secret"})
+    assert [model["id"] for model in answer.json()["data"]] == ["model"]
+
+
+def test_a_port_that_is_taken(speaking):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TritError, match=f"cannot listen on 127.0.0.1 port {port}: "):
+            serve(speaking, host="127.0.0.1", port=port)
 
 
 def test_planes_head_and_dtype_reach_the_server(

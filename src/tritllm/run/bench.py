@@ -12,7 +12,7 @@ from typing import Any
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.generate import TokenClock, generation_settings
-from tritllm.run.loading import check_dtype, context_length, load, set_threads
+from tritllm.run.loading import check_dtype, check_packed, context_length, load, quiet, set_threads
 
 PROMPT_TOKENS = 512
 _BUFFER_BYTES = 1 << 29  # many times any cache
@@ -91,6 +91,8 @@ def bench(
 
     check_dtype(dtype)
     set_threads(threads)
+    quiet()
+    check_packed(folder, planes)
     tell = on_step or (lambda step: None)
 
     tell("measuring memory bandwidth")

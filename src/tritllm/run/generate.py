@@ -12,10 +12,12 @@ from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.loading import (
     check_dtype,
+    check_packed,
     context_length,
     load,
     load_tokenizer,
     one_line,
+    quiet,
     set_threads,
     shown,
 )
@@ -101,8 +103,11 @@ def generate(
     except UnicodeEncodeError:
         raise TritError("the prompt is not text: it holds bytes that are not UTF-8") from None
     set_threads(threads)
+    quiet()
+    check_packed(folder, planes)
     tokenizer = load_tokenizer(folder)
-    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, verify=verify)
+    asked = {"verify": True} if verify else {}
+    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, **asked)
     if chat and not tokenizer.chat_template:
         raise TritError(f"{folder}: its tokenizer has no chat template; leave out --chat")
     if chat:

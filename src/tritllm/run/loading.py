@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,22 +42,43 @@ def shown(number: int) -> str:
     return text if len(text) <= 24 else f"{text[:12]}... ({len(text)} digits)"
 
 
-def load(folder: str | Path, *, planes: int | None, **options: Any) -> Any:
-    """A packed model, ready to run.
-
-    planes and options: as `load_model` takes them.
-
-    Raises TritError where it is not a packed model, breaks the format, or holds fewer planes.
-    """
+def quiet() -> None:
+    """Keep other libraries' warnings and progress off standard error: errors are ours to say."""
+    import huggingface_hub
     import transformers
 
-    from tritllm.integrations.transformers.load_model import load_model, packed_config
-
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # what is wrong is said in one line, by us
+    transformers.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def check_packed(folder: str | Path, planes: int | None) -> None:
+    """Raise TritError for anything but a packed model with so many planes; reads config.json."""
+    from tritllm.integrations.transformers.load_model import packed_config
+
+    if not os.path.lexists(folder) and str(folder).count("/") != 1:
+        raise TritError(f"{folder}: no such folder, and not a Hub id (owner/name)")
     with one_line(folder):
-        check_planes(folder, packed_config(folder), planes)
-        return load_model(folder, planes=planes, **options)
+        depth = packed_config(folder).quantization_config.get("depth")
+    depths = depth.values() if isinstance(depth, dict) else [depth]
+    deepest = max((d for d in depths if isinstance(d, int)), default=0)
+    if planes is not None and not 1 <= planes <= deepest:
+        raise TritError(
+            f"{folder}: holds {deepest} planes, --planes {shown(planes)} is not 1..{deepest}"
+        )
+
+
+def load(folder: str | Path, **options: Any) -> Any:
+    """A packed model, ready to run.
+
+    options: as `load_model` takes them.
+
+    Raises TritError where it breaks the format or does not load.
+    """
+    from tritllm.integrations.transformers.load_model import load_model
+
+    with one_line(folder):
+        return load_model(folder, **options)
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -64,20 +86,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     import transformers
 
     with one_line(folder, "no tokenizer can be loaded: "):
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def check_planes(folder: str | Path, config: Any, planes: int | None) -> None:
-    """Raise TritError where more planes are asked for than the deepest matrix has."""
-    if planes is None:
-        return
-    depth = config.quantization_config.get("depth")
-    depths = depth.values() if isinstance(depth, dict) else [depth]
-    deepest = max((d for d in depths if isinstance(d, int)), default=0)
-    if not 1 <= planes <= deepest:
-        raise TritError(
-            f"{folder}: holds {deepest} planes, --planes {shown(planes)} is not 1..{deepest}"
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not known:  # transformers makes an empty one of some families where there are no files
+        raise TritError(f"{folder}: no tokenizer there; fetch its files again")
+    return tokenizer
 
 
 def context_length(model: Any) -> int | None:

@@ -14,7 +14,15 @@ from typing import Any
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.integrations.registration import register_with_transformers
-from tritllm.run.loading import check_dtype, check_planes, one_line, set_threads, shown
+from tritllm.run.loading import (
+    check_dtype,
+    check_packed,
+    load_tokenizer,
+    one_line,
+    quiet,
+    set_threads,
+    shown,
+)
 from tritllm.run.served_app import ServedApp
 
 API_KEY = "TRITLLM_API_KEY"
@@ -62,21 +70,27 @@ def serve(
             f"set {API_KEY} or --api-key",
             file=sys.stderr,
         )
-    import transformers
     from huggingface_hub.constants import HF_HUB_CACHE
     from transformers.cli.serve import Serve
 
     from tritllm.integrations.transformers.config import reading
-    from tritllm.integrations.transformers.load_model import packed_config
 
     set_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     register_with_transformers()
+    check_packed(folder, planes)
+    load_tokenizer(folder)  # else the server would start without, and fail at every request
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # the server looks at it, and fails else
-    with one_line(folder):
-        check_planes(folder, packed_config(folder), planes)
-        with reading(planes=planes, lm_head_depth=lm_head_depth), _wrapped(str(folder), key):
-            Serve(force_model=str(folder), host=host, port=port, device=device, dtype=dtype)
+    asked = reading(planes=planes, lm_head_depth=lm_head_depth)
+    with one_line(folder), asked, _wrapped(str(folder), key):
+        Serve(
+            force_model=str(folder),
+            host=host,
+            port=port,
+            device=device,
+            dtype=dtype,
+            log_level="error",
+        )
 
 
 @contextmanager
