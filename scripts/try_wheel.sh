@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH
+export TRITLLM_REQUIRE_NATIVE=1
 "$1" -m venv "$work/build"
 "$work/build/bin/pip" --quiet --disable-pip-version-check wheel . --no-deps -w "$work/wheel"
 wheel=$(echo "$work"/wheel/tritllm-*.whl)
