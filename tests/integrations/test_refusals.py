@@ -237,3 +237,8 @@ def test_tensors_without_files(tiny):
             config=AutoConfig.from_pretrained(packed),
             state_dict=load_file(packed / "model.safetensors"),
         )
+
+
+def test_the_meta_device_is_refused(tiny):
+    with pytest.raises(TritError, match="cannot be loaded onto meta"):
+        AutoModelForCausalLM.from_pretrained(tiny("llama", 2) / "packed", device_map={"": "meta"})

@@ -42,6 +42,15 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         self._dtypes: dict[str, torch.dtype] = {}  # of float parameters, as the model has them
         self._unfused: list[list[str]] = []  # targets of the conversions that fuse experts
 
+    def validate_environment(self, device_map: Any = None, **_: Any) -> None:
+        """Raise TritError for a device that holds no numbers: packed weights must be checked."""
+        devices = device_map.values() if isinstance(device_map, dict) else (device_map,)
+        if any(str(device) == "meta" for device in devices):
+            raise TritError(
+                "device_map: a packed model cannot be loaded onto meta, where there is nothing "
+                "to check; use the CPU, a GPU, or AutoModel.from_config"
+            )
+
     # --- Before loading: the model is on meta -----------------------------------------------------
 
     def update_attn_implementation(self, config: Any) -> Any:
