@@ -71,3 +71,25 @@ def test_importing_a_module_does_not_replace_a_function():
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         tritllm.quantise  # noqa: B018
+
+
+WITHOUT_TYPER = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "typer" else find(name)
+from tritllm.cli.entry import run
+run()
+"""
+
+
+def test_the_command_line_without_typer():
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", WITHOUT_TYPER, *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    done = command("info", "x")
+    assert done.returncode == 1
+    assert done.stderr == "error: the command line needs typer: pip install 'tritllm[cli]'\n"
+    told = command("doctor")
+    assert told.returncode == 0, told.stderr
+    assert "-- typer: not installed; needed for the command line: pip install" in told.stdout

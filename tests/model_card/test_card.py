@@ -251,3 +251,10 @@ def test_a_folder_that_is_not_packed_gets_no_card(tmp_path):
     (folder / "packed/config.json").unlink()
     with pytest.raises(FormatError, match=r"config\.json: missing"):
         write_card(folder / "packed")
+
+
+def test_a_packed_card_says_how_the_packed_folder_runs(tmp_path):
+    text = (quantized(tmp_path, None) / "packed/README.md").read_text()
+    ways = ("import tritllm", "from_pretrained(", "tritllm generate ", "tritllm serve ")
+    places = [text.index(way) for way in (*ways, "tritllm dequantize ")]
+    assert places == sorted(places)

@@ -112,7 +112,7 @@ def test_a_package_that_is_missing_and_how_to_get_it(doctor, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
     said = doctor()
-    for subject, extra in (("torch", "demo"), ("kernels", "transformers")):
+    for subject, extra in (("torch", "transformers"), ("kernels", "transformers")):
         assert said[subject][0] == "--"
         assert said[subject][1].endswith(f"pip install 'tritllm[{extra}]'")
 

@@ -53,10 +53,23 @@ def run(main: Callable[[], object] | None = None) -> NoReturn:
 
 
 def _commands() -> None:
-    require("the command line", "cli", "typer", "rich")
+    try:
+        require("the command line", "cli", "typer", "rich")
+    except TritError:
+        if sys.argv[1:] != ["doctor"]:
+            raise
+        _plain_doctor()  # which is there to say what is missing
+        return
     from tritllm.cli.main import app
 
     app()
+
+
+def _plain_doctor() -> None:
+    from tritllm.run.doctor import doctor
+
+    for finding in doctor():
+        print("ok" if finding.ok else "--", f"{finding.subject}: {finding.state}")
 
 
 def _check_streams() -> None:

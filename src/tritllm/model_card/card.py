@@ -70,7 +70,7 @@ def model_card(
         "",
         "## Quick load",
         "",
-        *(_load_model(title, causal) if kind == "model" else _load_packed(title)),
+        *(_load_model(title, causal) if kind == "model" else _load_packed(title, causal)),
         "",
         "## Quantization details",
         "",
@@ -135,22 +135,33 @@ def _load_model(title: str, causal: bool) -> list[str]:
     ]
 
 
-def _load_packed(title: str) -> list[str]:
-    return [
-        "```bash",
-        "pip install tritllm",
-        f"tritllm verify {title}",
-        f'tritllm dequantize {title} model   # then from_pretrained("model") in stock transformers',
-        "```",
+def _load_packed(title: str, causal: bool) -> list[str]:
+    auto_class = "AutoModelForCausalLM" if causal else "AutoModel"
+    commands = [
         "",
-        "or one matrix at a time, reading as many planes as wanted:",
+        "```bash",
+        f'tritllm generate {title} --prompt "Once upon a time"',
+        f"tritllm serve {title}   # OpenAI-compatible; needs 'tritllm[serve]'",
+        "```",
+    ]
+    return [
+        "The packed weights run as they are, on CPUs inside `transformers`. After "
+        "`pip install 'tritllm[transformers]'`:",
         "",
         "```python",
-        "from tritllm import PackedCheckpoint",
+        "import tritllm  # lets transformers load packed weights",
+        f"from transformers import {auto_class}, AutoTokenizer",
         "",
-        f'checkpoint = PackedCheckpoint("{title}")',
-        "name = checkpoint.quantized[0]",
-        "weight = checkpoint.tensor(name).decode()  # float32 [out_features, in_features]",
+        f'model = {auto_class}.from_pretrained("{title}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
+        "```",
+        *(commands if causal else []),
+        "",
+        "Or prove the folder, and dequantize it to 16 bits for stock `transformers`:",
+        "",
+        "```bash",
+        f"tritllm verify {title}",
+        f"tritllm dequantize {title} model",
         "```",
     ]
 

@@ -6,9 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tritllm.errors import OutputError
+from tritllm.extras import require
 from tritllm.storage.output_errors import output_errors
 
 FOLDER = ".tritllm-run"
@@ -33,6 +32,9 @@ class RunLock:
 
     def _acquire(self, out: Path) -> bool:
         """False where the file was removed meanwhile by a run that has ended."""
+        require("quantize", "quantize", "filelock")
+        from filelock import FileLock, Timeout
+
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             pinned = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
-
 from tritllm.codec import engine
 from tritllm.errors import TritError, first_line
+from tritllm.extras import how_to_install
+from tritllm.machine import available_memory, processors, total_memory
 from tritllm.version import __version__
 
+# What is needed for what, and the extra that brings it.
 OPTIONAL = {
-    "torch": "the demo, and measuring quality",
-    "transformers": "the demo, and loading what is written",
-    "matplotlib": "the demo's plot",
+    "huggingface_hub": ("quantizing, model cards and the Hub", "quantize"),
+    "typer": ("the command line", "cli"),
+    "torch": ("running packed models", "transformers"),
+    "transformers": ("running packed models", "transformers"),
+    "fastapi": ("tritllm serve", "serve"),
+    "matplotlib": ("the demo's plot", "demo"),
 }
 
 
@@ -34,31 +37,34 @@ class Finding:
 
 def doctor() -> list[Finding]:
     """Look at the machine, what computes on it, and the optional packages."""
-    memory = psutil.virtual_memory()
     findings = [
         Finding("tritllm", __version__),
         Finding("python", f"{platform.python_version()} at {sys.executable}"),
         Finding(
-            "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+            "machine", f"{platform.system()} {platform.machine()}, {processors()} processors to use"
         ),
-        Finding("memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"),
+        _finding("memory", _memory, lambda: True),
         _finding("codec", engine.describe, engine.is_native),
         _kernels(),
     ]
-    for package in ("numpy", "huggingface_hub"):
-        findings.append(Finding(package, importlib.metadata.version(package)))
-    for package, purpose in OPTIONAL.items():
+    findings.append(Finding("numpy", importlib.metadata.version("numpy")))
+    for package, (purpose, extra) in OPTIONAL.items():
         if importlib.util.find_spec(package):
             findings.append(Finding(package, importlib.metadata.version(package)))
         else:
-            missing = f"not installed; needed for {purpose}: pip install 'tritllm[demo]'"
+            missing = f"not installed; needed for {purpose}: {how_to_install(extra)}"
             findings.append(Finding(package, missing, ok=False))
     return findings
 
 
+def _memory() -> str:
+    """Memory that this process may use, which in a container is less than the machine's."""
+    return f"{available_memory() / 1e9:.1f} of {total_memory() / 1e9:.1f} GB available"
+
+
 def _kernels() -> Finding:
     """What would compute packed layers on the CPU."""
-    why = "which is not installed: pip install 'tritllm[transformers]'"
+    why = f"which is not installed: {how_to_install('transformers')}"
     if importlib.util.find_spec("torch"):
         try:
             from tritllm.ops import cpu_kernels

@@ -106,8 +106,7 @@ def generate(
     quiet()
     check_packed(folder, planes)
     tokenizer = load_tokenizer(folder)
-    asked = {"verify": True} if verify else {}
-    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, **asked)
+    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, verify=verify)
     if chat and not tokenizer.chat_template:
         raise TritError(f"{folder}: its tokenizer has no chat template; leave out --chat")
     if chat:
