@@ -11,7 +11,6 @@ model.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from importlib.resources import files
@@ -24,7 +23,8 @@ import transformers
 from tritllm import native, quantize
 from tritllm.evaluation.divergence import Scores, compare
 from tritllm.integrations.transformers import load_model
-from tritllm.ops import cpu_kernels
+from tritllm.ops.backends import cpu
+from tritllm.ops.trit_linear import TritLinear
 
 DATA = Path(str(files("tritllm") / "demo_data"))
 COLUMNS = ("packed, exact", "packed, int8", "int8, lm_head at depth 4")
@@ -38,8 +38,9 @@ class InMode:
         self.mode, self.model = mode, model
 
     def __call__(self, **inputs: Any) -> Any:
-        os.environ["TRITLLM_LINEAR"] = self.mode
-        cpu_kernels.mode.cache_clear()
+        for layer in self.model.modules():
+            if isinstance(layer, TritLinear):
+                layer.mode = self.mode
         return self.model(**inputs)
 
 
@@ -70,8 +71,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if not cpu_kernels.available():
-        sys.exit(f"no native kernels to measure: {cpu_kernels.describe()}")
+    if not native.available():
+        sys.exit(f"no native kernels to measure: {cpu.describe()}")
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     text = arguments.text.read_text("utf-8")

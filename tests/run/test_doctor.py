@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from tritllm import native
 from tritllm.cli.main import app
 from tritllm.native import library
-from tritllm.ops import cpu_kernels
 
 
 @pytest.fixture
@@ -23,13 +22,11 @@ def doctor(monkeypatch):
     def run(**environment: str) -> dict[str, list[str]]:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        cpu_kernels.mode.cache_clear()
         result = CliRunner().invoke(app, ["doctor"], catch_exceptions=False)
         assert result.exit_code == 0
         return by_subject(result.stdout)
 
-    yield run
-    cpu_kernels.mode.cache_clear()
+    return run
 
 
 def by_subject(text: str) -> dict[str, list[str]]:

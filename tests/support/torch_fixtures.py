@@ -14,8 +14,8 @@ import transformers
 from support.speaking_model import speaking_model
 from support.tiny_models import quantize_tiny
 
+from tritllm import native as library
 from tritllm.integrations.registration import register_with_transformers
-from tritllm.ops import cpu_kernels
 
 register_with_transformers()
 transformers.utils.logging.disable_progress_bar()
@@ -38,17 +38,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def torch_only(monkeypatch: pytest.MonkeyPatch):
-    """Compute packed layers in torch, whose results are those of a dequantized layer."""
-    monkeypatch.setattr(cpu_kernels, "mode", lambda: "torch")
+    """Layers that are made compute in torch, whose results are those of a dequantized layer."""
+    monkeypatch.setenv("TRITLLM_LINEAR", "torch")
 
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch):
-    """native(mode): compute packed layers by the native kernels, "int8" or "exact"."""
+    """native(mode): layers that are made compute by the native kernels, "int8" or "exact"."""
 
     def choose(mode: str) -> None:
-        monkeypatch.setattr(cpu_kernels, "mode", lambda: mode)
-        if not cpu_kernels.available():
+        monkeypatch.setenv("TRITLLM_LINEAR", mode)
+        if not library.available():
             pytest.skip("no native kernels")
 
     return choose

@@ -1,18 +1,12 @@
-"""Between torch tensors and NumPy arrays: the three float dtypes, and matrices of them."""
+"""Matrices between torch tensors and NumPy arrays."""
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import torch
 
 from tritllm.codec import TritTensor
-
-NUMPY_OF_TORCH = {
-    torch.float16: np.dtype(np.float16),
-    torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
-    torch.float32: np.dtype(np.float32),
-}
+from tritllm.ops.dtypes import NUMPY_OF_TORCH
 
 
 def torch_parts(tensor: TritTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

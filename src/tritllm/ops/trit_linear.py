@@ -11,8 +11,15 @@ from torch import nn
 
 from tritllm.codec import TritTensor
 from tritllm.format.layout import packed_shapes
-from tritllm.ops import cpu_kernels, torch_ops
-from tritllm.ops.numpy_arrays import NUMPY_OF_TORCH, torch_parts
+from tritllm.ops import backends, changes
+from tritllm.ops import mode as modes
+from tritllm.ops.check_packed_bytes import PACKED, faults_in_state
+from tritllm.ops.definitions import linear, linear_prepared
+from tritllm.ops.dtypes import NUMPY_OF_TORCH
+from tritllm.ops.gradients import below_autograd, is_differentiating
+from tritllm.ops.numpy_arrays import torch_parts
+from tritllm.ops.tensor_versions import seen_of, uncounted
+from tritllm.storage.mapped_pages import release_pages
 
 
 class TritLinear(nn.Module):  # type: ignore[misc]
@@ -22,13 +29,22 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         weight uint8 [d, N, ceil(K/5)], weight_scale uint8 [N, ceil(3G/5)],
         weight_codebook float32 [d, 27].
     bias is a parameter [N] of the model's dtype, or None. x and y are [..., K] and [..., N] of
-    float32, bfloat16 or float16.
+    float32, bfloat16, float16 or float64 (where native kernels compute in float32). The result has
+    gradients for x and bias; the packed weight is frozen.
 
-    `prepare()` makes the native kernels' own layout; without it, and on every device but the CPU,
-    torch computes. Casting the module casts its bias alone.
+    Where the layer's device has kernels and a layout of its own, memory in it (`prepared`) is made
+    when the layer first runs, or by `prepare()` before. It is made again when what it was made from
+    is replaced, moved, loaded or written in place; no copy, cast or pickle of a layer takes it
+    along. Everywhere else torch computes. Casting the module casts its bias alone.
+
+    Two things are not seen: writes in place to tensors that were made in inference mode, which
+    torch does not count; and writes in place between calls of a compiled model. Call `prepare()`.
 
     Args:
         transposed: the model stores the float weight as [in_features, out_features] (GPT-2).
+        mode: "int8", "exact" or "torch" (mode.py); by default what TRITLLM_LINEAR says.
+
+    Raises TritError for an unknown mode.
     """
 
     weight: torch.Tensor
@@ -45,10 +61,15 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         *,
         transposed: bool = False,
         device: torch.device | str | None = None,
+        mode: str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.transposed = transposed
+        self._mode = modes.requested() if mode is None else modes.checked(mode, "mode")
+        self._seen: Any = None  # what the packed tensors were when `prepare` last looked
+        self._steps: torch.Tensor | None = None  # the codebook's row in use, a view
+        self._layout = 0
         planes, scale, codebook = packed_shapes(out_features, in_features, depth)
         byte = {"dtype": torch.uint8, "device": device}
         self.register_buffer("weight", torch.empty(planes, **byte))
@@ -63,11 +84,16 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     @classmethod
     def from_tensor(
-        cls, tensor: TritTensor, bias: torch.Tensor | None = None, *, transposed: bool = False
+        cls,
+        tensor: TritTensor,
+        bias: torch.Tensor | None = None,
+        *,
+        transposed: bool = False,
+        mode: str | None = None,
     ) -> TritLinear:
         """A layer on the CPU that holds an encoded matrix."""
         layer = cls(tensor.shape[1], tensor.shape[0], tensor.depth, bias, transposed=transposed,
-                    device="meta")  # fmt: skip
+                    device="meta", mode=mode)  # fmt: skip
         layer.weight, layer.weight_scale, layer.weight_codebook = torch_parts(tensor)
         return layer
 
@@ -75,6 +101,18 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     def depth(self) -> int:
         """Trit planes that are held and read."""
         return self.weight.shape[0]
+
+    @property
+    def mode(self) -> str:
+        """What computes the layer, as TRITLLM_LINEAR names it: "int8", "exact" or "torch"."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        before, self._mode = self._mode, modes.checked(mode, "mode")
+        if "torch" in (before, mode):
+            self._forget()
+        changes.note()
 
     @property
     def nbytes(self) -> int:
@@ -86,13 +124,82 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         return own + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X [..., K] -> [..., N]."""
-        prepared = self._buffers["prepared"]  # past nn.Module's slow way to attributes
-        bias = self._parameters["bias"]
-        if prepared is not None:
-            return torch_ops.linear_prepared(x, prepared, self.out_features, bias)
-        steps = self.weight_codebook[-1]
-        return torch_ops.linear(x, self.weight, self.weight_scale, steps, bias)
+        """X [..., K] -> [..., N]. Raises ValueError for a layer that holds bytes that are no trits.
+
+        Written for few instructions: at batch 1 a model calls it some two hundred times a token.
+        """
+        buffers = self._buffers  # past nn.Module's slow way to attributes
+        planes, scale = buffers["weight"], buffers["weight_scale"]
+        codebook, bias = buffers["weight_codebook"], self._parameters["bias"]
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            try:
+                now: Any = (
+                    planes._version, scale._version, codebook._version,
+                    planes.data_ptr(), scale.data_ptr(), codebook.data_ptr(),
+                )  # fmt: skip
+            except (
+                RuntimeError
+            ):  # of inference tensors no version is counted, fakes have no address
+                now = uncounted(planes, scale, codebook)
+            if now != self._seen:
+                self.prepare()
+        prepared = buffers["prepared"]
+        if prepared is None:
+            return linear(x, planes, scale, codebook[-1], bias)
+        depth, exact = planes.shape[0], self._mode == "exact"
+        if compiling or is_differentiating(x, bias):
+            return linear_prepared(
+                x, prepared, codebook[-1], self._layout, depth, self.in_features,
+                self.out_features, exact, bias, None, planes, scale,
+            )  # fmt: skip
+        with below_autograd():
+            return linear_prepared(
+                x, prepared, self._steps, self._layout, depth, self.in_features,
+                self.out_features, exact, bias,
+            )  # fmt: skip
+
+    def prepare(self) -> bool:
+        """Make the device's own layout from the packed planes; False where there is none, or its
+        kernels cannot run.
+
+        The planes are then needed only to save, move, train through or dequantize the layer: where
+        they are a file's pages, the system is told that it may have them back.
+
+        Raises ValueError for bytes that are no trits.
+        """
+        self._forget()
+        planes, scale, codebook = self._packed()
+        made = None
+        if self._mode != "torch" and type(planes) is torch.Tensor:  # no DTensor, no fake
+            made = backends.prepare(planes, scale, codebook[-1], self.in_features)
+        self._seen = seen_of(planes, scale, codebook)
+        if made is None:
+            return False
+        self._steps = codebook[-1].detach()
+        self._layout = made.layout
+        self._buffers["prepared"] = made.memory
+        changes.note()
+        if planes.device.type == "cpu":
+            release_pages((part.data_ptr(), part.nbytes) for part in (planes, scale))
+        return True
+
+    def _forget(self) -> None:
+        """Something that the layer computes with was replaced: what was made of it goes.
+
+        Every such change comes here, so that whoever keeps addresses of it learns (changes.py).
+        """
+        if "_seen" in self.__dict__:
+            self.__dict__.update(_seen=None, _steps=None)
+            self._buffers["prepared"] = None
+        changes.note()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in PACKED:
+            self._forget()
+        elif name in ("bias", "prepared"):
+            changes.note()
 
     def tensor(self) -> TritTensor:
         """The packed matrix as NumPy arrays, sharing the memory where it is the CPU's.
@@ -123,34 +230,63 @@ class TritLinear(nn.Module):  # type: ignore[misc]
             on_cpu = weight.device.type == "cpu"
             self.weight = weight if on_cpu else weight.clone()
             self.weight_codebook = codebook if on_cpu else codebook.clone()
-            self.prepared = None
-
-    def prepare(self) -> bool:
-        """Make the native kernels' layout from the packed planes; False where they cannot run.
-
-        The planes are then needed only to save, move or dequantize the layer: where they are a
-        file's pages, the system is told that it may have them back.
-        """
-        if self.weight.device.type != "cpu" or not cpu_kernels.available():
-            return False
-        self.prepared = cpu_kernels.prepare(
-            self.weight, self.weight_scale, self.weight_codebook[-1], self.in_features
-        )
-        cpu_kernels.release_pages(self.weight)
-        cpu_kernels.release_pages(self.weight_scale)
-        return True
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Moves go everywhere, casts to the bias alone: the codebook passes by as integers."""
-        prepared, self.prepared = self.prepared, None
-        self.weight_codebook = self.weight_codebook.view(torch.int32)
+        prepared, before = self._buffers["prepared"], self._seen
+        kept = prepared is not None and before == seen_of(*self._packed())
+        self._forget()
+        self._buffers["weight_codebook"] = self._buffers["weight_codebook"].view(torch.int32)
         try:
             super()._apply(fn, recurse)
         finally:
-            self.weight_codebook = self.weight_codebook.view(torch.float32)
-        if self.weight.device.type == "cpu":
-            self.prepared = prepared
+            codebook = self._buffers["weight_codebook"].view(torch.float32)
+            self._buffers["weight_codebook"] = codebook
+        if kept and before == seen_of(*self._packed()):
+            self._buffers["prepared"], self._seen = prepared, before
+            self._steps = codebook[-1].detach()
+        elif prepared is not None:
+            self._prepare_if_valid()
         return self
+
+    def _packed(self) -> tuple[torch.Tensor, ...]:
+        return tuple(self._buffers[name] for name in PACKED)
+
+    def _prepare_if_valid(self) -> None:
+        """After a move or a load. Bytes that are no trits (`to_empty`) are left for `forward`."""
+        try:
+            self.prepare()
+        except ValueError:
+            self._forget()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As nn.Module, but nothing is loaded that the layer could not run; and it runs at once."""
+        faults = faults_in_state(state_dict, prefix, self._buffers, self.in_features)
+        if faults:
+            error_msgs.extend(faults)
+            return
+        had = self._buffers["prepared"] is not None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._forget()
+        if had:
+            self._prepare_if_valid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without prepared memory: a copy makes its own, in the layout of the machine it is on."""
+        state = dict(self.__dict__)
+        state.update(_seen=None, _steps=None, _buffers={**self._buffers, "prepared": None})
+        return state
 
     def extra_repr(self) -> str:
         """What print(model) shows."""

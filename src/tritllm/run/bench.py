@@ -87,7 +87,7 @@ def bench(
     require("bench", "transformers", "torch", "transformers", "psutil")
     import torch
 
-    from tritllm.ops import cpu_kernels
+    from tritllm.ops.backends import cpu
 
     check_dtype(dtype)
     set_threads(threads)
@@ -117,7 +117,7 @@ def bench(
         prompt_tokens,
         torch.get_num_threads(),
         bandwidth,
-        cpu_kernels.describe(),
+        cpu.describe(),
         packed,
         dequantized,
     )

@@ -67,11 +67,11 @@ def _kernels() -> Finding:
     why = f"which is not installed: {how_to_install('transformers')}"
     if importlib.util.find_spec("torch"):
         try:
-            from tritllm.ops import cpu_kernels
+            from tritllm.ops.backends import cpu
         except (ImportError, OSError) as error:  # OSError: a library of torch's does not load
             why = f"which cannot be imported: {first_line(error)}"
         else:
-            return _finding("kernels", cpu_kernels.describe, cpu_kernels.as_wanted)
+            return _finding("kernels", cpu.describe, cpu.runs_as_requested)
     return Finding("kernels", f"none: packed layers need torch, {why}", ok=False)
 
 

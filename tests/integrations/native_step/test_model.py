@@ -349,7 +349,7 @@ def test_sliding_windows(folder, steps, family, more):
 
 
 def test_without_kernels(folder, steps, native, monkeypatch):
-    monkeypatch.setattr(native_model.cpu_kernels, "mode", lambda: "torch")
+    monkeypatch.setenv("TRITLLM_LINEAR", "torch")
     model = load(folder("llama"))
     assert not isinstance(model.model, native_model.NativeStepModel)
     one_token(model)

@@ -85,7 +85,7 @@ class TritExperts(nn.Module):  # type: ignore[misc]
             out.index_add_(0, token, result.to(out.dtype))
         return out
 
-    def refused(self, dtype: torch.dtype) -> nn.Module:
+    def to_fused(self, dtype: torch.dtype) -> nn.Module:
         """The block as transformers has it, with the experts' dequantized weights."""
         fused = self._fused[0]
 

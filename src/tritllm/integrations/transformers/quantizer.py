@@ -165,7 +165,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         assert isinstance(dtype, torch.dtype)
         for name, module in list(model.named_modules()):
             if isinstance(module, TritExperts):
-                model.set_submodule(name, module.refused(dtype))
+                model.set_submodule(name, module.to_fused(dtype))
         for name, layer in packed_layers(model).items():
             model.set_submodule(name, float_layer(layer, dtype))
         if self._unfused:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tritllm.integrations.transformers.native_step.watch import kind_of
-from tritllm.ops import cpu_kernels
+from tritllm.ops.dtypes import NUMBER_OF_TORCH
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
@@ -68,7 +68,7 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
     sliding = getattr(config, "sliding_window", None) is not None
     if any(kind != "full_attention" for kind in kinds) if kinds else sliding:
         return False
-    if dtype not in cpu_kernels.DTYPES or config.hidden_act not in ("silu", "swish"):
+    if dtype not in NUMBER_OF_TORCH or config.hidden_act not in ("silu", "swish"):
         return False
     if not blocks or kind_of(model.norm).__module__ != kind_of(model).__module__:
         return False
@@ -77,9 +77,7 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
         _is_native_block(block, config, source) and block.attention.layer_idx == index
         for index, block in enumerate(blocks)
     ) and all(
-        tensor.dtype in cpu_kernels.DTYPES
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
+        tensor.dtype in NUMBER_OF_TORCH and tensor.device.type == "cpu" and tensor.is_contiguous()
         for tensor in (model.norm.weight, *(v for block in blocks for v in vectors_of(block)))
     )
 
@@ -102,7 +100,7 @@ def _is_native_block(block: Block, config: Any, source: str) -> bool:
     for linear in block.linears:
         if kind_of(linear) is not TritLinear or linear.prepared is None:
             return False
-        if linear.prepared.device.type != "cpu":
+        if linear.prepared.device.type != "cpu" or linear.mode != block.linears.q.mode:
             return False
     linears = block.linears
     if linears.q.in_features % block_step.WIDTH_MULTIPLE:
@@ -134,8 +132,8 @@ def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block
                 linears.q.out_features // head_dim,
                 linears.k.out_features // head_dim,
                 head_dim,
-                cpu_kernels.DTYPES[dtype],
-                cpu_kernels.mode() == "exact",
+                NUMBER_OF_TORCH[dtype],
+                linears.q.mode == "exact",
                 block.norms.input.variance_epsilon,
                 block.attention.scaling,
                 *(vector(None if norm is None else norm.weight) for norm in block.norms),
@@ -154,4 +152,4 @@ def vector(tensor: torch.Tensor | None) -> block_step.Vector:
     """A tensor's address and element type, or no vector."""
     if tensor is None:
         return block_step.Vector(None, 0)
-    return block_step.Vector(tensor.data_ptr(), cpu_kernels.DTYPES[tensor.dtype])
+    return block_step.Vector(tensor.data_ptr(), NUMBER_OF_TORCH[tensor.dtype])

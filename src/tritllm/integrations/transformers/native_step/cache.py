@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from tritllm.ops import cpu_kernels
+from tritllm.ops.backends.cpu import scratch_memory
 from tritllm.step import native_step as block_step
 
 _LEAST_ROOM = 64  # tokens
@@ -83,7 +83,7 @@ class PreallocatedCache:
         tokens, seen = self.tokens + 1, None
         if mask is not None:
             seen = mask.ne(0).contiguous()
-        scratch = cpu_kernels.scratch_memory(self._scratch)
+        scratch = scratch_memory(self._scratch)
         call = block_step.Step(
             hidden.shape[0], tokens, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             cos.stride(0) if cos.shape[0] > 1 else 0,

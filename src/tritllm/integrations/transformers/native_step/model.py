@@ -23,7 +23,7 @@ from tritllm.integrations.transformers.native_step.blocks import vector
 from tritllm.integrations.transformers.native_step.cache import preallocated
 from tritllm.integrations.transformers.native_step.parts import Parts
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, subclass
-from tritllm.ops import cpu_kernels
+from tritllm.ops.trit_linear import TritLinear
 
 # Models whose blocks are what native/include/tritllm_step.h says.
 MODELS = {
@@ -39,7 +39,8 @@ _UNUSUAL = ("output_hidden_states", "output_attentions", "return_dict")
 
 def use_native_step(model: torch.nn.Module) -> bool:
     """Give the model, or the one inside it, the native decode step; whether there is one for it."""
-    if not cpu_kernels.available():
+    layers = [module for module in model.modules() if isinstance(module, TritLinear)]
+    if all(layer.prepared is None for layer in layers):
         return False
     for module in model.modules():
         kind = kind_of(module)

@@ -1,0 +1,233 @@
+"""The native CPU kernels on torch tensors; absent kernels are not an error.
+
+Prepared memory begins with a header that names its instruction set, which the native library holds
+against the arguments. Memory of several parts is that of each part, one behind the other: every
+size is a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from tritllm import native, products
+from tritllm.format.trits import DEPTHS, ENTRIES
+from tritllm.native.library import check
+from tritllm.native.structures import BAD_ARGUMENT, UNSUPPORTED, Input, Product
+from tritllm.native.threads import use_openmp
+from tritllm.ops import mode
+from tritllm.ops.backends.backend import Backend, Prepared
+from tritllm.ops.definitions import check_input, check_packed, check_steps
+from tritllm.ops.dtypes import NUMBER_OF_TORCH
+
+_ALIGNMENT = 64
+_SCRATCH_KEPT = 1 << 23  # bytes a thread keeps between calls
+_STEP_BYTES = 4 * ENTRIES
+
+
+def runs_as_requested() -> bool:
+    """Whether what `TRITLLM_LINEAR` asks for can run here."""
+    return mode.requested() == "torch" or native.available()
+
+
+def describe() -> str:
+    """What computes packed layers on the CPU, and why, in a line.
+
+    Raises TritError where an environment variable asks for what cannot be.
+    """
+    asked = mode.requested()
+    if asked != "torch" and native.available():
+        activations = "int8" if asked == "int8" else "float32 (TRITLLM_LINEAR=exact)"
+        return f"native kernels, {native.describe_isa('products')}, activations in {activations}"
+    why = "TRITLLM_LINEAR=torch" if asked == "torch" else native.load_error()
+    return f"torch, which decodes the weights at every call: {why}"
+
+
+# --- Preparing ------------------------------------------------------------------------------------
+
+
+def _prepare(
+    planes: torch.Tensor,
+    scale: torch.Tensor,
+    steps: torch.Tensor,
+    in_features: int,
+    part_rows: Sequence[int] | None = None,
+) -> Prepared:
+    check_packed(planes, scale, steps, in_features, part_rows)
+    use_openmp()
+    depth, rows = planes.shape[:2]
+    parts = list(part_rows or (rows,))
+    steps = steps.contiguous().view(len(parts), -1)
+    scale = scale.contiguous()
+    if planes.stride()[1:] != (planes.shape[2], 1):  # the planes themselves may lie apart
+        planes = planes.contiguous()
+    sizes = [products.size(n, in_features, depth) for n in parts]
+    memory = torch.empty(sum(sizes), dtype=torch.uint8)
+    begin = at = 0
+    for own, n, nbytes in zip(steps, parts, sizes, strict=True):
+        products.prepare_pointers(
+            planes.data_ptr() + begin * planes.shape[2],
+            planes.stride(0),
+            scale.data_ptr() + begin * scale.shape[1],
+            own.data_ptr(),
+            (n, in_features),
+            depth,
+            memory.data_ptr() + at,
+            torch.get_num_threads(),
+        )
+        begin, at = begin + n, at + nbytes
+    return Prepared(memory, products.layout())
+
+
+# --- Products -------------------------------------------------------------------------------------
+
+
+def _linear_prepared(
+    x: torch.Tensor,
+    prepared: torch.Tensor,
+    steps: torch.Tensor,
+    layout: int,
+    depth: int,
+    in_features: int,
+    out_features: int,
+    exact: bool,
+    bias: torch.Tensor | None = None,
+    part_rows: Sequence[int] | None = None,
+    planes: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Runs on torch's number of threads.
+
+    Written for few instructions: at batch 1 a model calls it some two hundred times a token. So
+    what is checked is asked in its cheapest form, and only a call that fails says what it was.
+    """
+    dtype = NUMBER_OF_TORCH.get(x.dtype)
+    shape = list(x.shape)
+    if (
+        dtype is None
+        or not shape
+        or shape[-1] != in_features
+        or depth not in DEPTHS
+        or not 0 < layout < 1 << 31  # 0 would mean any
+        or prepared.dtype is not torch.uint8
+        or steps.dtype is not torch.float32
+        or (part_rows is None and steps.numel() != ENTRIES)
+        or (
+            bias is not None
+            and (bias.shape != (out_features,) or bias.dtype not in NUMBER_OF_TORCH)
+        )
+    ):
+        return _refused_or_cast(
+            x, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
+        )
+    address = prepared.data_ptr()
+    if not prepared.is_contiguous() or not address or address % _ALIGNMENT:
+        raise ValueError(f"prepared memory is not contiguous and aligned to {_ALIGNMENT} bytes")
+    x = x.contiguous()
+    steps = steps.contiguous()
+    batch = x.numel() // in_features
+    shape[-1] = out_features
+    y = x.new_empty(shape)
+    bias_at, bias_dtype = None, dtype
+    if bias is not None:
+        bias = bias.contiguous()
+        bias_at, bias_dtype = bias.data_ptr(), NUMBER_OF_TORCH[bias.dtype]
+    product = Product(
+        address, prepared.numel(), out_features, layout, depth, steps.data_ptr(), bias_at,
+        y.data_ptr(), out_features, bias_dtype, dtype,
+    )  # fmt: skip
+    count = 1
+    if part_rows is not None:
+        check_steps(steps, part_rows, out_features)
+        element = 0 if bias is None else bias.element_size()
+        product = _parts(product, part_rows, in_features, y.element_size(), element)
+        count = len(part_rows)
+    call = Input(x.data_ptr(), in_features, batch, in_features, dtype, exact)
+    scratch = scratch_memory(products.scratch_size(batch, in_features, exact))
+    status = products.run_function()(
+        torch.get_num_threads(), call, scratch.data_ptr(), product, count
+    )
+    if status:
+        if status == UNSUPPORTED:
+            raise RuntimeError("the memory was prepared for another machine's instruction set")
+        if status == BAD_ARGUMENT:
+            raise ValueError(
+                f"prepared memory of {prepared.numel()} bytes is not that of a matrix "
+                f"[{out_features}, {in_features}] of depth {depth} in layout {layout}"
+            )
+        check(status)
+    return y
+
+
+def _parts(
+    whole: Product, part_rows: Sequence[int], in_features: int, y_element: int, bias_element: int
+) -> Product:
+    """One product a part: its memory, its columns of y and of the bias; the first of an array.
+
+    They share x, which is quantized once.
+    """
+    found = (Product * len(part_rows))()
+    row = at = 0
+    for part, (own, rows) in enumerate(zip(found, part_rows, strict=True)):
+        own.prepared, own.size, own.rows = whole.prepared + at, whole.size - at, rows
+        own.layout, own.depth = whole.layout, whole.depth
+        own.steps = whole.steps + part * _STEP_BYTES
+        own.bias = None if whole.bias is None else whole.bias + row * bias_element
+        own.y, own.stride = whole.y + row * y_element, whole.stride
+        own.bias_dtype, own.dtype = whole.bias_dtype, whole.dtype
+        row, at = row + rows, at + products.size(rows, in_features, whole.depth)
+        if at > whole.size:
+            raise ValueError(f"prepared memory of {whole.size} bytes does not hold {row} rows")
+    return found[0]
+
+
+def _refused_or_cast(
+    x: torch.Tensor,
+    prepared: torch.Tensor,
+    steps: torch.Tensor,
+    layout: int,
+    depth: int,
+    in_features: int,
+    out_features: int,
+    exact: bool,
+    bias: torch.Tensor | None,
+    part_rows: Sequence[int] | None,
+) -> torch.Tensor:
+    """float64 is computed in float32 and cast back; anything else is refused."""
+    check_input(x, in_features, bias, out_features)
+    check_steps(steps, part_rows, out_features)
+    if depth not in DEPTHS or not 0 < layout < 1 << 31:
+        raise ValueError(f"no memory is prepared at depth {depth} in layout {layout}")
+    if prepared.dtype is not torch.uint8:
+        raise TypeError(f"prepared memory is {prepared.dtype}, not torch.uint8")
+    narrow = x.float() if x.dtype is torch.float64 else x
+    bias = bias.float() if bias is not None and bias.dtype is torch.float64 else bias
+    y = _linear_prepared(
+        narrow, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
+    )
+    return y.to(x.dtype)
+
+
+class _Scratch(threading.local):
+    """A thread's memory for quantized activations."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+
+_scratch = _Scratch()
+
+
+def scratch_memory(nbytes: int) -> torch.Tensor:
+    """Memory of this thread until its next call; a large piece is not kept for another."""
+    memory = _scratch.memory
+    if nbytes > memory.numel():
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        if nbytes <= _SCRATCH_KEPT:
+            _scratch.memory = memory
+    return memory
+
+
+BACKEND = Backend("CPU", {"linear_prepared": _linear_prepared}, "cpu", _prepare, native.available)

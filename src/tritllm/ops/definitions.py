@@ -1,0 +1,188 @@
+"""The torch operators on packed weights: schemas, what they mean and refuse, and their fakes.
+
+Notation: W is [N, K] = [out_features, in_features], G = ceil(K/16), r planes are read. The portable
+layout is the file's (docs/format.md): planes uint8 [r, N, ceil(K/5)], scale uint8 [N, ceil(3G/5)],
+steps float32 [27], the row of the codebook that applies at r planes. Matrices of one K may be put
+together along their rows (q, k and v) and keep a codebook each: steps are then [parts, 27], and
+part_rows gives the rows of each part, as `torch.split` takes them.
+
+* `tritllm::dequantize(planes, scale, steps, in_features, dtype, part_rows) -> [N, K]`: w_hat,
+  rounded once to float32 and once more to dtype, the very numbers of `TritTensor.decode`.
+* `tritllm::linear(x, planes, scale, steps, bias, part_rows) -> [..., N]`: x [..., K] of any float
+  dtype; w_hat is rounded to x's dtype and multiplied by torch in that dtype, a block of rows of W
+  at a time. So it is what a dequantized layer of that dtype computes.
+* `tritllm::linear_prepared(x, prepared, steps, layout, depth, in_features, out_features, exact,
+  bias, part_rows, planes, scale) -> [..., N]`: the same product by a device's own kernels, from
+  `prepared` and its `layout` as `backends.prepare` gave them for these steps (a layout may hold
+  the steps itself). exact: activations stay float32; otherwise a kernel may round them to int8 in
+  groups of 16. planes and scale are read by the gradient alone.
+
+Bytes are not checked here: whoever loads them does. A byte above 242 reads as 242. Shapes, dtypes
+and sizes are, before memory is touched: ValueError, TypeError.
+
+Gradients (gradients.py): for x and bias; packed weights are frozen. A device's kernels are
+registered by its file in backends/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.library import Library, register_fake
+
+from tritllm.format.layout import packed_shapes
+from tritllm.format.trits import DEPTHS, ENTRIES
+
+LIBRARY = Library("tritllm", "DEF")
+_SCHEMAS = {
+    "dequantize": (
+        "(Tensor planes, Tensor scale, Tensor steps, SymInt in_features, ScalarType dtype,"
+        " int[]? part_rows=None) -> Tensor"
+    ),
+    "linear": (
+        "(Tensor x, Tensor planes, Tensor scale, Tensor steps, Tensor? bias=None,"
+        " int[]? part_rows=None) -> Tensor"
+    ),
+    "linear_prepared": (
+        "(Tensor x, Tensor prepared, Tensor steps, int layout, int depth, SymInt in_features,"
+        " SymInt out_features, bool exact, Tensor? bias=None, int[]? part_rows=None,"
+        " Tensor? planes=None, Tensor? scale=None) -> Tensor"
+    ),
+}
+for _name, _schema in _SCHEMAS.items():
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+dequantize = torch.ops.tritllm.dequantize.default
+linear = torch.ops.tritllm.linear.default
+linear_prepared = torch.ops.tritllm.linear_prepared.default
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+def _refuse_unless(condition: bool, message: str) -> None:
+    torch._check_value(condition, lambda: message)
+
+
+def check_packed(
+    planes: torch.Tensor,
+    scale: torch.Tensor,
+    steps: torch.Tensor,
+    in_features: int,
+    part_rows: Sequence[int] | None,
+) -> None:
+    """Raise ValueError or TypeError where the portable tensors do not fit each other and K."""
+    for name, tensor, dtype in (
+        ("planes", planes, torch.uint8), ("scale", scale, torch.uint8),
+        ("steps", steps, torch.float32),
+    ):  # fmt: skip
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} are {tensor.dtype}, not {dtype}")
+        if tensor.device != planes.device:
+            raise ValueError(f"{name} are on {tensor.device}, planes on {planes.device}")
+    _refuse_unless(
+        planes.ndim == 3 and planes.shape[0] in DEPTHS and in_features > 0,
+        f"planes have shape {list(planes.shape)}, expected [1..4, N, ceil(K/5)]",
+    )
+    rows = planes.shape[1]
+    expected, expected_scale, _ = packed_shapes(rows, in_features, planes.shape[0])
+    _refuse_unless(
+        planes.shape[2] == expected[2],
+        f"x has {in_features} features, which a packed row of {planes.shape[2]} bytes has not",
+    )
+    _refuse_unless(
+        tuple(scale.shape) == expected_scale,
+        f"scale has shape {list(scale.shape)}, expected {list(expected_scale)}",
+    )
+    check_steps(steps, part_rows, rows)
+
+
+def check_steps(steps: torch.Tensor, part_rows: Sequence[int] | None, rows: int) -> None:
+    """Raise ValueError where steps are not [27], or [parts, 27] for parts that make up N rows."""
+    if steps.dtype != torch.float32:
+        raise TypeError(f"steps are {steps.dtype}, not torch.float32")
+    if part_rows is None:
+        _refuse_unless(tuple(steps.shape) == (ENTRIES,), f"steps have shape {list(steps.shape)}")
+        return
+    _refuse_unless(
+        len(part_rows) > 0 and min(part_rows) > 0 and sum(part_rows) == rows,
+        f"part_rows {list(part_rows)} are not the parts of {rows} rows",
+    )
+    _refuse_unless(
+        tuple(steps.shape) == (len(part_rows), ENTRIES),
+        f"steps have shape {list(steps.shape)}, expected [{len(part_rows)}, {ENTRIES}]",
+    )
+
+
+def check_input(x: torch.Tensor, in_features: int, bias: torch.Tensor | None, rows: int) -> None:
+    """Raise ValueError or TypeError where x is not [..., K] or bias not [N], of a float dtype."""
+    _refuse_unless(x.ndim > 0, "x is a number, expected [..., K]")
+    _refuse_unless(
+        x.shape[-1] == in_features, f"x has {x.shape[-1]} features, the layer {in_features}"
+    )
+    for name, tensor in (("x", x), ("bias", bias)):
+        if tensor is None:
+            continue
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
+            raise TypeError(f"{name} is {tensor.dtype}, not float32, bfloat16 or float16")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    if bias is not None:
+        _refuse_unless(
+            tuple(bias.shape) == (rows,), f"bias has shape {list(bias.shape)}, expected [{rows}]"
+        )
+
+
+# --- Fakes ----------------------------------------------------------------------------------------
+
+
+def _dequantize_fake(
+    planes: torch.Tensor,
+    scale: torch.Tensor,
+    steps: torch.Tensor,
+    in_features: int,
+    dtype: torch.dtype,
+    part_rows: Sequence[int] | None = None,
+) -> torch.Tensor:
+    check_packed(planes, scale, steps, in_features, part_rows)
+    return planes.new_empty((planes.shape[1], in_features), dtype=dtype)
+
+
+def _linear_fake(
+    x: torch.Tensor,
+    planes: torch.Tensor,
+    scale: torch.Tensor,
+    steps: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    part_rows: Sequence[int] | None = None,
+) -> torch.Tensor:
+    check_input(x, x.shape[-1] if x.ndim else 0, bias, planes.shape[1])
+    check_packed(planes, scale, steps, x.shape[-1], part_rows)
+    return x.new_empty((*x.shape[:-1], planes.shape[1]))
+
+
+def _linear_prepared_fake(
+    x: torch.Tensor,
+    prepared: torch.Tensor,
+    steps: torch.Tensor,
+    layout: int,
+    depth: int,
+    in_features: int,
+    out_features: int,
+    exact: bool,
+    bias: torch.Tensor | None = None,
+    part_rows: Sequence[int] | None = None,
+    planes: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    check_input(x, in_features, bias, out_features)
+    check_steps(steps, part_rows, out_features)
+    _refuse_unless(prepared.ndim == 1, f"prepared memory has shape {list(prepared.shape)}")
+    _refuse_unless(depth in DEPTHS, f"depth is {depth}, expected 1..{DEPTHS[-1]}")
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+register_fake("tritllm::dequantize", _dequantize_fake, lib=LIBRARY)
+register_fake("tritllm::linear", _linear_fake, lib=LIBRARY)
+register_fake("tritllm::linear_prepared", _linear_prepared_fake, lib=LIBRARY)
