@@ -24,27 +24,35 @@ Memory aligned(int64_t size) { return Memory(std::aligned_alloc(64, size_t(size)
 struct Matrix {
     int64_t rows, columns;
     int depth;
-    std::vector<uint8_t> weight, scale;
-    std::vector<float> value, steps;
+    std::vector<uint8_t> weight, scale, index;
+    std::vector<int> level;
+    std::vector<float> steps;
 
     Matrix(int64_t n, int64_t k, int d, std::mt19937 &rng)
-        : rows(n), columns(k), depth(d), value(size_t(n * k)), steps(27) {
+        : rows(n),
+          columns(k),
+          depth(d),
+          index(size_t(n * ((k + 15) / 16))),
+          level(size_t(n * k)),
+          steps(27) {
         const int64_t groups = (k + 15) / 16, width = (k + 4) / 5,
                       scale_width = (3 * groups + 4) / 5;
         std::vector<int8_t> trits(size_t(d * n * k));
         for (auto &t : trits) t = int8_t(int(rng() % 3) - 1);
-        std::vector<uint8_t> index(static_cast<size_t>(n * groups));
         for (auto &i : index) i = uint8_t(rng() % 27);
         for (int i = 0; i < 27; i++) steps[size_t(i)] = 0.001f * float(i + 1);
         weight.resize(size_t(d * n * width));
         scale.resize(size_t(n * scale_width));
         pack_trits(trits.data(), d * n, k, weight.data());
         pack_scale_index(index.data(), n, groups, scale.data());
-        for (int64_t i = 0; i < n * k; i++) {
-            int level = 0;
-            for (int p = 0; p < d; p++) level = 3 * level + trits[size_t(p * n * k + i)];
-            value[size_t(i)] = float(level) * steps[index[size_t(i / k * groups + i % k / 16)]];
-        }
+        for (int64_t i = 0; i < n * k; i++)
+            for (int p = 0; p < d; p++)
+                level[size_t(i)] = 3 * level[size_t(i)] + trits[size_t(p * n * k + i)];
+    }
+
+    // Of row n's group that holds column k.
+    float step(int64_t n, int64_t k) const {
+        return steps[index[size_t(n * ((columns + 15) / 16) + k / 16)]];
     }
 
     int64_t prepared_size(int isa) const { return tritllm_linear_size(isa, rows, columns, depth); }
