@@ -187,7 +187,7 @@ def test_killed_from_outside_at_lines_and_at_random(tmp_path):
     configs = ("uniform-d2", "uniform-d4")
     quantize(str(source), configs, tmp_path / "whole")
     uninterrupted = result_hashes(tmp_path / "whole")
-    for lines in (1, 9, 20, 28):
+    for lines in (1, 6, 11, 15):
         out = tmp_path / f"out-{lines}"
         child = subprocess.Popen(
             [sys.executable, "-m", "tritllm", *arguments, "--out", str(out)],
