@@ -17,8 +17,10 @@ from tritllm.checkpoint.hashes import (
 )
 from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.errors import OutputError, TritError
+from tritllm.extras import require
 from tritllm.format.names import CONFIG, INDEX
 from tritllm.format.safetensors_header import Header
+from tritllm.machine import processors
 from tritllm.model_card.card import model_card
 from tritllm.model_card.licence import licence_notice, read_licence
 from tritllm.storage.model_folder import (
@@ -41,7 +43,7 @@ def dequantize(
     *,
     planes: int | None = None,
     dtype: str | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the dequantized model of a packed folder.
@@ -55,11 +57,13 @@ def dequantize(
         out: a folder that does not exist, or is empty.
         planes: read only so many planes of deeper matrices.
         dtype: "float16" or "bfloat16"; default is what the manifest records.
-        threads: for decoding.
+        threads: for decoding; default is the number of processors.
         on_progress: called with tensors done and in all.
 
     Raises TritError: FormatError for a broken checkpoint, OutputError for the output.
     """
+    require("dequantize", "quantize", "huggingface_hub", "yaml")  # for the card, known beforehand
+    threads = threads or processors()
     out = Path(os.path.abspath(out))
     checkpoint = PackedCheckpoint(packed)
     manifest = checkpoint.manifest

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tritllm.cli.console import console, progress_bar, size
+from tritllm.cli.console import console, errors, progress_bar, size
 from tritllm.quantizer.shard_pass import Progress
 from tritllm.run.demo import DemoResult, demo
 
@@ -27,7 +27,16 @@ def command(
     with progress_bar() as bar:
         task = bar.add_task("quantizing")
 
+        told = -1
+
         def on_progress(step: Progress) -> None:
+            nonlocal told
+            tenth = 10 * step.done_bytes // step.total_bytes
+            if not errors.is_terminal and tenth > told:  # no terminal to draw a bar on
+                errors.print(f"quantizing: {10 * tenth} %")
+                told = tenth
+                if tenth == 10:
+                    errors.print("verifying, then measuring quality: some 20 seconds or more")
             bar.update(task, completed=step.done_bytes, total=step.total_bytes)
             if step.done_bytes == step.total_bytes:
                 bar.update(task, description="measuring quality")

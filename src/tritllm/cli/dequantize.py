@@ -10,7 +10,6 @@ import typer
 from tritllm.checkpoint.dequantize import dequantize
 from tritllm.cli.console import console, progress_bar
 from tritllm.cli.options import CodecThreads, Planes
-from tritllm.machine import processors
 
 
 def command(
@@ -30,7 +29,7 @@ def command(
             out,
             planes=planes,
             dtype=dtype,
-            threads=threads or processors(),
+            threads=threads,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{folder}: written", markup=False, soft_wrap=True)

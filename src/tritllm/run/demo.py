@@ -12,6 +12,7 @@ from typing import Any
 
 from tritllm.checkpoint.verify import verify
 from tritllm.errors import TritError
+from tritllm.extras import require
 from tritllm.quantizer.configs import CONFIG_NAMES
 from tritllm.quantizer.quantize import quantize
 from tritllm.quantizer.report import peak_memory_bytes
@@ -47,7 +48,7 @@ class DemoResult:
 
 
 def demo(
-    out: str | Path = "demo-out",
+    out: str | Path = Path("demo-out"),
     *,
     model: str | Path | None = None,
     text: str | Path | None = None,
@@ -65,11 +66,8 @@ def demo(
 
     Raises TritError where torch, transformers or matplotlib is missing, or `out` is not ours.
     """
-    try:
-        import matplotlib  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise TritError(f"the demo needs {error.name}: pip install 'tritllm[demo]'") from None
+    require("the demo", "demo", "matplotlib", "torch", "transformers", "filelock")
+    import transformers
 
     out = Path(out)
     _clear(out)

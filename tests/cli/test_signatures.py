@@ -1,0 +1,30 @@
+"""Every command is a function of the same name, parameters and defaults."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+import tritllm
+
+COMMANDS = ("quantize", "info", "verify", "dequantize", "card", "push", "doctor", "demo",
+            "generate", "serve", "bench")  # fmt: skip
+ONLY_PRINTED = {"as_json"}  # how a result is shown
+LISTS = {"configs", "write", "include", "exclude", "depth"}  # text or options; sequences in Python
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_and_its_function(name):
+    module = importlib.import_module(f"tritllm.cli.{name}")
+    command = inspect.signature(module.command).parameters
+    function = {
+        key: parameter
+        for key, parameter in inspect.signature(getattr(tritllm, name)).parameters.items()
+        if not key.startswith("on_")
+    }
+    assert set(command) - ONLY_PRINTED == set(function)
+    for key, parameter in function.items():
+        if key not in LISTS:
+            assert command[key].default == parameter.default, key
