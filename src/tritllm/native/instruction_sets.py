@@ -26,6 +26,7 @@ def _names() -> tuple[str, ...]:
     return tuple(names)
 
 
+@cache
 def _serving(number: int, family: Family) -> int:
     return library().tritllm_isa_serving(number, _FAMILIES.index(family))
 
