@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).parents[1]
 TEXT = {".c", ".cfg", ".cpp", ".h", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 NAMES = {"CMakeLists.txt", "LICENSE", "Makefile", "run", ".clang-format", ".gitignore"}
-AS_GIVEN = ("src/tritllm/demo/data/",)  # data: what made it decides how it looks
+AS_GIVEN = ("src/tritllm/demo_data/",)  # data: what made it decides how it looks
 
 
 def tracked() -> Iterator[Path]:
