@@ -19,7 +19,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.library import register_vmap
 
-from tritllm.ops.backends.default import weight_blocks
+from tritllm.ops.backends.default import row_blocks
 from tritllm.ops.definitions import LIBRARY, check_packed, dequantize, linear, linear_prepared
 
 # torch has no public names for these two.
@@ -68,8 +68,12 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         rows = dy.reshape(-1, dy.shape[-1])
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            for span, weight in weight_blocks(*_weights(ctx), ctx.in_features, ctx.part_rows):
-                part = rows[:, span] @ weight.to(dy.dtype)
+            planes, scale, steps = _weights(ctx)
+            width, parts = ctx.in_features, ctx.part_rows
+            for span, own in row_blocks(planes.shape[1], width, steps, parts):
+                # By the operator, which torch.compile does not look into.
+                weight = dequantize(planes[:, span], scale[span], own, width, dy.dtype)
+                part = rows[:, span] @ weight
                 dx = part if dx is None else dx + part
             assert dx is not None
             dx = dx.view(*dy.shape[:-1], ctx.in_features).to(dtype)

@@ -65,13 +65,20 @@ def weight_blocks(
 
     No block spans two parts, so that a product by blocks is for each part what it is alone.
     """
+    for span, own in row_blocks(planes.shape[1], in_features, steps, part_rows):
+        yield span, _decode_rows(planes[:, span], scale[span], own, in_features)
+
+
+def row_blocks(
+    rows: int, in_features: int, steps: torch.Tensor, part_rows: Sequence[int] | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The rows of each of `weight_blocks`, and their steps [27]."""
     block = max(1, BLOCK_WEIGHTS // max(1, in_features))
     begin = 0
-    for rows, own in zip(part_rows or planes.shape[1:2], steps.view(-1, steps.shape[-1])):  # noqa: B905
-        for start in range(begin, begin + rows, block):
-            span = slice(start, min(start + block, begin + rows))
-            yield span, _decode_rows(planes[:, span], scale[span], own, in_features)
-        begin += rows
+    for part, own in zip(part_rows or (rows,), steps.view(-1, steps.shape[-1]), strict=True):
+        for start in range(begin, begin + part, block):
+            yield slice(start, min(start + block, begin + part)), own
+        begin += part
 
 
 def _decode_rows(

@@ -1,0 +1,102 @@
+"""What a packed layer runs is what it holds, however it was changed."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from tritllm import encode, native
+from tritllm.ops import changes
+from tritllm.ops.trit_linear import TritLinear
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no native kernels")
+X = torch.linspace(-1, 1, 96)[None]
+
+
+def layer(seed: int = 0, depth: int = 2) -> TritLinear:
+    rng = np.random.default_rng(seed)
+    made = TritLinear.from_tensor(
+        encode(rng.standard_normal((16, 96)).astype(np.float32), depth), mode="exact"
+    )
+    assert made.prepare()
+    return made
+
+
+def pickled(module: TritLinear) -> TritLinear:
+    file = io.BytesIO()
+    torch.save(module, file)
+    assert len(file.getvalue()) < module.prepared.nbytes + 6000  # the planes, not both
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [copy.deepcopy, pickled, lambda m: m.to("meta").to_empty(device="cpu"), lambda m: m.half()],
+    ids=["deepcopy", "pickle", "meta", "half"],
+)
+def test_copies_and_moves_prepare_again(change):
+    first = layer()
+    expected, state = first(X), copy.deepcopy(first.state_dict())
+    other = change(first)
+    other.load_state_dict(state)
+    assert torch.equal(other(X), expected)
+    assert other.prepared is not None
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_is_loaded_runs(assign):
+    first, second = layer(0), layer(1)
+    before = changes.count()
+    first.load_state_dict(copy.deepcopy(second.state_dict()), assign=assign)
+    assert changes.count() != before
+    assert torch.equal(first(X), second(X))
+
+
+def test_writes_in_place_and_replaced_buffers_run():
+    first, second = layer(0), layer(1)
+    first.weight.copy_(second.weight)
+    first.weight_scale.data = second.weight_scale.clone()
+    first._buffers["weight_codebook"] = second.weight_codebook.clone()
+    assert torch.equal(first(X), second(X))
+    first.weight_codebook.mul_(2)
+    assert torch.equal(first(X), 2 * second(X))
+    first.weight = layer(2).weight
+    assert first.prepared is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("weight", lambda t: t[:1], "depth 1 in the state dict, 2 in the layer"),
+        ("weight", lambda t: t[:, :8], r"torch.uint8 \[2, 8, 20\] in the state dict"),
+        ("weight", lambda t: torch.full_like(t, 243), "byte 243 is not five trits"),
+        ("weight_codebook", lambda t: t.half(), "torch.float16"),
+        ("weight_codebook", lambda t: t.flip(-1), "codebook is not ascending"),
+    ],
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_wrong_state_is_refused_and_nothing_is_loaded(name, wrong, says, assign):
+    first = layer()
+    expected, state = first(X), copy.deepcopy(layer(1).state_dict())
+    state[name] = wrong(state[name])
+    model = torch.nn.Sequential(first)
+    with pytest.raises(RuntimeError, match=rf"0\.{name}: .*{says}"):
+        model.load_state_dict({f"0.{key}": value for key, value in state.items()}, assign=assign)
+    assert torch.equal(first(X), expected)
+
+
+def test_mode_is_the_layers_own():
+    first = layer()
+    exact = first(X)
+    first.mode = "int8"
+    assert not torch.equal(first(X), exact)
+    first.mode = "torch"
+    first(X)
+    assert first.prepared is None
+    first.mode = "exact"
+    assert torch.equal(first(X), exact)
