@@ -18,13 +18,18 @@ import pytest
 
 SOURCES = Path(__file__).parents[1] / "src" / "tritllm"
 
-# From the ground up: a package imports itself and what stands before it. `tritllm/__init__.py` and
-# `__main__.py` stand above all of them.
-LAYERS = (
-    "errors", "version", "machine", "extras", "format", "native", "codec", "products", "step",
-    "storage", "model_card", "checkpoint", "quantizer", "publish", "ops", "evaluation",
-    "integrations", "run", "cli",
-)  # fmt: skip
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+
+
+def layers_of(page: str) -> tuple[str, ...]:
+    """The packages of the table under "Layout", from the ground up."""
+    rows = page.partition("## Layout")[2].partition("\n## ")[0].splitlines()
+    return tuple(row.split("`")[1] for row in rows if row.startswith("| `"))
+
+
+# A package imports itself and what stands before it. `tritllm/__init__.py` and `__main__.py` stand
+# above all of them.
+LAYERS = layers_of(CONTRIBUTING.read_text("utf-8"))
 LAST_WITHOUT_TORCH = "publish"
 TORCH = {"torch", "transformers", "accelerate"}
 LINES = 300

@@ -73,7 +73,7 @@ bool runs_avx512(int) {  // F, DQ, BW, VL; VBMI, VNNI
 
 // AMX needs its tiles, their int8 products, and the system's permission: Linux gives it when asked.
 bool runs_amx(int) {
-#if defined(TRITLLM_BUILDS_AMX) && defined(__linux__)
+#if TRITLLM_BUILDS_AMX && defined(__linux__)
     constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return runs_avx512(0) && has(7, kEdx, {24, 25}) &&
            syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
@@ -106,12 +106,12 @@ bool runs_neon(int family) {
 
 }  // namespace
 
-// --- What this build has: CMakeLists.txt defines TRITLLM_BUILDS_<NAME> for what it compiles -----
+// --- What this build has: CMakeLists.txt defines TRITLLM_BUILDS_<SET> as 1 or 0 -------------------
 
-#define TRITLLM_DECLARE(name)                    \
-    extern const CodecKernels codec_##name;      \
-    extern const ProductKernels products_##name; \
-    extern const StepKernels step_##name;
+#define TRITLLM_DECLARE(set)                    \
+    extern const CodecKernels codec_##set;      \
+    extern const ProductKernels products_##set; \
+    extern const StepKernels step_##set;
 
 TRITLLM_DECLARE(scalar)
 TRITLLM_DECLARE(avx2)
@@ -119,26 +119,11 @@ TRITLLM_DECLARE(avx512)
 TRITLLM_DECLARE(amx)
 TRITLLM_DECLARE(neon)
 
-#if defined(TRITLLM_BUILDS_AVX2)
-#define TRITLLM_AVX2(kernels) &kernels
-#else
-#define TRITLLM_AVX2(kernels) nullptr
-#endif
-#if defined(TRITLLM_BUILDS_AVX512)
-#define TRITLLM_AVX512(kernels) &kernels
-#else
-#define TRITLLM_AVX512(kernels) nullptr
-#endif
-#if defined(TRITLLM_BUILDS_AMX)
-#define TRITLLM_AMX(kernels) &kernels
-#else
-#define TRITLLM_AMX(kernels) nullptr
-#endif
-#if defined(TRITLLM_BUILDS_NEON)
-#define TRITLLM_NEON(kernels) &kernels
-#else
-#define TRITLLM_NEON(kernels) nullptr
-#endif
+// The address of a set's functions, null in a build without the set.
+#define TRITLLM_OWN(built, kernels) TRITLLM_OWN_EXPANDED(built, kernels)
+#define TRITLLM_OWN_EXPANDED(built, kernels) TRITLLM_OWN_##built(kernels)
+#define TRITLLM_OWN_0(kernels) nullptr
+#define TRITLLM_OWN_1(kernels) &kernels
 
 namespace {
 
@@ -164,13 +149,14 @@ struct InstructionSet {
 // one process and is written to no file.
 const InstructionSet kTable[] = {
     {"scalar", always, &codec_scalar, &products_scalar, &step_scalar},
-    {"avx2", runs_avx2, TRITLLM_AVX2(codec_avx2), TRITLLM_AVX2(products_avx2),
-     TRITLLM_AVX2(step_avx2)},
-    {"avx512", runs_avx512, TRITLLM_AVX512(codec_avx512), TRITLLM_AVX512(products_avx512),
-     TRITLLM_AVX512(step_avx512)},
-    {"amx", runs_amx, nullptr, TRITLLM_AMX(products_amx), nullptr},
-    {"neon", runs_neon, TRITLLM_NEON(codec_neon), TRITLLM_NEON(products_neon),
-     TRITLLM_NEON(step_neon)},
+    {"avx2", runs_avx2, TRITLLM_OWN(TRITLLM_BUILDS_AVX2, codec_avx2),
+     TRITLLM_OWN(TRITLLM_BUILDS_AVX2, products_avx2), TRITLLM_OWN(TRITLLM_BUILDS_AVX2, step_avx2)},
+    {"avx512", runs_avx512, TRITLLM_OWN(TRITLLM_BUILDS_AVX512, codec_avx512),
+     TRITLLM_OWN(TRITLLM_BUILDS_AVX512, products_avx512),
+     TRITLLM_OWN(TRITLLM_BUILDS_AVX512, step_avx512)},
+    {"amx", runs_amx, nullptr, TRITLLM_OWN(TRITLLM_BUILDS_AMX, products_amx), nullptr},
+    {"neon", runs_neon, TRITLLM_OWN(TRITLLM_BUILDS_NEON, codec_neon),
+     TRITLLM_OWN(TRITLLM_BUILDS_NEON, products_neon), TRITLLM_OWN(TRITLLM_BUILDS_NEON, step_neon)},
 };
 constexpr int kSets = int(std::size(kTable));
 constexpr int kFamilies = 3;
