@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,30 @@ from tritllm.format.layout import part_names
 from tritllm.storage.model_folder import CHUNK_BYTES
 
 Progress = Callable[[int], None]  # called with the bytes of every piece that was read
+
+
+class ReadCounter:
+    """Counts the bytes of all tensors and of these side files as they are read.
+
+    total: bytes in all. on_progress: called with bytes done and in all.
+    """
+
+    def __init__(
+        self,
+        checkpoint: PackedCheckpoint,
+        side_files: Iterable[str],
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.total = sum(checkpoint.entry(name).nbytes for name in checkpoint.manifest["tensors"])
+        self.total += sum(checkpoint.sizes[name] for name in side_files)
+        self._done = 0
+        self._on_progress = on_progress
+
+    def __call__(self, nbytes: int) -> None:
+        """Add a piece of `nbytes`."""
+        self._done += nbytes
+        if self._on_progress:
+            self._on_progress(self._done, self.total)
 
 
 def check_hashes(
@@ -34,16 +58,7 @@ def check_hashes(
         raise FormatError(f"{len(folders)} folders hold the model's files, expected one")
     checkpoint = PackedCheckpoint(folders.pop())
     side_files = [n for n in checkpoint.manifest["side_files"] if n in checkpoint.sizes]
-    total = sum(checkpoint.entry(name).nbytes for name in checkpoint.manifest["tensors"])
-    total += sum(checkpoint.sizes[name] for name in side_files)
-    done = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if on_progress:
-            on_progress(done, total)
-
+    advance = ReadCounter(checkpoint, side_files, on_progress)
     for name in checkpoint.manifest["tensors"]:
         for _ in hashed_chunks(checkpoint, name, advance):
             pass

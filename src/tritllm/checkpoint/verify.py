@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritllm.checkpoint.hashes import (
+    ReadCounter,
     check_is_there,
     check_side_file,
     hashed_chunks,
@@ -47,16 +48,7 @@ def verify(
     side_files = checkpoint.manifest["side_files"]
     for name in side_files:
         check_is_there(checkpoint, name)
-    total = sum(checkpoint.entry(name).nbytes for name in tensors)
-    total += sum(checkpoint.sizes[name] for name in side_files)
-    done = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if on_progress:
-            on_progress(done, total)
-
+    advance = ReadCounter(checkpoint, side_files, on_progress)
     for name, record in tensors.items():
         if "depth" in record:
             hashed_tensor(checkpoint, name, advance=advance)
@@ -67,4 +59,6 @@ def verify(
         check_side_file(checkpoint, name, advance)
     known = {*side_files, *checkpoint.headers, MANIFEST, *UNPROVEN}
     foreign = [name for name in checkpoint.sizes if name not in known]
-    return Verified(len(tensors), len(checkpoint.quantized), len(side_files), total, foreign)
+    return Verified(
+        len(tensors), len(checkpoint.quantized), len(side_files), advance.total, foreign
+    )

@@ -46,7 +46,7 @@ def encode_depths(
         column_weights: float32 or float64 [in_features], finite and not negative: how much the
             squared error of each column counts (an importance matrix, a Hessian's diagonal). None
             counts all alike and gives the bits that ones give. For v3 alone, and slow: see
-            `encoders/v3.py`. `error` and `energy` of the result count all columns alike.
+            `encoders/twins.py`. `error` and `energy` of the result count all columns alike.
 
     Raises ValueError for another shape, dtype, depth, codec, number of threads or column weights,
     and for the first weight that is not finite, naming its position.

@@ -120,14 +120,20 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _load_model(title: str, causal: bool) -> list[str]:
+def _from_pretrained(title: str, causal: bool) -> list[str]:
     auto_class = "AutoModelForCausalLM" if causal else "AutoModel"
     return [
-        "```python",
         f"from transformers import {auto_class}, AutoTokenizer",
         "",
         f'model = {auto_class}.from_pretrained("{title}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
+    ]
+
+
+def _load_model(title: str, causal: bool) -> list[str]:
+    return [
+        "```python",
+        *_from_pretrained(title, causal),
         "```",
         "",
         "The weights are dequantized for stock `transformers`: the size on disk is that of a "
@@ -136,7 +142,6 @@ def _load_model(title: str, causal: bool) -> list[str]:
 
 
 def _load_packed(title: str, causal: bool) -> list[str]:
-    auto_class = "AutoModelForCausalLM" if causal else "AutoModel"
     commands = [
         "",
         "```bash",
@@ -150,10 +155,7 @@ def _load_packed(title: str, causal: bool) -> list[str]:
         "",
         "```python",
         "import tritllm  # lets transformers load packed weights",
-        f"from transformers import {auto_class}, AutoTokenizer",
-        "",
-        f'model = {auto_class}.from_pretrained("{title}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
+        *_from_pretrained(title, causal),
         "```",
         *(commands if causal else []),
         "",

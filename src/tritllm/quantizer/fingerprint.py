@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tritllm.quantizer.configs import Config
@@ -11,32 +11,37 @@ from tritllm.quantizer.source import Source
 from tritllm.version import __version__
 
 
-def fingerprint_of(
-    source: Source,
-    configs: Sequence[Config],
-    kinds: Sequence[str],
-    codec: str,
-    dtype: str,
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Settings:
+    """What a user asks of a run, besides where it reads and writes. See `quantize`."""
+
+    configs: tuple[Config, ...]
+    kinds: tuple[str, ...]
+    codec: str
+    dtype: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+def fingerprint_of(source: Source, settings: Settings) -> dict[str, Any]:
     """The settings and the source of a run, in JSON's types.
 
     Side files are not in it: they are copied anew whenever a run ends, so a changed one cannot mix
     with what was written before.
     """
+    configs = settings.configs
     overrides = [[f"{glob}={depth}" for glob, depth in config.overrides] for config in configs]
     alike = all(each == overrides[0] for each in overrides)
     by_config = dict(zip((config.name for config in configs), overrides, strict=True))
     return {
         "tool_version": __version__,
-        "codec": codec,
+        "codec": settings.codec,
         "configs": [config.name for config in configs],
         "depth_overrides": overrides[0] if alike else by_config,
-        "write": list(kinds),
-        "dtype": dtype,
-        "include": list(include),
-        "exclude": list(exclude),
+        "write": list(settings.kinds),
+        "dtype": settings.dtype,
+        "include": list(settings.include),
+        "exclude": list(settings.exclude),
         "source": source.files.name,
         "revision": source.files.revision,
         "source_config": hashlib.sha256(repr(sorted(source.config.items())).encode()).hexdigest(),

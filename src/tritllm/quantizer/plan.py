@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from tritllm.format.layout import TensorSpec, tensors_of
 from tritllm.format.safetensors_header import Header
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor, check_globs, decide_all
-from tritllm.quantizer.fingerprint import fingerprint_of
+from tritllm.quantizer.fingerprint import Settings, fingerprint_of
 from tritllm.quantizer.resources import MemoryNeed, memory_need
 from tritllm.quantizer.source import Source
 from tritllm.storage.model_folder import model_dtype, shard_header
@@ -85,19 +85,12 @@ class Plan:
         return memory_need(self.quantized, self.configs, sum(len(h.raw) for h in headers))
 
 
-def make_plan(
-    source: Source,
-    configs: Sequence[Config],
-    kinds: Sequence[str],
-    codec: str,
-    dtype: str,
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> Plan:
+def make_plan(source: Source, settings: Settings) -> Plan:
     """Decide on every tensor and lay out every output.
 
     Raises SourceError where a tensor cannot become what its name says, TritError for an argument.
     """
+    configs, kinds, dtype = settings.configs, settings.kinds, settings.dtype
     if not configs:
         raise TritError("no config given; for example --configs uniform-d2")
     if not kinds or not set(kinds) <= set(KINDS):
@@ -107,7 +100,7 @@ def make_plan(
     for config in configs:
         globs = [glob for glob, _ in config.overrides]
         check_globs("--depth", globs, source.tensors, source.files.name)
-    tensors = decide_all(source, kinds, include, exclude)
+    tensors = decide_all(source, kinds, settings.include, settings.exclude)
     if not any(tensor.decision.quantize for shard in tensors.values() for tensor in shard):
         raise SourceError(
             f"{source.files.name}: no linear weight recognised in model type {source.model_type}; "
@@ -115,9 +108,9 @@ def make_plan(
         )
     return Plan(
         source,
-        tuple(configs),
-        tuple(kinds),
-        codec,
+        configs,
+        kinds,
+        settings.codec,
         dtype,
         tensors,
         {
@@ -136,7 +129,7 @@ def make_plan(
             for shard, planned in tensors.items()
             if "model" in kinds
         },
-        fingerprint_of(source, configs, kinds, codec, dtype, include, exclude),
+        fingerprint_of(source, settings),
     )
 
 

@@ -15,6 +15,7 @@ from tritllm.errors import TritError
 from tritllm.machine import processors
 from tritllm.quantizer.configs import parse_config
 from tritllm.quantizer.coverage import check_coverage
+from tritllm.quantizer.fingerprint import Settings
 from tritllm.quantizer.journal import Journal
 from tritllm.quantizer.output_folder import bytes_below, check_folder, finished_reports
 from tritllm.quantizer.plan import KINDS, Plan, make_plan
@@ -81,7 +82,8 @@ def quantize(
     parsed = [parse_config(name, depth) for name in dict.fromkeys(configs)]
     source = open_source(open_files(model, revision, stream))
     kinds = sorted(set(write), key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
-    plan = make_plan(source, parsed, kinds, codec, dtype, include, exclude)
+    settings = Settings(tuple(parsed), tuple(kinds), codec, dtype, tuple(include), tuple(exclude))
+    plan = make_plan(source, settings)
     if on_plan:
         on_plan(plan)
     with output_errors(out):
