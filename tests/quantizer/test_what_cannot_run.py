@@ -19,6 +19,7 @@ REFUSED = [
     ("mamba", f"backbone.{LAYER}.mixer.x_proj", "a weight that mamba models"),
     ("mamba", f"backbone.{LAYER}.mixer.dt_proj", "a weight that mamba models"),
     ("mamba2", "lm_head", "a weight that mamba2 models"),
+    ("xlstm", "lm_head", "a weight that xlstm models"),
     ("rwkv", "rwkv.blocks.0.attention.output", "a weight that rwkv models"),
     ("qwen3_moe", f"model.{LAYER}.mlp.gate", "a router of experts"),
 ]

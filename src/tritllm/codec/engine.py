@@ -11,6 +11,7 @@ from tritllm import native
 from tritllm.codec import native_dequantize, reference
 from tritllm.codec.groups import row_blocks
 from tritllm.format import trits
+from tritllm.format.layout import groups_of
 
 
 def is_native() -> bool:
@@ -40,7 +41,7 @@ def dequantize_rows(
     warn_of_reference()
     for rows in row_blocks(out.shape):
         level = trits.trits_to_levels(trits.unpack_trits(planes[:, rows], out.shape[1]))
-        index = trits.unpack_scale_index(scale[rows], -(-out.shape[1] // trits.GROUP))
+        index = trits.unpack_scale_index(scale[rows], groups_of(out.shape[1]))
         with np.errstate(over="ignore"):  # beyond float16's range: infinite, the caller's to check
             out[rows] = reference.dequantize(level, index, steps).astype(out.dtype)
 

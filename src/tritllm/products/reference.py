@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tritllm.codec import reference as codec
+from tritllm.format.layout import groups_of
 from tritllm.format.trits import GROUP
 
 SMALLEST = np.float32(2.0**-100)  # a group whose magnitudes are all below counts as zero
@@ -33,7 +34,7 @@ def quantize(x: np.ndarray) -> Quantized:
     or an infinity has q = 0 and a NaN for its scale.
     """
     rows, columns = x.shape
-    padded = np.zeros((rows, -(-columns // GROUP) * GROUP), np.float32)
+    padded = np.zeros((rows, groups_of(columns) * GROUP), np.float32)
     padded[:, :columns] = x
     groups = padded.reshape(rows, -1, GROUP)
     largest = np.abs(groups).max(axis=2)

@@ -151,6 +151,11 @@ def reason_to_keep(tensor: TensorEntry) -> str:
     return "name not recognised"
 
 
+def is_read_by_model(module: str, model_type: str) -> bool:
+    """Whether a model's own code reads the weight of this module, which then cannot be packed."""
+    return re.fullmatch(WEIGHT_READ_BY_MODEL.get(model_type, r"(?!)"), module) is not None
+
+
 def _check_runs(tensor: TensorEntry, model_type: str) -> None:
     """Raise SourceError for a weight that a packed model could not run; dequantized it could."""
     module = _module(tensor)
@@ -159,7 +164,7 @@ def _check_runs(tensor: TensorEntry, model_type: str) -> None:
         what = None
     elif re.fullmatch(NOT_LINEAR, module):
         what = NOT_LINEAR_REASONS[EMBEDDING]
-    elif re.fullmatch(WEIGHT_READ_BY_MODEL.get(model_type, r"(?!)"), module):
+    elif is_read_by_model(module, model_type):
         what = f"a weight that {model_type} models do not use as a linear layer alone"
     if what:
         raise SourceError(

@@ -71,12 +71,14 @@ NOT_LINEAR_REASONS = {EMBEDDING: "an embedding table", ROUTER: "a router of expe
 RUN_AS_LINEAR = r"(.*\.)?shared_expert_gate"  # kept as routers are, but linear layers
 NOT_LINEAR = r"(.*\.)?(shared|relative_attention_bias)"  # embedding tables as T5 and BART name them
 _T5 = r"(.*\.)?wo"  # its weight's dtype becomes that of the activations
+_OUTPUT_LAYER = r"(.*\.)?lm_head"  # as T5's wo
 _MAMBA = r"(.*\.)?(x_proj|dt_proj|lm_head)"  # multiplied by the model or its kernels; as T5's wo
 WEIGHT_READ_BY_MODEL = {
     **dict.fromkeys(
         ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pix2struct"), _T5
     ),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
+    **dict.fromkeys(("hy_v4", "xlstm"), _OUTPUT_LAYER),
     "jamba": r"(.*\.)?(x_proj|dt_proj)",
     "rwkv": r"(.*\.)?(attention\.output|feed_forward\.value)",  # rescaled in place
 }

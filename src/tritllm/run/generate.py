@@ -163,10 +163,12 @@ def generation_settings(
     """
     from transformers import CompileConfig, GenerationConfig
 
+    from tritllm.integrations.transformers.compat import compile_on_any_device
+
     own = model.generation_config
     if compiled:
         how = CompileConfig(fullgraph=True, dynamic=False, mode="default")
-        how._compile_all_devices = True
+        compile_on_any_device(how)
         more = {"cache_implementation": "static", "compile_config": how, **more}
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:

@@ -71,8 +71,8 @@ def serve(
             file=sys.stderr,
         )
     from huggingface_hub.constants import HF_HUB_CACHE
-    from transformers.cli.serve import Serve
 
+    from tritllm.integrations.transformers.compat import server_class
     from tritllm.integrations.transformers.config import reading
 
     set_threads(threads)
@@ -83,7 +83,7 @@ def serve(
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # the server looks at it, and fails else
     asked = reading(planes=planes, lm_head_depth=lm_head_depth)
     with one_line(folder), asked, _wrapped(str(folder), key):
-        Serve(
+        server_class()(
             force_model=str(folder),
             host=host,
             port=port,

@@ -299,6 +299,38 @@ def test_a_watched_model_compiles(model):
     assert token(model, past).isfinite().all()
 
 
+def test_modes_of_a_block_must_be_one(model, packed, steps):
+    """A block's layers share their activations; of mixed ones every layer runs in its own mode."""
+    past = started(model)
+    for mode in ("int8", "torch"):
+        reference = load_model(packed, dtype="float32")
+        reference.model.__class__ = native_model.kind_of(reference.model)
+        other = started(reference)
+        for m in (model, reference):
+            m.model.layers[1].mlp.down_proj.mode = mode
+        ours, theirs = token(model, copy.deepcopy(past)), token(reference, other)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert len(steps) == 1
+    model.model.layers[1].mlp.down_proj.mode = "exact"
+    model(IDS)  # prepares it again
+    token(model, past)
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("first", ["exact", "int8"])
+def test_blocks_of_other_modes_run_in_their_own(model, packed, first):
+    """The native call has one mode for all blocks."""
+    reference = load_model(packed, dtype="float32")
+    reference.model.__class__ = native_model.kind_of(reference.model)
+    for m in (model, reference):
+        for index, layer in enumerate(m.model.layers):
+            for module in layer.modules():
+                if isinstance(module, TritLinear):
+                    module.mode = "int8" if (index == 1) == (first == "exact") else "exact"
+    ours, theirs = (token(m, started(m)) for m in (model, reference))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_double_does_not_take_the_step(tmp_path, native):
     native("int8")
     model = load_model(quantize_tiny(tmp_path, "llama", 2) / "packed").double()

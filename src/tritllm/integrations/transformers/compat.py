@@ -25,9 +25,10 @@ from transformers.quantizers import auto
 
 __all__ = [
     "AttentionMaskInterface", "Conv1D", "ConversionOps", "WeightConverter", "WeightRenaming",
-    "allow_loading_attributes", "attention_of", "commit_of", "experts_gate", "forget_conversions",
-    "get_model_conversion_mapping", "keep_in_float32", "kept_in_float32", "name_in_model",
-    "sdpa_attention_forward", "sdpa_mask", "untie",
+    "allow_loading_attributes", "attention_of", "commit_of", "compile_on_any_device",
+    "experts_gate", "forget_conversions", "get_model_conversion_mapping", "keep_in_float32",
+    "kept_in_float32", "name_in_model", "sdpa_attention_forward", "sdpa_mask", "server_class",
+    "untie",
 ]  # fmt: skip
 
 
@@ -90,3 +91,18 @@ def experts_gate(experts: Any) -> str | None:
     """The module that defines how experts gate, where they say so."""
     gate = getattr(type(experts), "_apply_gate", None)
     return None if gate is None else str(gate.__module__)
+
+
+def compile_on_any_device(config: Any) -> None:
+    """Have `generate` compile a step on the CPU, too; by itself it does so on accelerators alone.
+
+    config: a CompileConfig.
+    """
+    config._compile_all_devices = True
+
+
+def server_class() -> Any:
+    """What `transformers serve` makes, and which runs its server within the constructor."""
+    from transformers.cli.serve import Serve
+
+    return Serve

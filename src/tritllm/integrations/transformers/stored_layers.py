@@ -10,6 +10,7 @@ from tritllm.errors import FormatError
 from tritllm.integrations.transformers.compat import WeightRenaming, name_in_model
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.integrations.transformers.layers import packed_like
+from tritllm.quantizer.decisions import is_read_by_model
 
 
 def swap_stored_layers(
@@ -20,7 +21,8 @@ def swap_stored_layers(
     stored: the matrices by the checkpoint's name of their weight.
     conversions: transformers' weight conversions of the model, which may rename tensors.
 
-    Raises FormatError where a shape does not fit the model, or a weight is no linear layer's.
+    Raises FormatError where a shape does not fit the model, a weight is no linear layer's, or the
+    model's own code reads it.
     """
     renamings = [item for item in conversions if isinstance(item, WeightRenaming)]
     names = model.state_dict()
@@ -31,6 +33,11 @@ def swap_stored_layers(
             continue
         module = key.removesuffix(".weight")
         where[module] = f"{matrix.file}: tensor {name}"
+        if is_read_by_model(module, model.config.model_type):
+            raise FormatError(
+                f"{where[module]}: a weight that {model.config.model_type} models do not use as a "
+                "linear layer alone, which cannot run packed; quantize the model without it"
+            )
         layer = packed_like(model.get_submodule(module), matrix.depth, where[module])
         matrix.check(layer.out_features, layer.in_features)
         model.set_submodule(module, layer)

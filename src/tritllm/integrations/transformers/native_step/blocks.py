@@ -74,7 +74,9 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
         return False
     source = kind_of(model).__module__
     return all(
-        _is_native_block(block, config, source) and block.attention.layer_idx == index
+        _is_native_block(block, config, source)
+        and block.attention.layer_idx == index
+        and block.linears.q.mode == blocks[0].linears.q.mode  # the step has one for all
         for index, block in enumerate(blocks)
     ) and all(
         tensor.dtype in NUMBER_OF_TORCH and tensor.device.type == "cpu" and tensor.is_contiguous()
@@ -83,7 +85,9 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
 
 
 def _is_native_block(block: Block, config: Any, source: str) -> bool:
-    """Whether a block's modules are those of transformers' file `source`, around packed layers."""
+    """Whether a block's modules are those of transformers' file `source`, around packed layers that
+    all run in one mode.
+    """
     norms = [norm for norm in block.norms if norm is not None]
     for module in (block.layer, block.attention, block.mlp, *norms):
         if kind_of(module).__module__ != source:  # somebody's own, or a parametrized one
