@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.model_folders import write_family
 
 import tritllm
 
@@ -93,3 +94,100 @@ def test_the_command_line_without_typer():
     told = command("doctor")
     assert told.returncode == 0, told.stderr
     assert "-- typer: not installed; needed for the command line: pip install" in told.stdout
+
+
+# Packages that are missing. None in sys.modules is what Python itself takes for "not there".
+WITHOUT = """
+import importlib.util, sys
+for name in {missing!r}:
+    sys.modules[name] = None
+"""
+FUNCTIONS = """
+import tritllm
+packed, source, out = sys.argv[1:]
+for name, call in {
+    "quantize": lambda: tritllm.quantize(source, ["uniform-d1"], out),
+    "dequantize": lambda: tritllm.dequantize(packed, out),
+    "push": lambda: tritllm.push(packed, "owner/name"),
+    "card": lambda: tritllm.card(packed),
+    "info": lambda: tritllm.info(source),
+    "info of a Hub id": lambda: tritllm.info("owner/name"),
+    "generate": lambda: tritllm.generate(packed, "a"),
+    "bench": lambda: tritllm.bench(packed),
+    "serve": lambda: tritllm.serve(packed),
+    "demo": lambda: tritllm.demo(out),
+    "verify": lambda: tritllm.verify(packed),
+    "doctor": lambda: tritllm.doctor(),
+}.items():
+    try:
+        call()
+    except tritllm.TritError as error:
+        print(f"{name}: {error}")
+    else:
+        print(f"{name}: done")
+"""
+NEEDS = """\
+quantize: quantize needs huggingface_hub: pip install 'tritllm[quantize]'
+dequantize: dequantize needs huggingface_hub: pip install 'tritllm[quantize]'
+push: push needs huggingface_hub: pip install 'tritllm[quantize]'
+card: reading a model card needs huggingface_hub: pip install 'tritllm[quantize]'
+info: reading a model card needs huggingface_hub: pip install 'tritllm[quantize]'
+info of a Hub id: reading from the Hub needs huggingface_hub: pip install 'tritllm[quantize]'
+generate: generate needs torch: pip install 'tritllm[transformers]'
+bench: bench needs torch: pip install 'tritllm[transformers]'
+serve: serve needs torch: pip install 'tritllm[serve]'
+demo: the demo needs matplotlib: pip install 'tritllm[demo]'
+verify: done
+doctor: done
+"""
+EXTRAS = sorted(HEAVY - {"numpy", "click"} | {"matplotlib", "accelerate", "fastapi", "safetensors"})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    source = write_family(tmp_path_factory.mktemp("import") / "source")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    tritllm.quantize(str(source), ["uniform-d1"], source.parent / "out", threads=1)
+    return source.parent / "out/uniform-d1/packed", source
+
+
+def test_functions_say_which_packages_are_missing(folders, tmp_path):
+    """With NumPy and ml_dtypes alone, as `pip install tritllm` leaves it; nothing is written."""
+    code = WITHOUT.format(missing=EXTRAS) + FUNCTIONS
+    line = [sys.executable, "-c", code, *map(str, folders), str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.stdout == NEEDS, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = """
+from tritllm.cli import entry
+packed, source, out = sys.argv[1:]
+for line in (
+    ["quantize", "--model", source, "--configs", "uniform-d1", "--out", out],
+    ["dequantize", packed, out],
+    ["push", packed, "owner/name"],
+    ["card", packed],
+    ["info", source],
+    ["generate", packed, "--prompt", "a"],
+    ["bench", packed],
+    ["serve", packed],
+    ["demo", "--out", out],
+):
+    sys.argv = ["tritllm", *line]
+    try:
+        entry.run()
+    except SystemExit as ended:
+        assert ended.code == 1, line
+"""
+
+
+def test_commands_say_which_packages_are_missing(folders, tmp_path):
+    """The command line itself is there, with typer and rich."""
+    missing = [name for name in EXTRAS if name not in ("typer", "rich")]
+    code = WITHOUT.format(missing=missing) + COMMANDS
+    line = [sys.executable, "-c", code, *map(str, folders), str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    needs = [line.split(": ", 1)[1] for line in NEEDS.splitlines() if "Hub id" not in line]
+    assert done.stderr.splitlines() == [f"error: {need}" for need in needs[:-2]]
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tritllm.checkpoint.verify import verify
 from tritllm.errors import FormatError, OutputError, TritError, first_line
+from tritllm.extras import require
 from tritllm.format.names import CONFIG, MANIFEST
 from tritllm.format.quantization_config import is_packed_config
 from tritllm.model_card.licence import read_licence
@@ -22,8 +23,9 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
         private: for a repository that is made.
 
     Returns the URL of the commit. Raises TritError: FormatError if the folder does not verify,
-    OutputError if the Hub refuses.
+    OutputError if the Hub refuses; also where a package is missing.
     """
+    require("push", "quantize", "huggingface_hub", "yaml")
     from huggingface_hub import HfApi
 
     folder = Path(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tritllm.codec import ENCODERS
 from tritllm.errors import TritError
+from tritllm.extras import require
 from tritllm.machine import processors
 from tritllm.quantizer.configs import parse_config
 from tritllm.quantizer.coverage import check_coverage
@@ -74,6 +75,7 @@ def quantize(
     Raises TritError (SourceError, FormatError, OutputError): one line, nothing half-written under
     a final name, everything finished kept.
     """
+    require("quantize", "quantize", "huggingface_hub", "yaml", "filelock")  # known beforehand
     started = time.monotonic()
     if codec not in ENCODERS:
         raise TritError(f"unknown codec {codec!r}; known: {', '.join(ENCODERS)}")

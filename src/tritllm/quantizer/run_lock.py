@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from tritllm.errors import OutputError
-from tritllm.extras import require
 from tritllm.storage.output_errors import output_errors
 
 FOLDER = ".tritllm-run"
@@ -32,7 +31,6 @@ class RunLock:
 
     def _acquire(self, out: Path) -> bool:
         """False where the file was removed meanwhile by a run that has ended."""
-        require("quantize", "quantize", "filelock")
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)

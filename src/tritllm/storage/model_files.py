@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tritllm.errors import SourceError, TritError, first_line
+from tritllm.extras import require
 from tritllm.storage.direct_read import LEAST, read_directly
 from tritllm.storage.hub_files import HubFiles
 
@@ -112,7 +113,8 @@ WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", "
 def open_files(model: str, revision: str | None = None, stream: bool = False) -> ModelFiles:
     """Open a local folder, or a Hub id: downloaded to the Hub's cache, or read in place.
 
-    Raises SourceError when there is neither, or the Hub cannot be reached.
+    Raises SourceError when there is neither, or the Hub cannot be reached; TritError where the
+    Hub's client library is not installed.
     """
     if os.path.isdir(model):
         if revision or stream:
@@ -122,6 +124,7 @@ def open_files(model: str, revision: str | None = None, stream: bool = False) ->
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise SourceError(f"{model}: no such folder, and not a Hub id (owner/name)")
 
+    require("reading from the Hub", "quantize", "huggingface_hub")
     from huggingface_hub import snapshot_download
 
     try:
