@@ -15,11 +15,17 @@ from tritllm.run.demo import DemoResult, demo
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("demo-out"),
-    model: Annotated[Path | None, typer.Option(help="Another causal model's folder.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Another held-out text.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; an earlier demo there is replaced.")
+    ] = Path("demo-out"),
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of another causal language model.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="File of another held-out text, in UTF-8.")
+    ] = None,
     prompt: Annotated[
-        str, typer.Option(help="What each depth continues.")
+        str, typer.Option(help="The prompt that the model continues at each depth.")
     ] = "And the LORD said unto",
 ) -> None:
     """Quantize a small model at four depths in one pass, verify, measure, and let it speak."""

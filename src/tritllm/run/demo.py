@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tritllm.checkpoint.verify import verify
-from tritllm.errors import TritError
+from tritllm.errors import TritError, first_line
 from tritllm.extras import require
 from tritllm.quantizer.configs import CONFIG_NAMES
 from tritllm.quantizer.quantize import quantize
-from tritllm.quantizer.report import peak_memory_bytes
+from tritllm.quantizer.report import Report, peak_memory_bytes
 from tritllm.quantizer.shard_pass import Progress
+from tritllm.run.loading import check_text
 
-SEED = 2026
-SAMPLE_TOKENS = 40
+if TYPE_CHECKING:
+    from tritllm.evaluation.quality import Quality
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,23 @@ def demo(
         prompt: what each depth continues.
         on_progress: passed to `quantize`.
 
-    Raises TritError where torch, transformers or matplotlib is missing, or `out` is not ours.
+    Raises TritError where torch, transformers or matplotlib is missing, `out` is not a demo's, or
+    the text or the prompt is not text.
     """
-    require("the demo", "demo", "matplotlib", "torch", "transformers", "filelock")
+    require("the demo", "demo", "matplotlib", "torch", "transformers")
     import transformers
 
+    from tritllm.evaluation.quality import measure_quality
+
     out = Path(out)
-    _clear(out)
+    check_text(prompt, "the prompt")
+    if not prompt:
+        raise TritError("the prompt has no tokens; give some text")
     data = files("tritllm") / "demo_data"
     with as_file(data) as folder:
         source = Path(model) if model else folder / "model"
-        heldout = Path(text) if text else folder / "heldout.txt"
+        heldout = _read(Path(text) if text else folder / "heldout.txt")
+        _clear(out)
         started = time.monotonic()
         reports = quantize(str(source), CONFIG_NAMES, out / "configs", on_progress=on_progress)
         quantized = time.monotonic()
@@ -83,17 +91,15 @@ def demo(
         verified = time.monotonic()
 
         transformers.utils.logging.disable_progress_bar()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        float_model = _load(transformers, source)
-        models = {
-            report["config"]: _load(transformers, out / "configs" / report["config"] / "model")
-            for report in reports
+        folders = {
+            report["config"]: out / "configs" / report["config"] / "model" for report in reports
         }
-        ids = tokenizer(heldout.read_text("utf-8"), add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        rows = _measure(reports, float_model, models, ids, tokenizer, prompt)
+        try:
+            qualities = measure_quality(source, folders, heldout, prompt)
+        except ValueError as error:
+            raise TritError(f"{text or source}: cannot be measured: {first_line(error)}") from error
     measured = time.monotonic()
+    rows = _rows(reports, qualities)
     plot = _plot(out, rows, source.name if model else "demo model")
     seconds = {
         "quantize": quantized - started,
@@ -105,8 +111,10 @@ def demo(
 
 def _clear(out: Path) -> None:
     """Remove an earlier demo's results, and nothing else."""
-    if not out.exists():
+    if not os.path.lexists(out):
         return
+    if not out.is_dir() or out.is_symlink():
+        raise TritError(f"{out}: exists and is not a folder; choose another with --out")
     foreign = [
         path.name for path in out.iterdir() if path.name not in ("configs", "perplexity.png")
     ]
@@ -117,70 +125,44 @@ def _clear(out: Path) -> None:
     shutil.rmtree(out)
 
 
-def _load(transformers: Any, folder: Path) -> Any:
-    import torch
+def _read(text: Path) -> str:
+    try:
+        return text.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise TritError(f"{text}: not UTF-8 text; give another with --text") from None
+    except OSError as error:
+        raise TritError(f"{text}: {error.strerror}; give a text with --text") from None
 
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-
-def _measure(
-    reports: list[dict[str, Any]],
-    float_model: Any,
-    models: dict[str, Any],
-    ids: list[int],
-    tokenizer: Any,
-    prompt: str,
-) -> list[Row]:
-    from tritllm.evaluation.divergence import compare
-
-    scores = compare(float_model, models, ids)
+def _rows(reports: list[Report], qualities: dict[str, Quality]) -> list[Row]:
+    measured = qualities["float"]
     rows = [
         Row(
             "float16",
             16.0,
             reports[0]["model_bytes"],
             None,
-            scores["float"].perplexity,
-            0.0,
-            sample(float_model, tokenizer, prompt),
+            measured.scores.perplexity,
+            measured.scores.mean_kl,
+            measured.sample,
             "-",
         )
     ]
     for report in reports:
-        name = report["config"]
+        measured = qualities[report["config"]]
         rows.append(
             Row(
-                name,
+                report["config"],
                 report["bits_per_weight"]["quantized"],
                 report["packed_bytes"],
                 report["sqnr_db"]["mean"],
-                scores[name].perplexity,
-                scores[name].mean_kl,
-                sample(models[name], tokenizer, prompt),
+                measured.scores.perplexity,
+                measured.scores.mean_kl,
+                measured.sample,
                 "ok",
             )
         )
     return rows
-
-
-def sample(model: Any, tokenizer: Any, prompt: str) -> str:
-    """One line the model continues `prompt` with, sampled with a fixed seed."""
-    import torch
-
-    torch.manual_seed(SEED)
-    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-    output = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=SAMPLE_TOKENS,
-        do_sample=True,
-        temperature=0.7,
-        top_k=40,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    continuation = output[0][inputs["input_ids"].shape[1] :]
-    text = str(tokenizer.decode(continuation, skip_special_tokens=True))
-    return " ".join(text.split())
 
 
 def _plot(out: Path, rows: list[Row], name: str) -> Path:

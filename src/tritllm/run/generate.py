@@ -13,6 +13,7 @@ from tritllm.extras import require
 from tritllm.run.loading import (
     check_dtype,
     check_packed,
+    check_text,
     context_length,
     load,
     load_tokenizer,
@@ -98,10 +99,7 @@ def generate(
     check_dtype(dtype)
     if not 0 <= seed < SEEDS:
         raise TritError(f"--seed {shown(seed)} is not 0..{SEEDS - 1}")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise TritError("the prompt is not text: it holds bytes that are not UTF-8") from None
+    check_text(prompt, "the prompt")
     set_threads(threads)
     quiet()
     check_packed(folder, planes)

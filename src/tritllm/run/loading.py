@@ -1,4 +1,4 @@
-"""What generate, bench and serve check and load in the same way."""
+"""What generate, bench, serve and the demo check and load in the same way."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def check_dtype(name: str) -> None:
     """Raise TritError for a dtype that a model does not run in."""
     if name not in DTYPES:
         raise TritError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise TritError, which begins with `what`, for bytes of a command line that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TritError(f"{what} is not text: it holds bytes that are not UTF-8") from None
 
 
 def set_threads(threads: int | None) -> None:
@@ -58,6 +66,10 @@ def check_packed(folder: str | Path, planes: int | None) -> None:
 
     if not os.path.lexists(folder) and str(folder).count("/") != 1:
         raise TritError(f"{folder}: no such folder, and not a Hub id (owner/name)")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # which the libraries that read it cannot open
+        raise TritError(f"{str(folder)!a}: not valid UTF-8; rename it") from None
     with one_line(folder):
         depth = packed_config(folder).quantization_config.get("depth")
     depths = depth.values() if isinstance(depth, dict) else [depth]
