@@ -63,11 +63,11 @@ def assert_one_line(done: subprocess.CompletedProcess[str], says: str = "") -> N
     ],
     ids=lambda command: command[0],
 )
-def test_a_damaged_folder(kind, command, packed, tmp_path, command_line):
+def test_a_damaged_folder(kind, command, packed, tmp_path, forked_command_line):
     if command[0] == "bench" and kind == "notokenizer":
         return  # it needs none
     folder = damage(kind, packed, tmp_path)
-    assert_one_line(command_line(command[0], folder, *command[1:], expect=1), kind)
+    assert_one_line(forked_command_line(command[0], folder, *command[1:], expect=1), kind)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_a_damaged_folder(kind, command, packed, tmp_path, command_line):
         (["--prompt", "a" * 256], "the prompt's 256 tokens fill the model's context of 256"),
     ],
 )
-def test_what_generate_cannot_do(packed, arguments, says, command_line):
-    assert_one_line(command_line("generate", packed, *arguments, expect=1), says)
+def test_what_generate_cannot_do(packed, arguments, says, forked_command_line):
+    assert_one_line(forked_command_line("generate", packed, *arguments, expect=1), says)
 
 
-def test_a_full_context_is_said(packed, command_line):
-    done = command_line("generate", packed, "--prompt", "a" * 250, "--max-new-tokens", "9")
+def test_a_full_context_is_said(packed, forked_command_line):
+    done = forked_command_line("generate", packed, "--prompt", "a" * 250, "--max-new-tokens", "9")
     assert "stopped where the model's context of 256 tokens is full" in done.stderr
 
 
