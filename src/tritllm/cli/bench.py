@@ -19,14 +19,14 @@ def command(
     folder: PackedModel,
     prompt_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Length of the random prompt; 512 by default, or what fits."),
+        typer.Option(min=1, help="Tokens of the random prompt; by default 512, or what fits."),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode after the first.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to decode.")] = 32,
     planes: Planes = None,
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "bfloat16",
     threads: TorchThreads = None,
-    compare: Annotated[bool, typer.Option(help="Measure the dequantized model as well.")] = True,
+    compare: Annotated[bool, typer.Option(help="Also measure the same model dequantized.")] = True,
     compiled: Compiled = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON, sizes in bytes.")

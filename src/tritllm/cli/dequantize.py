@@ -14,10 +14,11 @@ from tritllm.cli.options import CodecThreads, Planes
 
 def command(
     packed: Annotated[Path, typer.Argument(help="A packed folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist, or be empty.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must be empty or not exist.")],
     planes: Planes = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float16 or bfloat16; default as recorded.")
+        str | None,
+        typer.Option(help="Dtype of the model: float16 or bfloat16; by default as recorded."),
     ] = None,
     threads: CodecThreads = None,
 ) -> None:

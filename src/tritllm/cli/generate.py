@@ -13,16 +13,17 @@ from tritllm.run.generate import generate
 
 def command(
     folder: PackedModel,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Stop after so many new tokens.")
-    ] = 128,
-    chat: Annotated[bool, typer.Option(help="Use the tokenizer's chat template.")] = False,
+    prompt: Annotated[
+        str, typer.Option(help="The text to continue; with --chat, the user's message.")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 128,
+    chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 always takes the most likely token; more samples.")
+        float,
+        typer.Option(min=0.0, help="Sampling temperature; 0 always takes the most likely token."),
     ] = 0.0,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Sample among so many of the most likely tokens.")
+        int, typer.Option(min=1, help="Sample among this many of the most likely tokens.")
     ] = 50,
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     planes: Planes = None,
@@ -31,7 +32,7 @@ def command(
     threads: TorchThreads = None,
     compiled: Compiled = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every hash with the manifest first.")
+        bool, typer.Option("--verify", help="Check every hash against the manifest first.")
     ] = False,
 ) -> None:
     """Continue a prompt with a packed model; the text goes to standard output as it comes."""

@@ -13,8 +13,8 @@ from tritllm.publish.info import ModelInfo, info
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Packed folder, model folder or Hub id.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    model: Annotated[str, typer.Argument(help="A packed folder, a model folder or a Hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
 ) -> None:
     """Describe a model: parameters, context, licence, depth, bits a weight, sizes, memory."""
     table = Table(show_header=False, box=None)

@@ -9,11 +9,11 @@ import typer
 PackedModel = Annotated[str, typer.Argument(help="A packed folder, or the Hub id of one.")]
 Planes = Annotated[
     int | None,
-    typer.Option(min=1, max=4, help="Read only so many of the trit planes, the top ones."),
+    typer.Option(min=1, max=4, help="Read only this many trit planes, the most significant ones."),
 ]
 LmHeadDepth = Annotated[
     int | None,
-    typer.Option(min=1, max=4, help="Quantize lm_head as well, at this depth."),
+    typer.Option(min=1, max=4, help="Also quantize lm_head, at this depth."),
 ]
 Dtype = Annotated[
     str,
@@ -23,12 +23,15 @@ Dtype = Annotated[
     ),
 ]
 TorchThreads = Annotated[
-    int | None, typer.Option(min=1, help="Number of threads; torch's choice by default.")
+    int | None, typer.Option(min=1, help="Number of threads; by default torch's choice.")
 ]
 CodecThreads = Annotated[
-    int | None, typer.Option(min=1, help="Number of threads; one a processor by default.")
+    int | None, typer.Option(min=1, help="Number of threads; by default one per processor.")
 ]
 Compiled = Annotated[
     bool,
-    typer.Option(help="Compile the decode step first; pays for models without a native one."),
+    typer.Option(
+        help="Compile the decode step with torch.compile first, which takes a minute or so; worth "
+        "it for long texts of a model that the native decode step does not run."
+    ),
 ]

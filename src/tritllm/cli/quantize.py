@@ -15,37 +15,54 @@ from tritllm.quantizer.shard_pass import Progress
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Local folder or Hub id of the source.")],
-    configs: Annotated[str, typer.Option(help="uniform-d1 .. uniform-d4, several with commas.")],
-    out: Annotated[Path, typer.Option(help="Folder for <config>/packed and <config>/model.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    stream: Annotated[bool, typer.Option(help="Read a Hub id in place, store nothing.")] = False,
-    codec: Annotated[str, typer.Option(help="v3 (least error) or v2 (as published).")] = "v3",
-    write: Annotated[str, typer.Option(help="packed, model, or both.")] = "packed,model",
+    model: Annotated[str, typer.Option(help="Local folder or Hub id of the source model.")],
+    configs: Annotated[
+        str, typer.Option(help="Depths: uniform-d1 .. uniform-d4, separated by commas.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write <config>/packed and <config>/model to.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    stream: Annotated[
+        bool, typer.Option(help="Read a Hub id in place and store nothing of it.")
+    ] = False,
+    codec: Annotated[
+        str, typer.Option(help="Encoding rule: v3 (least error) or v2 (as published).")
+    ] = "v3",
+    write: Annotated[
+        str, typer.Option(help="Folders to write: packed, model, or both with a comma.")
+    ] = "packed,model",
     dtype: Annotated[
         str, typer.Option(help="Float dtype of the dequantized model: float16 or bfloat16.")
     ] = "float16",
     include: Annotated[
-        list[str] | None, typer.Option(help="Module glob to quantize too. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Also quantize the modules that match this glob. The option can be repeated."
+        ),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Module glob to keep. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Keep the modules that match this glob as they are. The option can be repeated."
+        ),
     ] = None,
     depth: Annotated[
         list[str] | None,
         typer.Option(
-            help="GLOB=DEPTH, module glob whose depth overrides the config's. Repeatable."
+            help="GLOB=DEPTH: quantize the modules that match the glob at this depth instead of "
+            "the config's. The option can be repeated."
         ),
     ] = None,
     threads: CodecThreads = None,
     allow_low_coverage: Annotated[
         bool,
         typer.Option(
-            help="Go on with an unknown model family, or where less than half of the parameters "
-            "besides embeddings and output layer is quantized."
+            help="Quantize a model of an unknown family, or one of whose parameters besides "
+            "embeddings and output layer less than half would be quantized."
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
 ) -> None:
     """Quantize a model: packed trits, and the same weights dequantized for stock transformers.
 

@@ -13,7 +13,7 @@ from tritllm.run.serve import serve
 def command(
     folder: PackedModel,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -21,7 +21,7 @@ def command(
             "as TRITLLM_API_KEY, where the list of processes does not show it."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda:0, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda:0 ...")] = "auto",
     planes: Planes = None,
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "auto",
