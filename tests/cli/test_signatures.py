@@ -8,9 +8,8 @@ import inspect
 import pytest
 
 import tritllm
+from tritllm.cli.main import COMMANDS
 
-COMMANDS = ("quantize", "info", "verify", "dequantize", "card", "push", "doctor", "demo",
-            "generate", "serve", "bench")  # fmt: skip
 ONLY_PRINTED = {"as_json"}  # how a result is shown
 LISTS = {"configs", "write", "include", "exclude", "depth"}  # text or options; sequences in Python
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from tritllm.cli import (
-    bench,
-    card,
-    dequantize,
-    doctor,
-    generate,
-    info,
-    push,
-    quantize,
-    serve,
-    verify,
-)
-from tritllm.cli import demo as demo_command
 from tritllm.version import __version__
+
+# A word here is `command` of the file beside this one that has its name.
+COMMANDS = (
+    "quantize", "info", "verify", "dequantize", "card", "push", "doctor",
+    "generate", "serve", "bench", "demo",
+)  # fmt: skip
 
 app = typer.Typer(
     help="Balanced-ternary quantization of language models: quantize, prove, read, publish.",
@@ -27,17 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("quantize")(quantize.command)
-app.command("info")(info.command)
-app.command("verify")(verify.command)
-app.command("dequantize")(dequantize.command)
-app.command("card")(card.command)
-app.command("push")(push.command)
-app.command("doctor")(doctor.command)
-app.command("generate")(generate.command)
-app.command("serve")(serve.command)
-app.command("bench")(bench.command)
-app.command("demo")(demo_command.command)
+for _name in COMMANDS:
+    app.command(_name)(import_module(f"tritllm.cli.{_name}").command)
 
 
 @app.callback(invoke_without_command=True)

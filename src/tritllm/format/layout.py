@@ -67,7 +67,6 @@ def scale_row_bytes(in_features: int) -> int:
     return bytes_of(3 * groups_of(in_features))
 
 
-@lru_cache(maxsize=1024, typed=True)  # a few shapes a model, asked for each of its matrices
 def packed_shapes(out_features: int, in_features: int, depth: int) -> Shapes:
     """Shapes of planes, scale indices and codebook."""
     return (
@@ -75,6 +74,11 @@ def packed_shapes(out_features: int, in_features: int, depth: int) -> Shapes:
         (out_features, scale_row_bytes(in_features)),
         (depth, ENTRIES),
     )
+
+
+# A model has few shapes and asks for them with each matrix. Not `packed_shapes` itself: torch asks
+# that for symbolic sizes, which have no hash.
+_cached_shapes = lru_cache(maxsize=1024, typed=True)(packed_shapes)
 
 
 def tensors_of(
@@ -85,7 +89,7 @@ def tensors_of(
         TensorSpec,
         part_names(name),
         DTYPES,
-        packed_shapes(out_features, in_features, depth),
+        _cached_shapes(out_features, in_features, depth),
     )
     return planes, scale, codebook
 
@@ -120,7 +124,7 @@ def check(
 
     parts: planes, scale indices and codebook. where: their file, for the message.
     """
-    shapes = packed_shapes(out_features, in_features, depth)
+    shapes = _cached_shapes(out_features, in_features, depth)
     for part, dtype, shape in zip(parts, DTYPES, shapes, strict=True):
         if part.dtype != dtype or part.shape != shape:
             raise FormatError(
