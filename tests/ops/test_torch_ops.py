@@ -109,7 +109,9 @@ class Memory:
     def __init__(self, tensor: TritTensor, mode: str = "int8") -> None:
         self.tensor, self.exact = tensor, mode == "exact"
         self.parts = arguments(tensor)
-        self.memory, self.layout = backends.prepare(*self.parts, tensor.in_features)
+        self.memory, self.layout = backends.prepare(
+            definitions.Packed(*self.parts, tensor.in_features)
+        )
 
     def arguments(self, x, bias=None, **changed):
         values = {
@@ -289,7 +291,7 @@ def test_put_together_equals_three_layers(mode, dtype, monkeypatch):
             ours = definitions.linear(x, planes, scale, steps, bias, rows)
             theirs = [definitions.linear(x, *p, b) for p, b in zip(each, biases)]
         else:
-            memory, layout = backends.prepare(planes, scale, steps, 208, rows)
+            memory, layout = backends.prepare(definitions.Packed(planes, scale, steps, 208, rows))
             ours = definitions.linear_prepared(
                 x, memory, steps, layout, 2, 208, sum(rows), mode == "exact", bias, rows
             )

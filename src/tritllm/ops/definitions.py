@@ -27,11 +27,12 @@ registered by its file in backends/.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.library import Library, register_fake
 
-from tritllm.format.layout import packed_shapes
+from tritllm.format.layout import plane_row_bytes, scale_row_bytes
 from tritllm.format.trits import DEPTHS, ENTRIES
 
 LIBRARY = Library("tritllm", "DEF")
@@ -58,6 +59,75 @@ linear = torch.ops.tritllm.linear.default
 linear_prepared = torch.ops.tritllm.linear_prepared.default
 
 
+class Packed(NamedTuple):
+    """W [N, K] in the portable layout."""
+
+    planes: torch.Tensor
+    scale: torch.Tensor
+    steps: torch.Tensor
+    in_features: int
+    part_rows: Sequence[int] | None = None
+
+
+class LinearArguments(NamedTuple):
+    """Those of `tritllm::linear`."""
+
+    x: torch.Tensor
+    planes: torch.Tensor
+    scale: torch.Tensor
+    steps: torch.Tensor
+    bias: torch.Tensor | None = None
+    part_rows: Sequence[int] | None = None
+
+    @property
+    def packed(self) -> Packed:
+        """W, as wide as x."""
+        width = self.x.shape[-1] if self.x.ndim else 0
+        return Packed(self.planes, self.scale, self.steps, width, self.part_rows)
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where they do not fit each other."""
+        check_input(self.x, self.packed.in_features, self.bias, self.planes.shape[1])
+        check_packed(self.packed)
+
+
+class PreparedArguments(NamedTuple):
+    """Those of `tritllm::linear_prepared`."""
+
+    x: torch.Tensor
+    prepared: torch.Tensor
+    steps: torch.Tensor
+    layout: int
+    depth: int
+    in_features: int
+    out_features: int
+    exact: bool
+    bias: torch.Tensor | None = None
+    part_rows: Sequence[int] | None = None
+    planes: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+    @property
+    def packed(self) -> Packed | None:
+        """W, where it was given."""
+        if self.planes is None or self.scale is None:
+            return None
+        return Packed(self.planes, self.scale, self.steps, self.in_features, self.part_rows)
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where they do not fit each other, memory's size aside."""
+        check_input(self.x, self.in_features, self.bias, self.out_features)
+        check_steps(self.steps, self.part_rows, self.out_features)
+        if self.prepared.dtype is not torch.uint8:
+            raise TypeError(f"prepared memory is {self.prepared.dtype}, not torch.uint8")
+        shape = list(self.prepared.shape)
+        _refuse_unless(len(shape) == 1, f"prepared memory has shape {shape}")
+        _refuse_unless(
+            self.depth in DEPTHS and 0 < self.layout < 1 << 31,
+            f"no memory is prepared at depth {self.depth} in layout {self.layout}",
+        )
+
+
 # --- What is refused ------------------------------------------------------------------------------
 
 
@@ -65,14 +135,9 @@ def _refuse_unless(condition: bool, message: str) -> None:
     torch._check_value(condition, lambda: message)
 
 
-def check_packed(
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    in_features: int,
-    part_rows: Sequence[int] | None,
-) -> None:
+def check_packed(packed: Packed) -> None:
     """Raise ValueError or TypeError where the portable tensors do not fit each other and K."""
+    planes, scale, steps, in_features, part_rows = packed
     for name, tensor, dtype in (
         ("planes", planes, torch.uint8), ("scale", scale, torch.uint8),
         ("steps", steps, torch.float32),
@@ -86,14 +151,14 @@ def check_packed(
         f"planes have shape {list(planes.shape)}, expected [1..4, N, ceil(K/5)]",
     )
     rows = planes.shape[1]
-    expected, expected_scale, _ = packed_shapes(rows, in_features, planes.shape[0])
     _refuse_unless(
-        planes.shape[2] == expected[2],
+        planes.shape[2] == plane_row_bytes(in_features),
         f"x has {in_features} features, which a packed row of {planes.shape[2]} bytes has not",
     )
+    expected = [rows, scale_row_bytes(in_features)]
     _refuse_unless(
-        tuple(scale.shape) == expected_scale,
-        f"scale has shape {list(scale.shape)}, expected {list(expected_scale)}",
+        list(scale.shape) == expected,
+        f"scale has shape {list(scale.shape)}, expected {expected}",
     )
     check_steps(steps, part_rows, rows)
 
@@ -145,42 +210,20 @@ def _dequantize_fake(
     dtype: torch.dtype,
     part_rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    check_packed(planes, scale, steps, in_features, part_rows)
+    check_packed(Packed(planes, scale, steps, in_features, part_rows))
     return planes.new_empty((planes.shape[1], in_features), dtype=dtype)
 
 
-def _linear_fake(
-    x: torch.Tensor,
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    part_rows: Sequence[int] | None = None,
-) -> torch.Tensor:
-    check_input(x, x.shape[-1] if x.ndim else 0, bias, planes.shape[1])
-    check_packed(planes, scale, steps, x.shape[-1], part_rows)
-    return x.new_empty((*x.shape[:-1], planes.shape[1]))
+def _linear_fake(*arguments: Any) -> torch.Tensor:
+    call = LinearArguments(*arguments)
+    call.check()
+    return call.x.new_empty((*call.x.shape[:-1], call.planes.shape[1]))
 
 
-def _linear_prepared_fake(
-    x: torch.Tensor,
-    prepared: torch.Tensor,
-    steps: torch.Tensor,
-    layout: int,
-    depth: int,
-    in_features: int,
-    out_features: int,
-    exact: bool,
-    bias: torch.Tensor | None = None,
-    part_rows: Sequence[int] | None = None,
-    planes: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-) -> torch.Tensor:
-    check_input(x, in_features, bias, out_features)
-    check_steps(steps, part_rows, out_features)
-    _refuse_unless(prepared.ndim == 1, f"prepared memory has shape {list(prepared.shape)}")
-    _refuse_unless(depth in DEPTHS, f"depth is {depth}, expected 1..{DEPTHS[-1]}")
-    return x.new_empty((*x.shape[:-1], out_features))
+def _linear_prepared_fake(*arguments: Any) -> torch.Tensor:
+    call = PreparedArguments(*arguments)
+    call.check()
+    return call.x.new_empty((*call.x.shape[:-1], call.out_features))
 
 
 register_fake("tritllm::dequantize", _dequantize_fake, lib=LIBRARY)

@@ -12,19 +12,34 @@ batching rules below, `torch.vmap`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 from torch.library import register_vmap
 
+from tritllm.ops.backends import cpu
 from tritllm.ops.backends.default import row_blocks
-from tritllm.ops.definitions import LIBRARY, check_packed, dequantize, linear, linear_prepared
+from tritllm.ops.definitions import (
+    LIBRARY,
+    LinearArguments,
+    Packed,
+    PreparedArguments,
+    check_packed,
+    dequantize,
+    linear,
+    linear_prepared,
+)
 
-# torch has no public names for these two.
+# torch has no public names for these.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _in_torch_func: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+_autocasting: Callable[[], bool] = torch._C._is_any_autocast_enabled
+_traced: Callable[[], Any] = torch._C._get_tracing_state
+_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
 def is_differentiating(*tensors: torch.Tensor | None) -> bool:
@@ -38,28 +53,61 @@ def is_differentiating(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
+def goes_straight(
+    x: torch.Tensor, bias: torch.Tensor | None, steps: torch.Tensor | None = None
+) -> bool:
+    """Whether the product with prepared memory is the CPU kernel's result and nothing else.
+
+    Torch's dispatcher would find the same with every call, but for more than the product of a small
+    layer takes; so at batch 1 it is gone past, unless anyone looks at operators: gradients,
+    torch.func, autocast, modes (fake tensors, counters), tracing, the profiler; or x is of a kind
+    that the dispatcher would prepare. Callers ask `torch.compiler.is_compiling` themselves.
+    """
+    return (
+        _is_plain(x)
+        and (bias is None or (bias.is_cpu and not bias.is_neg()))
+        and (steps is None or _is_plain(steps))
+        and not (
+            _dispatch_modes()
+            or _function_modes()
+            or _autocasting()
+            or _traced() is not None
+            or _profiled()
+            or is_differentiating(x, bias, steps)
+        )
+    )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+    )
+
+
+Compute = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
 class _Product(torch.autograd.Function):  # type: ignore[misc]
-    """compute() -> y, with the gradients of x W^T + bias."""
+    """compute(x, bias) -> y, with the gradients of x W^T + bias."""
 
     @staticmethod
     def forward(
-        x: torch.Tensor,
-        bias: torch.Tensor | None,
-        planes: torch.Tensor | None,
-        scale: torch.Tensor | None,
-        steps: torch.Tensor,
-        part_rows: Sequence[int] | None,
-        compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+        x: torch.Tensor, bias: torch.Tensor | None, packed: Packed | None, compute: Compute
     ) -> torch.Tensor:
         with below_autograd():
             return compute(x, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, bias, planes, scale, steps, part_rows, _ = inputs
-        ctx.save_for_backward(planes, scale, steps)
-        ctx.save_for_forward(planes, scale, steps)
-        ctx.part_rows, ctx.in_features = part_rows, x.shape[-1]
+        x, bias, packed, _ = inputs
+        ctx.is_packed = packed is not None
+        if packed is not None:
+            tensors, ctx.rest = packed[:3], packed[3:]
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
         ctx.dtypes = x.dtype, None if bias is None else bias.dtype
 
     @staticmethod
@@ -68,57 +116,56 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         rows = dy.reshape(-1, dy.shape[-1])
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            planes, scale, steps = _weights(ctx)
-            width, parts = ctx.in_features, ctx.part_rows
-            for span, own in row_blocks(planes.shape[1], width, steps, parts):
+            packed = _weights(ctx)
+            for span, block in row_blocks(packed):
                 # By the operator, which torch.compile does not look into.
-                weight = dequantize(planes[:, span], scale[span], own, width, dy.dtype)
+                weight = dequantize(
+                    block.planes, block.scale, block.steps, block.in_features, dy.dtype
+                )
                 part = rows[:, span] @ weight
                 dx = part if dx is None else dx + part
             assert dx is not None
-            dx = dx.view(*dy.shape[:-1], ctx.in_features).to(dtype)
+            dx = dx.view(*dy.shape[:-1], packed.in_features).to(dtype)
         if ctx.needs_input_grad[1]:
             dbias = rows.sum(0).to(bias_dtype)
-        return dx, dbias, None, None, None, None, None
+        return dx, dbias, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Any, dbias: Any, *_: Any) -> torch.Tensor:
-        planes, scale, steps = _weights(ctx)
+        packed = _weights(ctx)
         if dx is None:
             raise NotImplementedError("a packed layer has no tangent of its bias alone")
-        return linear(dx, planes, scale, steps, dbias, ctx.part_rows)
+        return linear(dx, packed.planes, packed.scale, packed.steps, dbias, packed.part_rows)
 
 
-def _weights(ctx: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    planes, scale, steps = ctx.saved_tensors
-    if planes is None or scale is None:
+def _weights(ctx: Any) -> Packed:
+    if not ctx.is_packed:
         raise RuntimeError(
             "tritllm::linear_prepared: the gradient of x needs the arguments planes and scale"
         )
-    return planes, scale, steps
+    return Packed(*ctx.saved_tensors, *ctx.rest)
 
 
 def _differentiate(
     x: torch.Tensor,
     bias: torch.Tensor | None,
-    planes: torch.Tensor | None,
-    scale: torch.Tensor | None,
     steps: torch.Tensor,
-    part_rows: Sequence[int] | None,
-    compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    packed: Packed | None,
+    compute: Compute,
 ) -> torch.Tensor:
     _refuse_frozen(steps)
-    if planes is not None and scale is not None:
-        check_packed(planes, scale, steps, x.shape[-1], part_rows)
+    if packed is not None:
+        check_packed(packed)
     if _in_torch_func():
         # autograd.Function cannot be entered from here, so the exact product stands in for it.
-        if planes is None or scale is None:
+        if packed is None:
             raise RuntimeError(
                 "tritllm::linear_prepared: torch.func needs the arguments planes and scale"
             )
-        weight = dequantize(planes, scale, steps, x.shape[-1], x.dtype, part_rows)
+        planes, scale, _, in_features, part_rows = packed
+        weight = dequantize(planes, scale, steps, in_features, x.dtype, part_rows)
         return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    found: torch.Tensor = _Product.apply(x, bias, planes, scale, steps, part_rows, compute)
+    found: torch.Tensor = _Product.apply(x, bias, packed, compute)
     return found
 
 
@@ -133,58 +180,43 @@ def _refuse_frozen(steps: torch.Tensor) -> None:
 
 
 def _dequantize(
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    in_features: int,
-    dtype: torch.dtype,
-    part_rows: Sequence[int] | None = None,
+    planes: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, *rest: Any
 ) -> torch.Tensor:
     _refuse_frozen(steps)
     with below_autograd():
-        return dequantize(planes, scale, steps, in_features, dtype, part_rows)
+        return dequantize(planes, scale, steps, *rest)
 
 
-def _linear(
-    x: torch.Tensor,
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    part_rows: Sequence[int] | None = None,
-) -> torch.Tensor:
+def _linear(*arguments: Any) -> torch.Tensor:
+    call = LinearArguments(*arguments)
+
     def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear(x, planes, scale, steps, bias, part_rows)
+        return linear(*call._replace(x=x, bias=bias))
 
-    if is_differentiating(x, bias, steps):
-        return _differentiate(x, bias, planes, scale, steps, part_rows, compute)
+    if is_differentiating(call.x, call.bias, call.steps):
+        return _differentiate(call.x, call.bias, call.steps, call.packed, compute)
     with below_autograd():
-        return compute(x, bias)
+        return linear(*arguments)
 
 
 def _linear_prepared(
-    x: torch.Tensor,
-    prepared: torch.Tensor,
-    steps: torch.Tensor,
-    layout: int,
-    depth: int,
-    in_features: int,
-    out_features: int,
-    exact: bool,
-    bias: torch.Tensor | None = None,
-    part_rows: Sequence[int] | None = None,
-    planes: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
+    x: torch.Tensor, prepared: torch.Tensor, steps: torch.Tensor, *rest: Any
 ) -> torch.Tensor:
-    def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear_prepared(
-            x, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
-        )
+    bias = rest[_BIAS] if len(rest) > _BIAS else None
+    if goes_straight(x, bias, steps) and _is_plain(prepared):
+        return cpu.linear_prepared(x, prepared, steps, *rest)
+    if not is_differentiating(x, bias, steps):
+        with below_autograd():
+            return linear_prepared(x, prepared, steps, *rest)
+    call = PreparedArguments(x, prepared, steps, *rest)
 
-    if is_differentiating(x, bias, steps):
-        return _differentiate(x, bias, planes, scale, steps, part_rows, compute)
-    with below_autograd():
-        return compute(x, bias)
+    def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear_prepared(*call._replace(x=x, bias=bias, planes=None, scale=None))
+
+    return _differentiate(x, bias, steps, call.packed, compute)
+
+
+_BIAS = PreparedArguments._fields.index("bias") - 3  # in the rest above
 
 
 # --- autocast -------------------------------------------------------------------------------------

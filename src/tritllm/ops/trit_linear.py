@@ -13,10 +13,11 @@ from tritllm.codec import TritTensor
 from tritllm.format.layout import packed_shapes
 from tritllm.ops import backends, changes
 from tritllm.ops import mode as modes
+from tritllm.ops.backends import cpu
 from tritllm.ops.check_packed_bytes import PACKED, faults_in_state
-from tritllm.ops.definitions import linear, linear_prepared
+from tritllm.ops.definitions import Packed, linear, linear_prepared
 from tritllm.ops.dtypes import NUMPY_OF_TORCH
-from tritllm.ops.gradients import below_autograd, is_differentiating
+from tritllm.ops.gradients import goes_straight
 from tritllm.ops.numpy_arrays import torch_parts
 from tritllm.ops.tensor_versions import seen_of, uncounted
 from tritllm.storage.mapped_pages import release_pages
@@ -148,16 +149,15 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         if prepared is None:
             return linear(x, planes, scale, codebook[-1], bias)
         depth, exact = planes.shape[0], self._mode == "exact"
-        if compiling or is_differentiating(x, bias):
-            return linear_prepared(
-                x, prepared, codebook[-1], self._layout, depth, self.in_features,
-                self.out_features, exact, bias, None, planes, scale,
-            )  # fmt: skip
-        with below_autograd():
-            return linear_prepared(
+        if not compiling and goes_straight(x, bias):
+            return cpu.linear_prepared(
                 x, prepared, self._steps, self._layout, depth, self.in_features,
                 self.out_features, exact, bias,
             )  # fmt: skip
+        return linear_prepared(
+            x, prepared, codebook[-1], self._layout, depth, self.in_features, self.out_features,
+            exact, bias, None, planes, scale,
+        )  # fmt: skip
 
     def prepare(self) -> bool:
         """Make the device's own layout from the packed planes; False where there is none, or its
@@ -172,7 +172,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         planes, scale, codebook = self._packed()
         made = None
         if self._mode != "torch" and type(planes) is torch.Tensor:  # no DTensor, no fake
-            made = backends.prepare(planes, scale, codebook[-1], self.in_features)
+            made = backends.prepare(Packed(planes, scale, codebook[-1], self.in_features))
         self._seen = seen_of(planes, scale, codebook)
         if made is None:
             return False

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from tritllm.ops.backends import cpu, default
 from tritllm.ops.backends.backend import Backend, Prepared
-from tritllm.ops.definitions import LIBRARY
+from tritllm.ops.definitions import LIBRARY, Packed
 
 BACKENDS: tuple[Backend, ...] = (default.BACKEND, cpu.BACKEND)
 
@@ -19,18 +15,12 @@ for _backend in BACKENDS:
 _PREPARING = {backend.device: backend for backend in BACKENDS if backend.device is not None}
 
 
-def prepare(
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    in_features: int,
-    part_rows: Sequence[int] | None = None,
-) -> Prepared | None:
+def prepare(packed: Packed) -> Prepared | None:
     """Memory in the layout of the tensors' device; None where it has none, or cannot run it.
 
-    Arguments as `definitions` says. Raises ValueError for bytes that are no trits.
+    Raises ValueError for bytes that are no trits.
     """
-    backend = _PREPARING.get(planes.device.type)
+    backend = _PREPARING.get(packed.planes.device.type)
     if backend is None or backend.prepare is None or not backend.available():
         return None
-    return backend.prepare(planes, scale, steps, in_features, part_rows)
+    return backend.prepare(packed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
+
+from tritllm.ops.definitions import Packed
 
 
 class Prepared(NamedTuple):
@@ -14,20 +16,6 @@ class Prepared(NamedTuple):
 
     memory: torch.Tensor
     layout: int
-
-
-class Prepare(Protocol):
-    """Makes prepared memory of the portable tensors (definitions.py)."""
-
-    def __call__(
-        self,
-        planes: torch.Tensor,
-        scale: torch.Tensor,
-        steps: torch.Tensor,
-        in_features: int,
-        part_rows: Sequence[int] | None = None,
-    ) -> Prepared:
-        """Raises ValueError for bytes that are no trits, RuntimeError where it cannot run."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +26,13 @@ class Backend:
         key: torch's dispatch key, such as "CPU" or "CUDA".
         kernels: operator's name -> function of the operator's arguments.
         device: type of the devices for which `prepare` makes memory; None: it makes none.
+        prepare: makes memory of portable tensors. It raises ValueError for bytes that are no trits
+            and RuntimeError where it cannot run.
         available: whether `prepare` and what reads its memory can run here.
     """
 
     key: str
     kernels: dict[str, Callable[..., Any]]
     device: str | None = None
-    prepare: Prepare | None = None
+    prepare: Callable[[Packed], Prepared] | None = None
     available: Callable[[], bool] = lambda: True

@@ -19,7 +19,7 @@ from tritllm.native.structures import BAD_ARGUMENT, UNSUPPORTED, Input, Product
 from tritllm.native.threads import use_openmp
 from tritllm.ops import mode
 from tritllm.ops.backends.backend import Backend, Prepared
-from tritllm.ops.definitions import check_input, check_packed, check_steps
+from tritllm.ops.definitions import Packed, PreparedArguments, check_packed, check_steps
 from tritllm.ops.dtypes import NUMBER_OF_TORCH
 
 _ALIGNMENT = 64
@@ -48,14 +48,9 @@ def describe() -> str:
 # --- Preparing ------------------------------------------------------------------------------------
 
 
-def _prepare(
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    in_features: int,
-    part_rows: Sequence[int] | None = None,
-) -> Prepared:
-    check_packed(planes, scale, steps, in_features, part_rows)
+def _prepare(packed: Packed) -> Prepared:
+    check_packed(packed)
+    planes, scale, steps, in_features, part_rows = packed
     use_openmp()
     depth, rows = planes.shape[:2]
     parts = list(part_rows or (rows,))
@@ -84,7 +79,7 @@ def _prepare(
 # --- Products -------------------------------------------------------------------------------------
 
 
-def _linear_prepared(
+def linear_prepared(
     x: torch.Tensor,
     prepared: torch.Tensor,
     steps: torch.Tensor,
@@ -119,8 +114,10 @@ def _linear_prepared(
             and (bias.shape != (out_features,) or bias.dtype not in NUMBER_OF_TORCH)
         )
     ):
-        return _refused_or_cast(
-            x, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
+        return _refuse_or_cast(
+            PreparedArguments(
+                x, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
+            )
         )
     address = prepared.data_ptr()
     if not prepared.is_contiguous() or not address or address % _ALIGNMENT:
@@ -183,31 +180,15 @@ def _parts(
     return found[0]
 
 
-def _refused_or_cast(
-    x: torch.Tensor,
-    prepared: torch.Tensor,
-    steps: torch.Tensor,
-    layout: int,
-    depth: int,
-    in_features: int,
-    out_features: int,
-    exact: bool,
-    bias: torch.Tensor | None,
-    part_rows: Sequence[int] | None,
-) -> torch.Tensor:
+def _refuse_or_cast(call: PreparedArguments) -> torch.Tensor:
     """float64 is computed in float32 and cast back; anything else is refused."""
-    check_input(x, in_features, bias, out_features)
-    check_steps(steps, part_rows, out_features)
-    if depth not in DEPTHS or not 0 < layout < 1 << 31:
-        raise ValueError(f"no memory is prepared at depth {depth} in layout {layout}")
-    if prepared.dtype is not torch.uint8:
-        raise TypeError(f"prepared memory is {prepared.dtype}, not torch.uint8")
-    narrow = x.float() if x.dtype is torch.float64 else x
-    bias = bias.float() if bias is not None and bias.dtype is torch.float64 else bias
-    y = _linear_prepared(
-        narrow, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
+    call.check()
+    x, bias = call.x, call.bias
+    narrow = call._replace(
+        x=x.float() if x.dtype is torch.float64 else x,
+        bias=bias.float() if bias is not None and bias.dtype is torch.float64 else bias,
     )
-    return y.to(x.dtype)
+    return linear_prepared(*narrow).to(x.dtype)
 
 
 class _Scratch(threading.local):
@@ -230,4 +211,4 @@ def scratch_memory(nbytes: int) -> torch.Tensor:
     return memory
 
 
-BACKEND = Backend("CPU", {"linear_prepared": _linear_prepared}, "cpu", _prepare, native.available)
+BACKEND = Backend("CPU", {"linear_prepared": linear_prepared}, "cpu", _prepare, native.available)

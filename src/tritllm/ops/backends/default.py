@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 
 from tritllm.format.layout import groups_of
 from tritllm.format.trits import GROUP, TRITS_PER_BYTE
 from tritllm.ops.backends.backend import Backend
-from tritllm.ops.definitions import check_input, check_packed
+from tritllm.ops.definitions import LinearArguments, Packed, check_packed
 
 BLOCK_WEIGHTS = 1 << 22  # dequantized at a time: 16 MB of float32
 
@@ -23,26 +24,21 @@ def _dequantize(
     dtype: torch.dtype,
     part_rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    check_packed(planes, scale, steps, in_features, part_rows)
+    packed = Packed(planes, scale, steps, in_features, part_rows)
+    check_packed(packed)
     out = torch.empty((planes.shape[1], in_features), dtype=dtype, device=planes.device)
-    for rows, weight in weight_blocks(planes, scale, steps, in_features, part_rows):
+    for rows, weight in _weight_blocks(packed):
         out[rows] = weight
     return out
 
 
-def _linear(
-    x: torch.Tensor,
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    part_rows: Sequence[int] | None = None,
-) -> torch.Tensor:
-    check_input(x, x.shape[-1] if x.ndim else 0, bias, planes.shape[1])
-    check_packed(planes, scale, steps, x.shape[-1], part_rows)
+def _linear(*arguments: Any) -> torch.Tensor:
+    call = LinearArguments(*arguments)
+    call.check()
+    x, bias = call.x, call.bias
     bias = None if bias is None else bias.to(x.dtype)
-    out = x.new_empty((*x.shape[:-1], planes.shape[1]))
-    for rows, weight in weight_blocks(planes, scale, steps, x.shape[-1], part_rows):
+    out = x.new_empty((*x.shape[:-1], call.planes.shape[1]))
+    for rows, weight in _weight_blocks(call.packed):
         part = None if bias is None else bias[rows]
         product = torch.nn.functional.linear(x, weight.to(x.dtype), part)
         if product.shape == out.shape:  # one block: nothing to put together
@@ -54,31 +50,26 @@ def _linear(
 BACKEND = Backend("CompositeExplicitAutograd", {"dequantize": _dequantize, "linear": _linear})
 
 
-def weight_blocks(
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    in_features: int,
-    part_rows: Sequence[int] | None = None,
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of W and their w_hat float32 [n, K], in order, at most some 2**22 weights at a time.
+def row_blocks(packed: Packed) -> Iterator[tuple[slice, Packed]]:
+    """W by blocks of rows, in order, at most some 2**22 weights at a time.
 
     No block spans two parts, so that a product by blocks is for each part what it is alone.
     """
-    for span, own in row_blocks(planes.shape[1], in_features, steps, part_rows):
-        yield span, _decode_rows(planes[:, span], scale[span], own, in_features)
-
-
-def row_blocks(
-    rows: int, in_features: int, steps: torch.Tensor, part_rows: Sequence[int] | None
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The rows of each of `weight_blocks`, and their steps [27]."""
+    planes, scale, steps, in_features, part_rows = packed
     block = max(1, BLOCK_WEIGHTS // max(1, in_features))
     begin = 0
-    for part, own in zip(part_rows or (rows,), steps.view(-1, steps.shape[-1]), strict=True):
+    parts = part_rows or (planes.shape[1],)
+    for part, own in zip(parts, steps.view(-1, steps.shape[-1]), strict=True):
         for start in range(begin, begin + part, block):
-            yield slice(start, min(start + block, begin + part)), own
+            rows = slice(start, min(start + block, begin + part))
+            yield rows, Packed(planes[:, rows], scale[rows], own, in_features)
         begin += part
+
+
+def _weight_blocks(packed: Packed) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The rows of `row_blocks` and their w_hat float32 [n, K]."""
+    for rows, block in row_blocks(packed):
+        yield rows, _decode_rows(block.planes, block.scale, block.steps, block.in_features)
 
 
 def _decode_rows(
