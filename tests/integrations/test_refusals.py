@@ -154,6 +154,34 @@ def test_a_truncated_file(broken):
     assert "model.safetensors" in refusal(folder)
 
 
+@pytest.mark.parametrize("manifest", [False, True])
+def test_a_missing_or_empty_shard(tmp_path, manifest):
+    source = write_tiny(tmp_path / "whole", "llama")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(tmp_path / "source", max_shard_size="60KB")
+    quantize(str(tmp_path / "source"), ["uniform-d2"], tmp_path / "out")
+    folder = tmp_path / "out/uniform-d2/packed"
+    if not manifest:
+        (folder / "tritllm.json").unlink()
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    shard.write_bytes(b"")
+    assert f"{shard.name}: 0 bytes is too short" in refusal(folder)
+    shard.unlink()
+    assert f"{shard.name}: missing" in refusal(folder)
+
+
+def test_a_config_that_says_nothing_of_packing(broken):
+    """transformers' own from_pretrained meets float layers then, and refuses; in many lines."""
+    folder = broken(lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TritError, match="is not a packed model"):
+        load_model(folder)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
