@@ -13,6 +13,7 @@ from support.tiny_models import logits, quantize_tiny, some_ids
 from transformers import AutoModelForCausalLM
 
 from tritllm import native as library
+from tritllm.errors import TritError
 from tritllm.integrations.transformers import load_model
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step
@@ -188,22 +189,21 @@ def test_moving_to_meta_and_back_loses_the_numbers_and_nothing_else(tiny, mode):
     assert generated(model) == before
 
 
-@pytest.mark.parametrize("buffers", [False, True])
-def test_offloaded_to_disk(tiny, tmp_path, mode, buffers):
-    """With `buffers`, packed tensors come from the disk for each call, and are prepared for it."""
+def test_offloaded_to_disk(tiny, tmp_path, mode):
+    """Floats are offloaded; packed tensors are buffers, which stay unless it is asked otherwise."""
     folder = tiny("llama", 2) / "packed"
     where = dict.fromkeys(
         ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu"
     )
-    model = load_model(
-        folder,
-        device_map={**where, "model.layers.1": "disk"},
-        offload_folder=str(tmp_path),
-        offload_buffers=buffers,
-    )
+    options = {
+        "device_map": {**where, "model.layers.1": "disk"}, "offload_folder": str(tmp_path),
+    }  # fmt: skip
+    model = load_model(folder, **options)
     plain = load_model(folder)
     assert generated(model) == generated(plain)
     assert torch.equal(logits(model), logits(plain))
+    with pytest.raises(TritError, match=r"weight: is on meta.*offload_buffers"):
+        load_model(folder, offload_buffers=True, **options)
 
 
 # --- Loading a state into a model that runs -------------------------------------------------------

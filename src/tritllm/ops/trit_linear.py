@@ -38,8 +38,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     is replaced, moved, loaded or written in place; no copy, cast or pickle of a layer takes it
     along. Everywhere else torch computes. Casting the module casts its bias alone.
 
-    Two things are not seen: writes in place to tensors that were made in inference mode, which
-    torch does not count; and writes in place between calls of a compiled model. Call `prepare()`.
+    Call `prepare()` after writes in place that are not seen: to tensors made in inference mode, and
+    between calls of a compiled model or tokens that the native step makes.
 
     Args:
         transposed: the model stores the float weight as [in_features, out_features] (GPT-2).
@@ -78,7 +78,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         self.register_buffer(
             "weight_codebook", torch.empty(codebook, dtype=torch.float32, device=device)
         )
-        self.register_buffer("prepared", None, persistent=False)
+        self._keep(None)
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias, requires_grad=False)
         )
@@ -139,9 +139,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
                     planes._version, scale._version, codebook._version,
                     planes.data_ptr(), scale.data_ptr(), codebook.data_ptr(),
                 )  # fmt: skip
-            except (
-                RuntimeError
-            ):  # of inference tensors no version is counted, fakes have no address
+            except RuntimeError:  # inference tensors count no version, fakes have no address
                 now = uncounted(planes, scale, codebook)
             if now != self._seen:
                 self.prepare()
@@ -178,7 +176,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
             return False
         self._steps = codebook[-1].detach()
         self._layout = made.layout
-        self._buffers["prepared"] = made.memory
+        self._keep(made.memory)
         changes.note()
         if planes.device.type == "cpu":
             release_pages((part.data_ptr(), part.nbytes) for part in (planes, scale))
@@ -191,8 +189,13 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         """
         if "_seen" in self.__dict__:
             self.__dict__.update(_seen=None, _steps=None)
-            self._buffers["prepared"] = None
+            self._keep(None)
         changes.note()
+
+    def _keep(self, memory: torch.Tensor | None) -> None:
+        """Prepared memory is a buffer that is not saved; accelerate wants none of those as None."""
+        self._buffers["prepared"] = memory
+        self._non_persistent_buffers_set = set() if memory is None else {"prepared"}
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -243,8 +246,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
             codebook = self._buffers["weight_codebook"].view(torch.float32)
             self._buffers["weight_codebook"] = codebook
         if kept and before == seen_of(*self._packed()):
-            self._buffers["prepared"], self._seen = prepared, before
-            self._steps = codebook[-1].detach()
+            self._keep(prepared)
+            self._seen, self._steps = before, codebook[-1].detach()
         elif prepared is not None:
             self._prepare_if_valid()
         return self
@@ -284,8 +287,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without prepared memory: a copy makes its own, in the layout of the machine it is on."""
-        state = dict(self.__dict__)
-        state.update(_seen=None, _steps=None, _buffers={**self._buffers, "prepared": None})
+        state = dict(self.__dict__, _seen=None, _steps=None, _non_persistent_buffers_set=set())
+        state["_buffers"] = {**self._buffers, "prepared": None}
         return state
 
     def extra_repr(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritllm.errors import FormatError
+from tritllm.errors import FormatError, TritError
 from tritllm.format.layout import SCALE
 from tritllm.ops.check_packed_bytes import check_packed_bytes
 from tritllm.ops.trit_linear import TritLinear
@@ -15,8 +15,11 @@ def check_and_prepare(layer: TritLinear, where: str) -> None:
 
     where: names the file and the tensor.
 
-    Raises FormatError for shapes, bytes, padding or a codebook that break the format.
+    Raises FormatError for shapes, bytes, padding or a codebook that break the format,
+    TritError for a layer without bytes, as accelerate leaves one that it offloads.
     """
+    if layer.weight.is_meta:
+        raise TritError(f"{where}: is on meta, not checked; load without offload_buffers=True")
     at = where
     try:
         layer.tensor()
