@@ -37,11 +37,7 @@ inline __mmask16 first(int64_t n) { return __mmask16(n >= 16 ? 0xffff : (1 << n)
 template <class T>
 void quantize_row_avx512(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
     const T *in = static_cast<const T *>(x);
-    const Activations a{row, 0, 1, blocks};
-    const int64_t groups = blocks * kBlockGroups;
-    int8_t *q = const_cast<int8_t *>(quantized_row(a, 0));
-    float *scale = const_cast<float *>(scale_row(a, 0));
-    int32_t *offset = const_cast<int32_t *>(offset_row(a, 0, 1));
+    const auto [q, scale, offset, groups] = quantized_output(row, blocks);
     for (int64_t g = 0; g < groups; g++) {
         const int64_t left = columns - 16 * g;
         if (left <= 0) {

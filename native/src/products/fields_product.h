@@ -15,11 +15,7 @@ namespace {
 template <class T>
 void quantize_row(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
     const T *in = static_cast<const T *>(x);
-    const Activations a{row, 0, 1, blocks};
-    const int64_t groups = blocks * kBlockGroups;
-    int8_t *q = const_cast<int8_t *>(quantized_row(a, 0));
-    float *scale = const_cast<float *>(scale_row(a, 0));
-    int32_t *offset = const_cast<int32_t *>(offset_row(a, 0, 1));
+    const auto [q, scale, offset, groups] = quantized_output(row, blocks);
     for (int64_t g = 0; g < groups; g++) {
         float v[16] = {}, largest = 0;
         for (int64_t i = 0; i < std::min<int64_t>(16, columns - 16 * g); i++)

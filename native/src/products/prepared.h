@@ -97,6 +97,19 @@ inline const float *scale_row(const Activations &a, int64_t b) {
     return reinterpret_cast<const float *>(offset_row(a, b, 5));
 }
 
+// The same of a row that is being filled; `offset` of depth 1, those of the others lie behind it.
+struct QuantizedOutput {
+    int8_t *q;
+    float *scale;
+    int32_t *offset;
+    int64_t groups;
+};
+inline QuantizedOutput quantized_output(uint8_t *row, int64_t blocks) {
+    const Activations a{row, 0, 1, blocks};
+    return {const_cast<int8_t *>(quantized_row(a, 0)), const_cast<float *>(scale_row(a, 0)),
+            const_cast<int32_t *>(offset_row(a, 0, 1)), blocks * kBlockGroups};
+}
+
 inline int64_t activation_row_bytes(int64_t blocks, bool exact) {
     const int64_t bytes =
         exact ? blocks * kBlockColumns * 4 : blocks * (kBlockColumns + 5 * 4 * kBlockGroups);
