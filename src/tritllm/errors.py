@@ -1,5 +1,7 @@
 """Errors a user can act on: one line that says what is wrong, where, and what to do."""
 
+_MORE_THREADS = "raise the limit of processes (ulimit -u), or use fewer --threads"
+
 
 class TritError(Exception):
     """Base of every error tritllm raises on purpose. `str(error)` is one printable line."""
@@ -21,5 +23,14 @@ class OutputError(TritError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of another library says; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of what an error of another library says; its type where it says nothing.
+
+    Where Python has no more threads, also what to do: that error has no type of its own.
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{line}; {_MORE_THREADS}" if is_no_thread(error) else line
+
+
+def is_no_thread(error: BaseException) -> bool:
+    """Whether this is what Python raises where the system lets no more threads be started."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)

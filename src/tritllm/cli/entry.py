@@ -11,16 +11,20 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from tritllm.errors import TritError, first_line
+from tritllm.errors import TritError, first_line, is_no_thread
 from tritllm.extras import require
+from tritllm.machine import processors
 
 FAILED = 1
 STOPPED = 130  # as shells count: 128 and the number of SIGINT
+_OPENBLAS_MOST = 64  # threads, as NumPy's wheels build it
 TRACEBACK = "TRITLLM_TRACEBACK"  # set to anything: errors nobody expected show where they arose
 
 
@@ -35,8 +39,10 @@ def run(main: Callable[[], object] | None = None) -> NoReturn:
     its line: only a command that goes on when it is given again may say so.
     """
     stop = _Interrupts()
+    warnings.showwarning = _warn
     try:
         _check_streams()
+        _fit_threads()
         (main or _commands)()
         sys.stdout.flush()
         code: Any = 0
@@ -85,6 +91,26 @@ def _check_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _fit_threads() -> None:
+    """Where no thread can be started, NumPy and torch are to do with one.
+
+    Else OpenBLAS would interrupt the process as Ctrl-C does, and OpenMP abort it.
+    """
+    ended = threading.Event()
+    started = []
+    try:
+        for _ in range(min(processors(), _OPENBLAS_MOST) - 1):
+            thread = threading.Thread(target=ended.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    finally:
+        ended.set()
+        for thread in started:
+            thread.join()
 
 
 class _Interrupts:
@@ -153,8 +179,8 @@ def _explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "not enough memory"
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return "no more threads can be started here; raise the limit of the user or the container"
+    if is_no_thread(error):
+        return first_line(error)
     if isinstance(error, OSError) and error.strerror:
         return str(TritError(f"{error.filename or 'standard output'}: {error.strerror}"))
     what = TritError(first_line(error))
@@ -164,6 +190,11 @@ def _explain(error: BaseException) -> str:
 def _forget_output() -> None:
     """What is left in standard output's buffer cannot be written; Python would try at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _warn(message: Warning | str, *where: object, **more: object) -> None:
+    """A warning, in one line as errors are; Python would add the line of source."""
+    _say(f"warning: {TritError(message)}")
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritllm.errors import OutputError, TritError
+from tritllm.errors import OutputError, TritError, first_line, is_no_thread
 from tritllm.machine import available_memory
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
@@ -75,11 +75,9 @@ def resource_errors() -> Iterator[None]:
     except MemoryError:
         raise TritError("out of memory; run fewer --configs at once, or free some") from None
     except RuntimeError as error:
-        if "thread" not in str(error):  # "can't start new thread": it has no type of its own
+        if not is_no_thread(error):
             raise
-        raise TritError(
-            f"{error}; raise the limit of processes (ulimit -u), or use fewer --threads"
-        ) from None
+        raise TritError(first_line(error)) from None
 
 
 def check_disk(need: int, out: Path) -> None:
