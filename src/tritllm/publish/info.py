@@ -60,7 +60,9 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
     entries = [
         entry
         for name in _shards(files, sizes)
-        for entry in read_header(partial(files.read, name), sizes[name], name).entries.values()
+        for entry in read_header(
+            partial(files.read, name), sizes[name], f"{files.name}/{name}"
+        ).entries.values()
     ]
     weight_bytes = sum(entry.nbytes for entry in entries)
     packed_here = MANIFEST in sizes or is_packed_config(config)
