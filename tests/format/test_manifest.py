@@ -164,10 +164,40 @@ def test_numbers_that_are_no_json(text):
         parse_manifest(data, "tritllm.json")
 
 
-def test_a_name_that_appears_twice():
-    data = manifest_bytes(make_manifest()).replace(b'"tool":', b'"codec": "v2", "tool":', 1)
-    with pytest.raises(FormatError, match="'codec' appears twice"):
+@pytest.mark.parametrize(
+    ("before", "more", "name"),
+    [
+        (b'"tool":', b'"codec": "v2", ', "codec"),
+        (b'"tool":', b'"codec" : "a:b", ', "codec"),
+        (b'"model":', rb'"model": "\u003a", ', "model"),
+        (b'"depth":', b'"depth": 1, ', "depth"),
+        (b'"tokens":', b'"list": [{"a": 1, "a": 2}], ', "a"),
+        (b'"tokens":', b'"object": {"a": {"b": 1, "b": {}}}, ', "b"),
+    ],
+)
+@pytest.mark.parametrize("command", ["tritllm quantize", r'tritllm "a:" ":" C:\"'])
+def test_a_name_that_appears_twice(before, more, name, command):
+    whole = manifest_bytes(make_manifest() | {"command": command})
+    assert parse_manifest(whole, "tritllm.json")["command"] == command
+    data = whole.replace(before, more + before, 1)
+    assert data != whole
+    with pytest.raises(FormatError, match=f"'{name}' appears twice"):
         parse_manifest(data, "tritllm.json")
+
+
+def test_a_fault_is_found_in_whichever_record_it_is():
+    manifest = make_manifest()
+    norm = manifest["tensors"]["model.norm.weight"]
+    manifest["tensors"] |= {f"{i}.norm.weight": norm for i in range(2500)}
+    assert fault_of(manifest) is None
+    for index in (0, 999, 1000, 2499):
+        name = f"{index}.norm.weight"
+        wrong = {"sha256": HASH[:-1] + "g", "shape": [37, True], "dtype": "F8_E4M3", "file": "a/b"}
+        for field, value in wrong.items():
+            one = manifest | {"tensors": manifest["tensors"] | {name: norm | {field: value}}}
+            fault = fault_of(one)
+            assert fault
+            assert f"$.tensors['{name}'].{field}: " in fault
 
 
 @pytest.mark.parametrize("escape", [rb"\ud800", rb"\uDFFF"])

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tritllm.errors import FormatError
-from tritllm.format.layout import check, part_names, parts_of
+from tritllm.format.layout import CODEBOOK, SCALE, check, part_names, parts_of
 from tritllm.format.safetensors_header import Header, TensorEntry
+
+_MISSING: Mapping[str, Any] = {"dtype": None, "shape": ()}  # the layout of no part
 
 
 def check_headers(
@@ -25,13 +27,13 @@ def check_headers(
     records = manifest["tensors"]
     entries: dict[str, TensorEntry] = {}
     for file, header in headers.items():
-        for name, entry in header.entries.items():
+        for name, dtype, shape, _, _ in header.entries.values():
             record = records.get(name)
             if record is None or record["file"] != file:
                 raise FormatError(f"{folder}/{file}: tensor {name} is not in the manifest")
-            if entry.dtype != record["dtype"] or list(entry.shape) != record["shape"]:
+            if dtype != record["dtype"] or list(shape) != record["shape"]:
                 raise FormatError(
-                    f"{folder}/{file}: tensor {name} is {entry.dtype} {list(entry.shape)}, "
+                    f"{folder}/{file}: tensor {name} is {dtype} {list(shape)}, "
                     f"the manifest says {record['dtype']} {record['shape']}"
                 )
         entries |= header.entries
@@ -51,20 +53,35 @@ def check_headers(
 def _check_matrices(
     records: Mapping[str, Any], entries: Mapping[str, TensorEntry], folder: str
 ) -> None:
-    of_no_matrix = {name for name, record in records.items() if "part_of" in record}
     right: set[tuple[object, ...]] = set()  # most matrices of a model have one of a few layouts
+    matrices = 0
     for name, record in records.items():
         if "depth" not in record:
             continue
-        where = f"{folder}/{record['file']}"
-        parts = parts_of(entries, name, where)
-        layout = (record["depth"], record["in_features"], *((p.dtype, p.shape) for p in parts))
+        matrices += 1
+        scale = records.get(name + SCALE, _MISSING)
+        codebook = records.get(name + CODEBOOK, _MISSING)
+        depth, in_features = record["depth"], record["in_features"]
+        layout = (
+            *(depth, in_features, *record["shape"]),
+            *(scale["dtype"], *scale["shape"], codebook["dtype"], *codebook["shape"]),
+        )
         if layout not in right:
-            check(parts, parts[0].shape[1], record["in_features"], record["depth"], where)
+            where = f"{folder}/{record['file']}"
+            parts = parts_of(entries, name, where)
+            check(parts, parts[0].shape[1], in_features, depth, where)
             right.add(layout)
-        for part in part_names(name)[1:]:
-            if records[part].get("part_of") != name:
-                raise FormatError(f"{where}: tensor {part} is not a part of {name} in the manifest")
-            of_no_matrix.discard(part)
-    for name in of_no_matrix:
+        if not scale.get("part_of") == codebook.get("part_of") == name:
+            raise FormatError(
+                f"{folder}/{record['file']}: tensors {name}{SCALE} and {name}{CODEBOOK} are not "
+                f"both parts of {name} in the manifest"
+            )
+    of_matrices = [name for name, record in records.items() if "part_of" in record]
+    if len(of_matrices) != 2 * matrices:
+        name = next(name for name in of_matrices if not _is_part(name, records))
         raise FormatError(f"{folder}: tensor {name} belongs to no quantized weight")
+
+
+def _is_part(name: str, records: Mapping[str, Any]) -> bool:
+    owner = records[name]["part_of"]
+    return name in part_names(owner)[1:] and "depth" in records.get(owner, {})

@@ -160,5 +160,7 @@ class PackedCheckpoint:
         weight_map = read_json(self.files, self.sizes, INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise FormatError(f"{where}: not a safetensors index")
-        if weight_map != {name: record["file"] for name, record in self._records.items()}:
+        if len(weight_map) != len(self._records) or any(
+            weight_map.get(name) != record["file"] for name, record in self._records.items()
+        ):
             raise FormatError(f"{where}: does not name the tensors that are here")

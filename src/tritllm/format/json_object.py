@@ -6,10 +6,12 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from tritllm.errors import FormatError
 
+_INFINITE = (float("inf"), float("-inf"))
 MOST_DIGITS = 300  # of an integer; more do not fit a float either
 
 
@@ -23,18 +25,14 @@ def parse_object(data: bytes, where: str, *, standard: bool = False) -> dict[str
     Raises FormatError for what is not UTF-8 or not JSON, for anything but an object, and for half
     of a surrogate pair.
     """
-    hooks: dict[str, Any] = {"parse_int": _integer}
-    if standard:
-        hooks = {
-            "parse_float": _finite,
-            "parse_constant": _refuse_constant,
-            "object_pairs_hook": unique_names,
-        }
     try:
         text = data.decode("utf-8-sig")
         with no_collection():
-            value = json.loads(text, **hooks)
-        if "\\ud" in text or "\\uD" in text:  # an escape that may stand for half a character
+            if standard:
+                value = parse_unique(text, parse_float=_finite, parse_constant=_refuse_constant)
+            else:
+                value = json.loads(text, parse_int=_integer)
+        if "\\" in text and ("\\ud" in text or "\\uD" in text):  # perhaps half of a character
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise FormatError(f"{where}: not valid JSON (half of a surrogate pair)") from None
@@ -59,8 +57,30 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these names and values. Raises ValueError for a name that appears twice."""
+def parse_unique(text: str, **hooks: Any) -> Any:
+    """What `json.loads` gives. Raises ValueError where an object has a name twice, too.
+
+    A colon follows each name in the text. With no more colons than the value has names, no name
+    was lost; otherwise (the text may have colons in strings) each object is looked at, which takes
+    twice the time.
+    """
+    value = json.loads(text, **hooks)
+    if text.count(":") == _count_of_names(value):
+        return value
+    return json.loads(text, object_pairs_hook=_unique_names, **hooks)
+
+
+def _count_of_names(value: Any) -> int:
+    """Names in this object and in those that are its values; objects within lists are left out."""
+    count, level = 0, [value] if isinstance(value, dict) else []
+    while level:
+        count += sum(map(len, level))
+        inner = chain.from_iterable(map(dict.values, level))
+        level = [item for item in inner if type(item) is dict]
+    return count
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         seen: set[str] = set()
@@ -105,7 +125,7 @@ def _integer(text: str) -> int:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if value in _INFINITE:
         raise ValueError(f"number {shortened(text)} is too large")
     return value
 

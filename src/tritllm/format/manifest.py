@@ -19,25 +19,14 @@ from tritllm.format.quantization_config import (
     FORMAT_VERSION,
     check_encoder,
     check_version,
-    is_depth,
     is_packed_config,
 )
-from tritllm.format.trits import DEPTHS, GROUP
+from tritllm.format.records import fault_of_records, is_sha256, is_shard_name, quoted
+from tritllm.format.trits import GROUP
 
 _ZEROS = "0" * 64  # stand in for the file's own hash while it is computed
 
-_is_sha256 = re.compile("[0-9a-f]{64}").fullmatch
-_is_shard_name = re.compile(r"[^/\\]+\.safetensors").fullmatch
 _is_file_name = re.compile(r"[^\x00-\x1f\x7f]+").fullmatch
-_MOST = (1 << 63) - 1
-
-_ALL = frozenset({"file", "dtype", "shape", "sha256"})
-_PLANES = _ALL | {"depth", "in_features", "transposed", "nmse"}
-_PART = _ALL | {"part_of"}
-_KEPT = _ALL | {"kept"}
-_KEPT_DTYPES = frozenset(
-    ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64")
-)
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
@@ -86,8 +75,12 @@ def manifest_bytes(manifest: dict[str, Any]) -> bytes:
 
 def is_unchanged(text: bytes, sha256: str) -> bool:
     """Whether the bytes of a tritllm.json are those that its `sha256` was computed from."""
-    unsigned = text.replace(sha256.encode(), _ZEROS.encode(), 1)
-    return hashlib.sha256(unsigned).hexdigest() == sha256
+    start = text.find(sha256.encode())
+    if start < 0:
+        return False
+    unsigned = hashlib.sha256(text[:start] + _ZEROS.encode())
+    unsigned.update(memoryview(text)[start + len(sha256) :])
+    return unsigned.hexdigest() == sha256
 
 
 _Fault = tuple[str, str]  # the place as a path from $, and what is wrong there
@@ -95,11 +88,9 @@ _Fault = tuple[str, str]  # the place as a path from $, and what is wrong there
 
 def _faults(manifest: Mapping[str, Any]) -> Iterator[_Fault]:
     yield from _faults_of_fields("$", manifest, _FIELDS, {"encoder": _encoder})
-    for name, record in manifest["tensors"].items():
-        what = _fault_of_record(record)
-        if what:
-            field, text = what
-            yield f"$.tensors[{shortened(repr(name), 150)}]{field}", text
+    fault = fault_of_records(manifest["tensors"])
+    if fault:
+        yield fault
 
 
 def _faults_of_fields(
@@ -131,7 +122,7 @@ def _one_of(*values: Any) -> Callable[[Any], str]:
     def fault(value: Any) -> str:
         if any(type(value) is type(other) and value == other for other in values):
             return ""
-        return f"{_quoted(value)}, expected {expected}"
+        return f"{quoted(value)}, expected {expected}"
 
     return fault
 
@@ -144,16 +135,16 @@ def _map_of(
             return "not an object"
         for name, item in value.items():
             if not keys(name):
-                return f"{_quoted(name)} is not {what_keys}"
+                return f"{quoted(name)} is not {what_keys}"
             if not isinstance(item, str) or not values(item):
-                return f"{_quoted(item)} of {_quoted(name)} is not {what}"
+                return f"{quoted(item)} of {quoted(name)} is not {what}"
         return ""
 
     return fault
 
 
 def _text(value: Any) -> str:
-    return "" if isinstance(value, str) else f"{_quoted(value)} is not text"
+    return "" if isinstance(value, str) else f"{quoted(value)} is not text"
 
 
 def _text_or_null(value: Any) -> str:
@@ -161,8 +152,8 @@ def _text_or_null(value: Any) -> str:
 
 
 def _hash(value: Any) -> str:
-    good = isinstance(value, str) and _is_sha256(value)
-    return "" if good else f"{_quoted(value)} is not a SHA-256"
+    good = isinstance(value, str) and is_sha256(value)
+    return "" if good else f"{quoted(value)} is not a SHA-256"
 
 
 def _source(value: Any) -> str:
@@ -182,7 +173,7 @@ def _encoder(value: Any) -> str:
     return ""
 
 
-_hashes = _map_of(lambda _: True, "", _is_sha256, "a SHA-256")
+_hashes = _map_of(lambda _: True, "", is_sha256, "a SHA-256")
 _SOURCE_FIELDS = {"model": _text, "revision": _text_or_null, "shards": _hashes}
 _FIELDS: dict[str, Callable[[Any], str]] = {
     "sha256": _hash,
@@ -194,71 +185,8 @@ _FIELDS: dict[str, Callable[[Any], str]] = {
     "group_size": _one_of(GROUP),
     "source": _source,
     "dequantized_dtype": _one_of("float16", "bfloat16"),
-    "headers": _map_of(_is_shard_name, "a shard's name", _is_sha256, "a SHA-256"),
+    "headers": _map_of(is_shard_name, "a shard's name", is_sha256, "a SHA-256"),
     "tensors": _tensors,
     "not_stored": _map_of(lambda _: True, "", lambda _: True, "text"),
-    "side_files": _map_of(_is_file_name, "a file's name", _is_sha256, "a SHA-256"),
+    "side_files": _map_of(_is_file_name, "a file's name", is_sha256, "a SHA-256"),
 }
-
-
-def _fault_of_record(record: Any) -> tuple[str, str] | None:
-    """The field and fault of one tensor's record; None where it is right. Runs for every tensor."""
-    if type(record) is not dict:
-        return "", "not an object"
-    fields = record.keys()
-    if fields == _PLANES:
-        if record["dtype"] != "U8":
-            return ".dtype", f"{_quoted(record['dtype'])}, expected 'U8'"
-        if not is_depth(record["depth"]):
-            return ".depth", f"{_quoted(record['depth'])}, expected {DEPTHS[0]}..{DEPTHS[-1]}"
-        if not _is_size(record["in_features"], 1):
-            return ".in_features", f"{_quoted(record['in_features'])} is not a size"
-        if type(record["transposed"]) is not bool:
-            return ".transposed", f"{_quoted(record['transposed'])}, expected true or false"
-        if not _is_error(record["nmse"]):
-            return ".nmse", f"{_quoted(record['nmse'])} is not a number of 0 or more"
-        if not _is_shape(record["shape"], 1) or len(record["shape"]) != 3:
-            return ".shape", f"{_quoted(record['shape'])} is not three sizes"
-    elif fields == _PART:
-        if record["dtype"] not in ("U8", "F32"):
-            return ".dtype", f"{_quoted(record['dtype'])}, expected 'U8' or 'F32'"
-        if type(record["part_of"]) is not str:
-            return ".part_of", f"{_quoted(record['part_of'])} is not text"
-    elif fields == _KEPT:
-        if type(record["dtype"]) is not str or record["dtype"] not in _KEPT_DTYPES:
-            return ".dtype", f"{_quoted(record['dtype'])} is not a dtype of a kept tensor"
-        if type(record["kept"]) is not str:
-            return ".kept", f"{_quoted(record['kept'])} is not text"
-    else:
-        return "", f"fields {_quoted(sorted(fields))} are not those of a tensor's record"
-    if not _is_shape(record["shape"], 0):
-        return ".shape", f"{_quoted(record['shape'])} is not a shape"
-    if type(record["file"]) is not str or not _is_shard_name(record["file"]):
-        return ".file", f"{_quoted(record['file'])} is not a shard's name"
-    if type(record["sha256"]) is not str or not _is_sha256(record["sha256"]):
-        return ".sha256", f"{_quoted(record['sha256'])} is not a SHA-256"
-    return None
-
-
-def _is_size(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value <= _MOST
-
-
-def _is_shape(value: Any, least: int) -> bool:
-    if type(value) is not list:
-        return False
-    for size in value:  # noqa: SIM110 - takes half of the time of `all` over a generator
-        if type(size) is not int or size < least or size > _MOST:
-            return False
-    return True
-
-
-def _is_error(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= float(_MOST)
-
-
-def _quoted(value: Any) -> str:
-    try:
-        return shortened(repr(value))
-    except RecursionError:
-        return "a deeply nested value"

@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from tritllm.errors import FormatError
-from tritllm.format.json_object import no_collection, shortened, unique_names
+from tritllm.format.json_object import no_collection, parse_unique, shortened
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -82,9 +83,13 @@ def read_header(read: Callable[[int, int], bytes], file_size: int, where: str) -
             "truncated or not safetensors, fetch it again"
         )
     raw = read(0, 8 + length)
+    with no_collection():
+        return _parsed(raw, file_size, where)
+
+
+def _parsed(raw: bytes, file_size: int, where: str) -> Header:
     try:
-        with no_collection():
-            fields = json.loads(raw[8:], object_pairs_hook=unique_names)
+        fields = parse_unique(raw[8:].decode())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: header is not valid JSON ({shortened(error)})") from None
     if not isinstance(fields, dict):
@@ -92,20 +97,20 @@ def read_header(read: Callable[[int, int], bytes], file_size: int, where: str) -
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(f"{where}: __metadata__ is not a map of strings")
-    entries = [_entry(name, field, 8 + length, where) for name, field in fields.items()]
-    entries.sort(key=attrgetter("begin", "end"))
-    position = 8 + length
-    for entry in entries:
-        if entry.begin != position:
-            fault = "overlaps another" if entry.begin < position else "leaves a hole before it"
-            raise FormatError(f"{where}: tensor {entry.name} {fault} (data_offsets)")
-        position = entry.end
+    rows = _rows(fields, len(raw), where)
+    rows.sort(key=itemgetter(3, 4))
+    position = len(raw)
+    for name, _, _, begin, end in rows:
+        if begin != position:
+            fault = "overlaps another" if begin < position else "leaves a hole before it"
+            raise _fault(where, name, f"{fault} (data_offsets)")
+        position = end
     if position != file_size:
         raise FormatError(
             f"{where}: tensors end at byte {position} of {file_size}; "
             "the file is truncated or has bytes appended, fetch it again"
         )
-    return Header(raw, {entry.name: entry for entry in entries}, metadata)
+    return Header(raw, _entries(rows), metadata)
 
 
 def build_header(
@@ -122,27 +127,44 @@ def build_header(
     text += b" " * (-len(text) % 8)
     raw = len(text).to_bytes(8, "little") + text
     del fields["__metadata__"]
-    entries = {name: _entry(name, field, len(raw), "") for name, field in fields.items()}
-    return Header(raw, entries, dict(metadata))
+    return Header(raw, _entries(_rows(fields, len(raw), "")), dict(metadata))
 
 
-def _entry(name: str, field: Any, data_start: int, where: str) -> TensorEntry:
-    try:
-        dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        raise FormatError(f"{where}: tensor {name} lacks dtype, shape or data_offsets") from None
-    if not name.isprintable():
-        raise FormatError(f"{where}: tensor name {name!r} holds a character that cannot be printed")
-    sizes = [*shape, begin, end] if type(shape) is list and len(shape) <= 64 else [None]
-    for size in sizes:
-        if type(size) is not int or not 0 <= size <= _MOST:
-            raise FormatError(f"{where}: tensor {name} has a shape or offset that is no size")
-    if type(dtype) is not str or dtype not in ITEM_BYTES:
-        raise FormatError(f"{where}: tensor {name} has unknown dtype {shortened(repr(dtype))}")
-    expected = math.prod(shape) * ITEM_BYTES[dtype]
-    if end - begin != expected:
-        raise FormatError(
-            f"{where}: tensor {name} {dtype} {shortened(shape)} needs {shortened(expected)} bytes, "
-            f"data_offsets give {end - begin}"
-        )
-    return TensorEntry(name, dtype, tuple(shape), data_start + begin, data_start + end)
+_Row = tuple[str, str, tuple[int, ...], int, int]  # what a TensorEntry holds, made in half its time
+_entry = partial(tuple.__new__, TensorEntry)
+
+
+def _rows(fields: Mapping[str, Any], data_start: int, where: str) -> list[_Row]:
+    """The tensors of a header, in its order. Raises FormatError for one that cannot be."""
+    rows: list[_Row] = []
+    nbytes: dict[tuple[str, tuple[int, ...]], int] = {}  # of the dtypes and shapes seen before
+    for name, field in fields.items():
+        try:
+            dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
+        except (TypeError, KeyError, ValueError):
+            raise _fault(where, name, "lacks dtype, shape or data_offsets") from None
+        if not name.isprintable():
+            raise _fault(where, f"name {name!r}", "holds a character that cannot be printed")
+        sizes = [*shape, begin, end] if type(shape) is list and len(shape) <= 64 else [None]
+        for size in sizes:
+            if type(size) is not int or not 0 <= size <= _MOST:
+                raise _fault(where, name, "has a shape or offset that is no size")
+        if type(dtype) is not str or dtype not in ITEM_BYTES:
+            raise _fault(where, name, f"has unknown dtype {shortened(repr(dtype))}")
+        kind = dtype, tuple(shape)
+        expected = nbytes.get(kind)
+        if expected is None:
+            expected = nbytes[kind] = math.prod(shape) * ITEM_BYTES[dtype]
+        if end - begin != expected:
+            needs = f"{dtype} {shortened(shape)} needs {shortened(expected)} bytes"
+            raise _fault(where, name, f"{needs}, data_offsets give {end - begin}")
+        rows.append((name, *kind, data_start + begin, data_start + end))
+    return rows
+
+
+def _entries(rows: list[_Row]) -> dict[str, TensorEntry]:
+    return {row[0]: _entry(row) for row in rows}
+
+
+def _fault(where: str, name: str, what: str) -> FormatError:
+    return FormatError(f"{where}: tensor {name} {what}")
