@@ -155,3 +155,21 @@ def test_all_hashes_of_a_model_from_the_hub(hub, copied, tmp_path):
     (copied / "tritllm.json").unlink()
     both = LOAD.format("load_model('me/tiny'); load_model('me/tiny', verify=True)")
     assert "tritllm.json" in from_hub(hub, tmp_path / "two", both)
+
+
+def test_the_manifest_is_fetched_with_the_models_token(hub, tmp_path):
+    told = from_hub(
+        hub,
+        tmp_path,
+        """
+        from tritllm.integrations.transformers import hub_manifest, load_model
+        real, tokens = hub_manifest.hf_hub_download, []
+        def download(*arguments, token=None, **more):
+            tokens.append(token)
+            return real(*arguments, token=token, **more)
+        hub_manifest.hf_hub_download = download
+        load_model("me/tiny", token="hf_private")
+        print(tokens)
+    """,
+    )
+    assert told == "['hf_private']"

@@ -7,7 +7,9 @@ to the shards, so it is fetched into the same snapshot of the same cache.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -17,6 +19,20 @@ from tritllm.errors import first_line
 from tritllm.format.names import MANIFEST
 
 _REPOSITORY = "models--"  # of a folder's name in the cache, as in models--owner--name
+_TOKEN: ContextVar[str | bool | None] = ContextVar("token", default=None)
+
+
+@contextmanager
+def with_token(token: str | bool | None) -> Iterator[None]:
+    """Within it manifests are fetched with this token, which transformers gives no quantizer.
+
+    Without it huggingface_hub takes the token of the environment or of a login.
+    """
+    reset = _TOKEN.set(token)
+    try:
+        yield
+    finally:
+        _TOKEN.reset(reset)
 
 
 def fetch_manifest(files: Sequence[str]) -> None:
@@ -34,7 +50,11 @@ def fetch_manifest(files: Sequence[str]) -> None:
         name = repository.name.removeprefix(_REPOSITORY).replace("--", "/")
         try:
             hf_hub_download(
-                name, MANIFEST, revision=snapshot.name, cache_dir=str(repository.parent)
+                name,
+                MANIFEST,
+                revision=snapshot.name,
+                cache_dir=str(repository.parent),
+                token=_TOKEN.get(),
             )
         except LocalEntryNotFoundError as error:  # not reached, or told to stay offline
             _warn(name, error)

@@ -36,10 +36,13 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    from tritllm.integrations.transformers.hub_manifest import with_token
+
     config = packed_config(folder, **{n: kwargs[n] for n in _WHERE if n in kwargs})
     asked = TritConfig(planes=planes, lm_head_depth=lm_head_depth, verify=verify)
     config.quantization_config |= asked.get_loading_attributes()
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
+    with with_token(kwargs.get("token")):
+        return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
 
 
 def packed_config(folder: str | Path, **where: Any) -> Any:
