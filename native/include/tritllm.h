@@ -82,7 +82,8 @@ typedef struct {
 TRITLLM_API int64_t tritllm_tiled(int64_t rows, int64_t columns);
 
 /* Bits of the largest magnitude of rows [begin, end) as a float32: above 0x7f7fffff where a weight
- * is not finite (tritllm_first_nonfinite then finds it). `exponent` is not read. */
+ * is not finite (tritllm_first_nonfinite then finds it, and no other function may be called with
+ * such weights). `exponent` is not read. */
 TRITLLM_API int tritllm_peak(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
                              uint32_t *bits);
 

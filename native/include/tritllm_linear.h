@@ -18,10 +18,11 @@
  *
  * Arithmetic. By default activations are int8 with one float32 scale for each 16 along K (the
  * groups of the weights): s = max|x| / 127, q = rint(x * (127 / max|x|)). A group's dot product is
- * an exact integer, and y = sum over the groups, ascending, of fma(float(dot) * s, step, y), then +
- * bias. With `exact`, y = the sum over k, ascending, of fma(x, float32(level * step), y), then +
- * bias. The result is rounded once to y's type. A group that holds a NaN makes the row's results
- * NaN.
+ * an exact integer, and y = sum over the groups, ascending, of float(dot) * s times step, then +
+ * bias. With `exact`, y = the sum over k, ascending, of x times float32(level * step), then + bias.
+ * Each of these sums adds by fma, which rounds once, but for the scalar set, which rounds the
+ * product and then the sum; so all other sets give equal bits. The result is rounded once to y's
+ * type. A group that holds a NaN makes the row's results NaN.
  *
  * Memory is aligned to TRITLLM_ALIGNMENT bytes; row ranges of N begin at multiples of TRITLLM_TILE.
  * Nothing past the caller's arrays is read or written. Return values are those of tritllm.h.

@@ -1,6 +1,6 @@
 // The main function of a fuzz target where there is no libFuzzer: `fuzz_x corpus_folder seconds`
 // runs every file of the folder, then for that time inputs made from them. An input that ends the
-// program stays in the file fuzz_x.failed, which is an argument in place of the folder.
+// program, or takes a minute, stays in the file fuzz_x.failed, which is an argument in place of the folder.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,8 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #ifndef TRITLLM_LIBFUZZER
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -41,6 +43,7 @@ extern "C" void keep_what_was_running(int signal_number) {
 
 void run(Bytes input) {
     running = std::move(input);
+    alarm(60);
     LLVMFuzzerTestOneInput(running.data(), running.size());
 }
 
@@ -76,7 +79,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     failed_file = std::string(argv[0]) + ".failed";
-    for (int number : {SIGABRT, SIGSEGV, SIGFPE, SIGILL})
+    for (int number : {SIGABRT, SIGSEGV, SIGFPE, SIGILL, SIGALRM})
         std::signal(number, keep_what_was_running);
 
     std::vector<fs::path> files;

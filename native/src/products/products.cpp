@@ -34,7 +34,7 @@ int open_prepared(const void *prepared, int64_t size, const PreparedHeader **hea
         return TRITLLM_BAD_ARGUMENT;
     const auto *h = static_cast<const PreparedHeader *>(prepared);
     if (std::memcmp(h->magic, kPreparedMagic, 8) || h->version != kPreparedVersion ||
-        h->check != checksum(*h) || h->size > size)
+        h->check != checksum(*h) || h->size < int64_t(sizeof(PreparedHeader)) || h->size > size)
         return TRITLLM_BAD_ARGUMENT;
     *kernels = product_kernels(int(h->isa));
     if (!*kernels) return TRITLLM_UNSUPPORTED;

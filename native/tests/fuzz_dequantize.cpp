@@ -1,4 +1,4 @@
-// Fuzzing of what reads a file's bytes: unpacking and decoding, on every instruction set, which
+// Fuzzing of what reads a file's bytes: unpacking and dequantizing, on every instruction set, which
 // must agree with each other.
 #include <algorithm>
 #include <cstdint>
