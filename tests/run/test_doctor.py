@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from tritllm import native
 from tritllm.cli.main import app
 from tritllm.native import library
+from tritllm.storage import mapped_pages
+from tritllm.storage.mapped_pages import Released
 
 
 @pytest.fixture
@@ -61,6 +63,26 @@ def test_the_kernels_and_why(doctor, monkeypatch):
         f"native kernels, scalar (as TRITLLM_ISA says; this machine can run: {here}), "
         "activations in float32 (TRITLLM_LINEAR=exact)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("found", "mark", "says"),
+    [
+        (Released(4096, 4096), "ok", "given back to the system"),
+        (Released(8192, 4096), "--", "4096 of 8192 bytes of a trial file were given back"),
+        (Released(0, 0), "ok", "not tried, "),
+        (OSError("no space left"), "--", "cannot be tried: no space left"),
+    ],
+)
+def test_mapped_pages(doctor, monkeypatch, found, mark, says):
+    def probe():
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(mapped_pages, "probe", probe)
+    assert doctor()["mapped pages"][0] == mark
+    assert doctor()["mapped pages"][1].startswith(says)
 
 
 def test_kernels_that_are_not_wanted(doctor):

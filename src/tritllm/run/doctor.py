@@ -13,6 +13,7 @@ from tritllm.codec import engine
 from tritllm.errors import TritError, first_line
 from tritllm.extras import how_to_install
 from tritllm.machine import available_memory, processors, total_memory
+from tritllm.storage import mapped_pages
 from tritllm.version import __version__
 
 # What is needed for what, and the extra that brings it.
@@ -46,6 +47,7 @@ def doctor() -> list[Finding]:
         _finding("memory", _memory, lambda: True),
         _finding("codec", engine.describe, engine.is_native),
         _kernels(),
+        _mapped_pages(),
     ]
     findings.append(Finding("numpy", importlib.metadata.version("numpy")))
     for package, (purpose, extra) in OPTIONAL.items():
@@ -73,6 +75,24 @@ def _kernels() -> Finding:
         else:
             return _finding("kernels", cpu.describe, cpu.runs_as_requested)
     return Finding("kernels", f"none: packed layers need torch, {why}", ok=False)
+
+
+def _mapped_pages() -> Finding:
+    """Whether the pages of a loaded file are given back once its weights are prepared."""
+    subject = "mapped pages"
+    try:
+        # Linux keeps pages that another processor has just handled; so the best of some trials.
+        tried = max((mapped_pages.probe() for _ in range(3)), key=lambda trial: trial.given_back)
+    except OSError as error:
+        return Finding(subject, f"cannot be tried: {first_line(error)}", ok=False)
+    kept = "a loaded file's pages stay in memory beside its prepared weights"
+    if not tried.asked:
+        why = "temporary files live in memory" if sys.platform == "linux" else "only Linux can"
+        return Finding(subject, f"not tried, {why}: it may be that {kept}")
+    if tried.given_back < tried.asked:
+        share = f"{tried.given_back} of {tried.asked} bytes"
+        return Finding(subject, f"{share} of a trial file were given back: {kept}", ok=False)
+    return Finding(subject, "given back to the system once their weights are prepared")
 
 
 def _finding(subject: str, describe: Callable[[], str], ok: Callable[[], bool]) -> Finding:
