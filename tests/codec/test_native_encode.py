@@ -112,21 +112,6 @@ def test_names_the_first_weight_that_is_not_finite(isa: str, dtype: np.dtype, ba
     assert "weight[21, 7]" in str(found.value)
 
 
-def test_flushed_subnormals_of_the_caller_change_nothing() -> None:
-    torch = pytest.importorskip("torch")
-    weight = matrix(np.random.default_rng(5), (32, 64), "subnormal", DTYPES[2])
-    expected = native_encode.encode_v3(weight, DEPTHS)
-    if not torch.set_flush_denormal(True):
-        pytest.skip("this machine cannot flush subnormals")
-    try:
-        found = native_encode.encode_v3(weight, DEPTHS)
-    finally:
-        torch.set_flush_denormal(False)
-    for depth in DEPTHS:
-        assert found[depth].weight.tobytes() == expected[depth].weight.tobytes()
-        assert found[depth].scale.tobytes() == expected[depth].scale.tobytes()
-
-
 def test_refusals() -> None:
     weight = np.ones((2, 16), np.float16)
     with pytest.raises(ValueError, match="depth 5"):
