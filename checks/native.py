@@ -83,7 +83,13 @@ def has_avx512() -> bool:
 
 def run_tests(folder: Path, **environment: str) -> str:
     """Run the tests of a build; what ran, and what did not with the reason."""
-    command = [tool("ctest"), "--test-dir", folder, "--output-on-failure", "--no-tests=error"]
+    command: list[str | Path] = [
+        tool("ctest"),
+        "--test-dir",
+        folder,
+        "--output-on-failure",
+        "--no-tests=error",
+    ]
     if not has_avx512():
         command += ["--exclude-regex", "linear_amx_test"]
     said = run([*command, "--timeout", "600"], **environment)
@@ -101,7 +107,13 @@ def has_sanitizers() -> str:
     source.write_text("int main() { return 0; }\n", encoding="utf-8")
     compiler = os.environ.get("CXX", "c++").split()
     for sanitizers in ("address,undefined", "undefined"):
-        command = [*compiler, f"-fsanitize={sanitizers}", source, "-o", source.with_suffix("")]
+        command: list[str | Path] = [
+            *compiler,
+            f"-fsanitize={sanitizers}",
+            source,
+            "-o",
+            source.with_suffix(""),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0 and not ("zig" in _version(compiler) and "address" in sanitizers):
             return sanitizers
