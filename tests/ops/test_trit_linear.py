@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritllm import encode, native
 from tritllm.ops import changes
@@ -100,3 +101,20 @@ def test_mode_is_the_layers_own():
     assert first.prepared is None
     first.mode = "exact"
     assert torch.equal(first(X), exact)
+
+
+def test_whoever_looks_at_operators_sees_them():
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    first, names = layer(), []
+    with torch.no_grad():
+        expected = first(X)
+        with Seen():
+            assert torch.equal(first(X), expected)
+        assert names.count("tritllm::linear_prepared") == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert first(X).dtype == torch.bfloat16
+        assert torch.equal(first(torch._neg_view(X)), first(-X))
