@@ -19,6 +19,12 @@ def is_native() -> bool:
     return native.available()
 
 
+def check_environment() -> None:
+    """Raise TritError where `TRITLLM_ISA` asks for what cannot be, before any work is begun."""
+    if is_native():
+        native.isa()
+
+
 def describe() -> str:
     """The implementation in use, in a line."""
     if native.available():

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tritllm.codec import ENCODERS
+from tritllm.codec import ENCODERS, engine
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.machine import processors
@@ -77,6 +77,7 @@ def quantize(
     """
     require("quantize", "quantize", "huggingface_hub", "yaml", "filelock")  # known beforehand
     started = time.monotonic()
+    engine.check_environment()
     if codec not in ENCODERS:
         raise TritError(f"unknown codec {codec!r}; known: {', '.join(ENCODERS)}")
     _check_text(model, str(out), *include, *exclude, *depth)
