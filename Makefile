@@ -19,7 +19,9 @@ export PATH := $(abspath $(RUN)):$(PATH)
 demo: install
 	"$(RUN)/tritllm" demo
 
-test: test-format test-types test-native test-python
+# The native checks wait for single programs, so pytest runs beside them.
+test: test-format test-types
+	$(MAKE) -j2 test-native test-python
 
 test-format: install
 	"$(RUN)/ruff" check .
