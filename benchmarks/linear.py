@@ -136,11 +136,12 @@ def multiplier(found: list[Layer], batch: int, threads: int) -> Callable[[], Non
             stride=n,
             dtype=float32,
         )
-        calls.append((Input(x.ctypes.data, k, batch, k, float32, 0), product, x, y))
+        held = (x, y, w)  # whose addresses the call has
+        calls.append((Input(x.ctypes.data, k, batch, k, float32, 0), product, held))
     multiply = kernels.run_function()
 
     def run() -> None:
-        for call, product, _, _ in calls:
+        for call, product, _ in calls:
             assert multiply(threads, call, scratch.ctypes.data, product, 1) == 0
 
     return run

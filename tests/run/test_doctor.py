@@ -81,8 +81,8 @@ def test_mapped_pages(doctor, monkeypatch, found, mark, says):
         return found
 
     monkeypatch.setattr(mapped_pages, "probe", probe)
-    assert doctor()["mapped pages"][0] == mark
-    assert doctor()["mapped pages"][1].startswith(says)
+    assert doctor()["pages"][0] == mark
+    assert doctor()["pages"][1].startswith(says)
 
 
 def test_kernels_that_are_not_wanted(doctor):

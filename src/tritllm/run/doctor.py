@@ -79,7 +79,7 @@ def _kernels() -> Finding:
 
 def _mapped_pages() -> Finding:
     """Whether the pages of a loaded file are given back once its weights are prepared."""
-    subject = "mapped pages"
+    subject = "pages"
     try:
         # Linux keeps pages that another processor has just handled; so the best of some trials.
         tried = max((mapped_pages.probe() for _ in range(3)), key=lambda trial: trial.given_back)
