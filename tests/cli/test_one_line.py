@@ -273,6 +273,37 @@ def test_a_full_disk_and_a_closed_pipe(packed):
         assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_ctrl_c_where_c_code_prints_what_an_import_raises(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\nprint('now', flush=True)\ntime.sleep(60)\n")
+    program = """
+import importlib
+import traceback
+
+from tritllm.cli.entry import run
+
+def main():  # as NumPy's C code does: print what the import raised, and raise another error
+    try:
+        importlib.import_module("slow")
+    except BaseException:
+        traceback.print_exc()
+        raise ImportError("slow failed to import") from None
+
+run(main)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert child.stdout.readline() == "now\n"
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (130, "stopped\n")
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
 def test_ctrl_c_while_modules_are_imported(packed, seconds):
     arguments = ["generate", str(packed), "--prompt", "a", "--max-new-tokens", "200"]

@@ -116,7 +116,8 @@ def _fit_threads() -> None:
 class _Interrupts:
     """Ctrl-C: noted, then raised as KeyboardInterrupt; heard a second time, it ends at once.
 
-    Noted, because code that is interrupted amid an import may raise another error instead.
+    It ends at once amid an import, too: C code of modules that are interrupted while they load
+    prints a traceback and raises another error. Noted, because other code may do so as well.
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,7 @@ class _Interrupts:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.heard:
+        if self.heard or _is_importing(frame):
             _say("stopped")
             os._exit(STOPPED)
         self.heard = True
@@ -143,6 +144,15 @@ class _Interrupts:
             _say("stopped")
             os._exit(STOPPED)
         sys.__unraisablehook__(unraisable)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame runs, directly or not, for an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _code_of(error: BaseException, stop: _Interrupts) -> Any:
