@@ -29,7 +29,7 @@ class ProgressLines:
         if errors.is_terminal or percent < self._next:
             return
         self._next = percent - percent % _STEP_PERCENT + _STEP_PERCENT
-        decibels = "".join(f"  d{depth} {value:.2f}" for depth, value in step.sqnr_db.items())
+        decibels = "".join(f"  {name} {value:.2f}" for name, value in step.sqnr_db.items())
         errors.print(
             f"{percent:3} %  {size(step.done_bytes)} of {size(step.total_bytes)}  "
             f"{step.tensor.entry.name}{'  SQNR dB:' if decibels else ''}{decibels}",
@@ -72,7 +72,7 @@ def print_plan(plan: Plan) -> None:
         table.add_row(config.name, *sizes)
     console.print(table)
     console.print(
-        f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.memory.peak)}"
+        f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.peak_memory)}"
     )
 
 

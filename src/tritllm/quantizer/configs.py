@@ -1,14 +1,15 @@
-"""Quantization configs: a name that says which depth each linear weight gets.
+"""Quantization configs: a name, and the depth that each linear weight gets under it.
 
-`uniform-d1` .. `uniform-d4` give every weight the same depth. A mixed-depth config is another
-branch of `parse_config` that returns a Config with its own rules.
+`uniform-d1` .. `uniform-d4` give every weight the same depth. A mixed config brings a map from
+module to depth. A nested one (`nested-d2-d4`) has the deepest depth, and planes on top that are
+chosen as those of the shallower ones.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tritllm.errors import TritError
 from tritllm.format.modules import matches
@@ -19,32 +20,71 @@ CONFIG_NAMES = tuple(f"uniform-d{depth}" for depth in DEPTHS)
 
 @dataclass(frozen=True)
 class Config:
-    """A named rule from a module's name to a depth; the last matching override wins."""
+    """A named rule from a module's name to a depth.
+
+    depth: of every module that nothing below speaks of.
+    depths: by module, of a mixed config.
+    overrides: globs over modules and their depths, which win over both; of several that match, the
+        last.
+    nested: of a nested config, the depths at which the file is meant to be read, ascending; the
+        last is `depth`.
+    command_options: words on the command line that give this config again, if its name alone does
+        not.
+    """
 
     name: str
     depth: int
     overrides: tuple[tuple[str, int], ...] = ()
+    depths: Mapping[str, int] = field(default_factory=dict, hash=False)
+    nested: tuple[int, ...] = ()
+    command_options: tuple[str, ...] = ()
 
     def depth_of(self, module: str) -> int:
         """Depth 1..4 of the linear weight of `module`."""
-        depth = self.depth
+        depth = self.depths.get(module, self.depth)
         for glob, value in self.overrides:
             if matches(module, [glob]):
                 depth = value
         return depth
 
+    def overridden(self, overrides: Sequence[tuple[str, int]]) -> Config:
+        """The same config with these overrides after its own."""
+        return replace(self, overrides=(*self.overrides, *overrides))
 
-def parse_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """A config by its name, with overrides written as GLOB=DEPTH, module globs.
 
-    Raises TritError for an unknown name or depth.
-    """
+def parse_config(name: str) -> Config:
+    """A uniform config by its name. Raises TritError for an unknown one."""
     if name not in CONFIG_NAMES:
         raise TritError(f"unknown config {name!r}; known: {', '.join(CONFIG_NAMES)}")
+    return Config(name, int(name[-1]))
+
+
+def nested_config(depths: Sequence[int]) -> Config:
+    """The config of a file to be read at each of these depths, say (2, 4): `nested-d2-d4`.
+
+    Raises TritError unless there are two or more depths of 1..4, ascending.
+    """
+    depths = tuple(depths)
+    if (
+        len(depths) < 2
+        or any(type(depth) is not int or depth not in DEPTHS for depth in depths)
+        or list(depths) != sorted(set(depths))
+    ):
+        raise TritError(
+            f"--nested takes two or more depths of 1..4, ascending, for example 2,4; "
+            f"not {','.join(map(str, depths))!r}"
+        )
+    name = "-".join(["nested", *(f"d{depth}" for depth in depths)])
+    options = ("--nested", ",".join(map(str, depths)))
+    return Config(name, depths[-1], nested=depths, command_options=options)
+
+
+def parse_overrides(overrides: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """(glob, depth) of each GLOB=DEPTH, module globs. Raises TritError for anything else."""
     pairs = []
     for override in overrides:
         match = re.fullmatch(r"(.+)=([1-9])", override)
         if not match or int(match[2]) not in DEPTHS:
             raise TritError(f"depth override {override!r} is not GLOB=DEPTH with a depth of 1..4")
         pairs.append((match[1], int(match[2])))
-    return Config(name, int(name[-1]), tuple(pairs))
+    return tuple(pairs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,10 @@ from tritllm.version import __version__
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks of a run, besides where it reads and writes. See `quantize`."""
+    """What a user asks of a run, besides where it reads and writes. See `quantize`.
+
+    calibration: what a calibrator says its results depend on; None for a data-free run.
+    """
 
     configs: tuple[Config, ...]
     kinds: tuple[str, ...]
@@ -21,18 +26,21 @@ class Settings:
     dtype: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] | None = None
 
 
 def fingerprint_of(source: Source, settings: Settings) -> dict[str, Any]:
     """The settings and the source of a run, in JSON's types.
 
     Side files are not in it: they are copied anew whenever a run ends, so a changed one cannot mix
-    with what was written before.
+    with what was written before. `depth_maps` and `calibration` are there only where they apply.
     """
     configs = settings.configs
     overrides = [[f"{glob}={depth}" for glob, depth in config.overrides] for config in configs]
     alike = all(each == overrides[0] for each in overrides)
     by_config = dict(zip((config.name for config in configs), overrides, strict=True))
+    maps = {config.name: _sha256_of(config.depths) for config in configs if config.depths}
+    calibration = settings.calibration
     return {
         "tool_version": __version__,
         "codec": settings.codec,
@@ -53,7 +61,13 @@ def fingerprint_of(source: Source, settings: Settings) -> dict[str, Any]:
             }
             for shard in source.shards
         },
+        **({"depth_maps": maps} if maps else {}),
+        **({"calibration": dict(calibration)} if calibration is not None else {}),
     }
+
+
+def _sha256_of(depths: Mapping[str, int]) -> str:
+    return hashlib.sha256(json.dumps(sorted(depths.items())).encode()).hexdigest()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

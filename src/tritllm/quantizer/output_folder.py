@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from tritllm.errors import OutputError
@@ -11,6 +12,7 @@ from tritllm.quantizer.fingerprint import differences
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import REPORT, Report, read_report
 from tritllm.quantizer.run_lock import FOLDER
+from tritllm.storage.output_errors import output_errors
 
 
 def finished_reports(plan: Plan, out: Path) -> list[Report]:
@@ -64,6 +66,19 @@ def check_folder(plan: Plan, out: Path) -> None:
         raise OutputError(
             f"{out}: holds {path.name}, which is not of this run; choose another folder"
         )
+
+
+def calibration_folder(out: Path) -> Path:
+    """Where a calibrator keeps its results until the run has ended."""
+    return out / FOLDER / "calibration"
+
+
+def remove_calibration(out: Path) -> None:
+    """Remove a calibrator's results; only while holding the `RunLock`, after the journal."""
+    folder = calibration_folder(out)
+    with output_errors(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def _is_unfinished(out: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,9 @@ from tritllm.format.layout import TensorSpec, tensors_of
 from tritllm.format.safetensors_header import Header
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor, check_globs, decide_all
+from tritllm.quantizer.encodings import Calibrator
 from tritllm.quantizer.fingerprint import Settings, fingerprint_of
-from tritllm.quantizer.resources import MemoryNeed, memory_need
+from tritllm.quantizer.resources import CalibrationNeed, MemoryNeed, memory_need
 from tritllm.quantizer.source import Source
 from tritllm.storage.model_folder import model_dtype, shard_header
 
@@ -28,6 +29,8 @@ class Plan:
     tensors: by shard name, in stored order. packed: by config name, the headers of the packed
     shards (also where only models are written: the manifest and the report speak of them). model:
     the headers of the dequantized shards, the same for every config; empty if none are written.
+    calibration: what the calibrator takes; None for a data-free run. command_options: words of the
+    command line that give its settings again.
     """
 
     source: Source
@@ -39,6 +42,8 @@ class Plan:
     packed: Mapping[str, Headers]
     model: Headers
     fingerprint: dict[str, Any]
+    calibration: CalibrationNeed | None = None
+    command_options: tuple[str, ...] = ()
 
     @cached_property
     def all_tensors(self) -> list[PlannedTensor]:
@@ -71,22 +76,33 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of all outputs together."""
-        return sum(
+        """Bytes of all outputs together, and of what is kept beside them while the run works."""
+        outputs = sum(
             self.output_bytes(config, kind) for config in self.configs for kind in self.kinds
         )
+        return outputs + (self.calibration.disk if self.calibration else 0)
+
+    @property
+    def peak_memory(self) -> int:
+        """Estimate of the most memory that any part of the run takes, in bytes."""
+        return max(self.memory.peak, self.calibration.memory if self.calibration else 0)
 
     @cached_property
     def memory(self) -> MemoryNeed:
-        """Estimates of the memory a run takes."""
+        """Estimates of the memory that the pass over the shards takes."""
         headers = [*self.model.values()]
         for by_shard in self.packed.values():
             headers += by_shard.values()
-        return memory_need(self.quantized, self.configs, sum(len(h.raw) for h in headers))
+        header_bytes = sum(len(header.raw) for header in headers)
+        return memory_need(
+            self.quantized, self.configs, header_bytes, shared=self.calibration is None
+        )
 
 
-def make_plan(source: Source, settings: Settings) -> Plan:
+def make_plan(source: Source, settings: Settings, calibrator: Calibrator | None = None) -> Plan:
     """Decide on every tensor and lay out every output.
+
+    calibrator: the one whose settings are `settings.calibration`.
 
     Raises SourceError where a tensor cannot become what its name says, TritError for an argument.
     """
@@ -98,6 +114,8 @@ def make_plan(source: Source, settings: Settings) -> Plan:
     if dtype not in ("float16", "bfloat16"):
         raise TritError(f"--dtype takes float16 or bfloat16, not {dtype!r}")
     for config in configs:
+        if config.nested and calibrator is None:
+            raise TritError("--nested needs a text to calibrate on: --calibrate TEXT")
         globs = [glob for glob, _ in config.overrides]
         check_globs("--depth", globs, source.tensors, source.files.name)
     tensors = decide_all(source, kinds, settings.include, settings.exclude)
@@ -106,7 +124,7 @@ def make_plan(source: Source, settings: Settings) -> Plan:
             f"{source.files.name}: no linear weight recognised in model type {source.model_type}; "
             "name them with --include 'GLOB'"
         )
-    return Plan(
+    plan = Plan(
         source,
         configs,
         kinds,
@@ -131,6 +149,10 @@ def make_plan(source: Source, settings: Settings) -> Plan:
         },
         fingerprint_of(source, settings),
     )
+    if calibrator is None:
+        return plan
+    need = CalibrationNeed(calibrator.memory_bytes(plan), calibrator.disk_bytes(plan))
+    return replace(plan, calibration=need, command_options=tuple(calibrator.command_options))
 
 
 def _packed_specs(tensor: PlannedTensor, config: Config) -> tuple[TensorSpec, ...]:

@@ -1,24 +1,34 @@
-"""The streaming quantizer: source shards in, packed and dequantized folders out.
+"""The core of the quantizer: source shards in, packed and dequantized folders out.
 
 One source tensor with its results, and what is read ahead of it, are in memory at a time, whatever
 the model's size. Outputs grow in `*.partial` folders and take their names only when they are whole.
+A calibrator, if there is one, works first, and the shards' pass takes digits from what it leaves.
+The public function is `tritllm.run.quantize.quantize`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tritllm.codec import ENCODERS, engine
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.machine import processors
-from tritllm.quantizer.configs import parse_config
+from tritllm.quantizer.configs import Config, parse_config, parse_overrides
 from tritllm.quantizer.coverage import check_coverage
+from tritllm.quantizer.encodings import CalibrationProgress, Calibrator, Encodings
 from tritllm.quantizer.fingerprint import Settings
 from tritllm.quantizer.journal import Journal
-from tritllm.quantizer.output_folder import bytes_below, check_folder, finished_reports
+from tritllm.quantizer.output_folder import (
+    bytes_below,
+    calibration_folder,
+    check_folder,
+    finished_reports,
+    remove_calibration,
+)
 from tritllm.quantizer.plan import KINDS, Plan, make_plan
 from tritllm.quantizer.report import Report
 from tritllm.quantizer.resources import check_disk, check_memory, resource_errors
@@ -32,7 +42,7 @@ from tritllm.storage.output_errors import output_errors
 
 def quantize(
     model: str,
-    configs: Sequence[str],
+    configs: Sequence[str | Config],
     out: str | Path,
     *,
     revision: str | None = None,
@@ -46,14 +56,17 @@ def quantize(
     threads: int | None = None,
     allow_low_coverage: bool = False,
     dry_run: bool = False,
+    calibrator: Calibrator | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_calibration: Callable[[CalibrationProgress], None] | None = None,
 ) -> list[Report]:
-    """Quantize a model at several depths in one pass; resumes an interrupted run.
+    """Quantize a model under several configs in one pass; resumes an interrupted run.
 
     Args:
         model: local folder or Hub id.
-        configs: names such as "uniform-d2"; each gives OUT/<config>/packed and OUT/<config>/model.
+        configs: names such as "uniform-d2", or configs themselves; each gives OUT/<config>/packed
+            and OUT/<config>/model.
         out: the output folder.
         revision: branch, tag or commit of a Hub id.
         stream: read a Hub id in place by byte ranges, store nothing of it.
@@ -67,8 +80,10 @@ def quantize(
         allow_low_coverage: go on where the family is unknown, or fewer than half of the parameters
             (without embeddings and output layer) are quantized.
         dry_run: stop after the plan.
+        calibrator: chooses digits by running the model; default is to encode every matrix alone.
         on_plan: called with the plan before anything is written.
         on_progress: called after each tensor.
+        on_calibration: called by the calibrator as it goes on.
 
     Returns one report a config (none for a dry run).
 
@@ -80,13 +95,18 @@ def quantize(
     engine.check_environment()
     if codec not in ENCODERS:
         raise TritError(f"unknown codec {codec!r}; known: {', '.join(ENCODERS)}")
+    if calibrator and codec != "v3":
+        raise TritError(f"codec {codec} takes no calibration; leave --codec out, which means v3")
     _check_text(model, str(out), *include, *exclude, *depth)
     out = Path(out)
-    parsed = [parse_config(name, depth) for name in dict.fromkeys(configs)]
+    parsed = _parse_configs(configs, depth)
     source = open_source(open_files(model, revision, stream))
     kinds = sorted(set(write), key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
-    settings = Settings(tuple(parsed), tuple(kinds), codec, dtype, tuple(include), tuple(exclude))
-    plan = make_plan(source, settings)
+    settings = Settings(
+        tuple(parsed), tuple(kinds), codec, dtype, tuple(include), tuple(exclude),
+        calibrator.settings if calibrator else None,
+    )  # fmt: skip
+    plan = make_plan(source, settings, calibrator)
     if on_plan:
         on_plan(plan)
     with output_errors(out):
@@ -96,17 +116,30 @@ def quantize(
             check_coverage(plan)
         with output_errors(out):
             check_folder(plan, out)
-        check_disk(plan.disk_bytes - sum(bytes_below(out / config.name) for config in parsed), out)
-        check_memory(plan.memory.peak)
+        written = [out / FOLDER, *(out / config.name for config in parsed)]
+        check_disk(plan.disk_bytes - sum(map(bytes_below, written)), out)
+        check_memory(plan.peak_memory)
+        run = _Run(plan, out, threads or processors(), calibrator, on_progress, on_calibration)
         with resource_errors():
-            return _run(plan, out, threads or processors(), on_progress, started)
+            return run.to_its_end(started)
     if not finished:
         check_disk(plan.disk_bytes, out)
-        check_memory(plan.memory.peak)
-    elif (out / FOLDER).exists():  # of a run that was killed in its very last step
+        check_memory(plan.peak_memory)
+    elif (out / FOLDER).exists():  # of a run that was killed in its very last steps
         with RunLock(out) as lock:
+            remove_calibration(out)
             lock.remove()
     return finished
+
+
+def _parse_configs(configs: Sequence[str | Config], depth: Sequence[str]) -> list[Config]:
+    """Each config once, with the overrides of the command line."""
+    overrides = parse_overrides(depth)
+    parsed = [parse_config(config) if isinstance(config, str) else config for config in configs]
+    by_name = {config.name: config for config in parsed}
+    if any(by_name[config.name] != config for config in parsed):
+        raise TritError("two configs have the same name and differ; give each a name of its own")
+    return [config.overridden(overrides) for config in by_name.values()]
 
 
 def _check_text(*texts: str) -> None:
@@ -118,24 +151,46 @@ def _check_text(*texts: str) -> None:
             raise TritError(f"{text!a}: not valid UTF-8; rename it") from None
 
 
-def _run(
-    plan: Plan,
-    out: Path,
-    threads: int,
-    on_progress: Callable[[Progress], None] | None,
-    started: float,
-) -> list[Report]:
-    with RunLock(out) as lock:
-        finished = finished_reports(plan, out)  # by another, between the first look and the lock
-        if not finished:
-            with Journal(out, plan.fingerprint) as journal:
-                shards = ShardPass(plan, out, journal, threads, on_progress)
-                for shard in plan.source.shards:
-                    shards.process(shard)
-                finished = [
-                    finish_config(plan, config, out, journal.records, time.monotonic() - started)
-                    for config in plan.configs
-                ]
-                journal.remove()
-        lock.remove()
-    return finished
+@dataclass(frozen=True)
+class _Run:
+    """One run with what it needs: calibration, the pass over the shards, the last steps."""
+
+    plan: Plan
+    out: Path
+    threads: int
+    calibrator: Calibrator | None
+    on_progress: Callable[[Progress], None] | None
+    on_calibration: Callable[[CalibrationProgress], None] | None
+
+    def to_its_end(self, started: float) -> list[Report]:
+        """Begin or go on; the reports. started: by time.monotonic()."""
+        plan, out = self.plan, self.out
+        with RunLock(out) as lock:
+            finished = finished_reports(plan, out)  # by another, between the first look and now
+            if not finished:
+                with Journal(out, plan.fingerprint) as journal:
+                    encodings = self._calibrated()
+                    shards = ShardPass(
+                        plan, out, journal, self.threads, self.on_progress, encodings
+                    )
+                    for shard in plan.source.shards:
+                        shards.process(shard)
+                    finished = [
+                        finish_config(
+                            plan, config, out, journal.records, time.monotonic() - started,
+                            encodings,
+                        )
+                        for config in plan.configs
+                    ]  # fmt: skip
+                    journal.remove()  # from here on the run is complete
+            remove_calibration(out)
+            lock.remove()
+        return finished
+
+    def _calibrated(self) -> Encodings | None:
+        if self.calibrator is None:
+            return None
+        folder = calibration_folder(self.out)
+        with output_errors(folder):
+            folder.mkdir(exist_ok=True)
+        return self.calibrator.run(self.plan, folder, self.threads, self.on_calibration)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tritllm.errors import OutputError
 from tritllm.format.layout import part_names
 from tritllm.format.safetensors_header import ITEM_BYTES
 from tritllm.quantizer.configs import Config
+from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.plan import Plan
 from tritllm.storage.model_folder import model_dtype
 
@@ -21,12 +23,19 @@ Report = dict[str, Any]
 
 
 def make_report(
-    plan: Plan, config: Config, results: dict[str, dict[str, Any]], seconds: float
+    plan: Plan,
+    config: Config,
+    results: dict[str, dict[str, Any]],
+    seconds: float,
+    encoder: dict[str, Any],
+    notes: dict[str, Any],
 ) -> Report:
     """Assemble the report.
 
-    results: of each quantized tensor, its depth and nmse. seconds: of the last, uninterrupted
-    stretch of the run, over all its configs.
+    results: of each tensor, what the journal holds of it under this config: depth and nmse of a
+    quantized one, whether a kept one was trained. seconds: of the last, uninterrupted stretch of
+    the run, over all its configs. encoder, notes: what a calibrator says of its work; empty
+    without one.
     """
     quantized = {
         tensor.entry.name: {
@@ -38,7 +47,7 @@ def make_report(
         for tensor in plan.quantized
     }
     kept = {
-        tensor.entry.name: tensor.decision.reason
+        tensor.entry.name: kept_reason(tensor, results)
         for tensor in plan.all_tensors
         if not tensor.decision.quantize
     }
@@ -79,8 +88,16 @@ def make_report(
         "quantized": quantized,
         "kept": kept,
         "not_copied": plan.source.not_copied,
+        **({"encoder": encoder} if encoder else {}),
+        **({"calibration": notes} if notes else {}),
         "fingerprint": plan.fingerprint,
     }
+
+
+def kept_reason(tensor: PlannedTensor, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why a tensor is not quantized, and whether its values are others than the source's."""
+    trained = results.get(tensor.entry.name, {}).get("trained", False)
+    return f"{tensor.decision.reason}, trained" if trained else tensor.decision.reason
 
 
 def read_report(path: Path) -> Report:

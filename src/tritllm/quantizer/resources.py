@@ -32,26 +32,44 @@ class MemoryNeed:
     peak: int
 
 
+@dataclass(frozen=True)
+class CalibrationNeed:
+    """Estimates in bytes of what a calibrator takes before the pass over the shards begins.
+
+    memory: the process's peak meanwhile. disk: kept beside the outputs until the run ends.
+    """
+
+    memory: int
+    disk: int
+
+
 def memory_need(
-    quantized: Sequence[PlannedTensor], configs: Sequence[Config], header_bytes: int
+    quantized: Sequence[PlannedTensor],
+    configs: Sequence[Config],
+    header_bytes: int,
+    *,
+    shared: bool = True,
 ) -> MemoryNeed:
     """What a run over these tensors takes.
 
     header_bytes: of all output headers, which are parsed to about five times as much.
+    shared: whether configs of the same depth have the same results.
     """
     largest = max((tensor.entry.nbytes for tensor in quantized), default=0)
-    matrix = max((_matrix_bytes(tensor, configs) for tensor in quantized), default=0)
+    matrix = max((_matrix_bytes(tensor, configs, shared) for tensor in quantized), default=0)
     others = _INTERPRETER_BYTES + 2 * CHUNK_BYTES + matrix
     # As much as a matrix, if all together stays within three times the largest and 300 MB.
     ahead = max(min(largest, 3 * largest + _MORE_BYTES - others), CHUNKS_AHEAD * CHUNK_BYTES)
     return MemoryNeed(largest + ahead, others + ahead + 5 * header_bytes)
 
 
-def _matrix_bytes(tensor: PlannedTensor, configs: Sequence[Config]) -> int:
-    """A matrix, and the results at every depth of three: of one that is encoded, one that is
+def _matrix_bytes(tensor: PlannedTensor, configs: Sequence[Config], shared: bool) -> int:
+    """A matrix, and all its results three times: those of one that is encoded, one that is
     written and one that waits.
     """
-    depths = {config.depth_of(tensor.module) for config in configs}
+    depths = [config.depth_of(tensor.module) for config in configs]
+    if shared:
+        depths = list(set(depths))
     packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
     copies = 2 if tensor.decision.transposed else 1
     return tensor.entry.nbytes * copies + int(tensor.entry.size * (3 * packed + _PER_WEIGHT_BYTES))

@@ -57,13 +57,29 @@ class ShardOutputs:
                 target = model_dtype(entry.dtype, self.plan.dtype)
                 write_cast(writer, entry, position, data, target)
 
-    def write_encoded(
-        self, tensor: PlannedTensor, encoded: dict[int, TritTensor], record: Record
+    def write_replaced(
+        self, tensor: PlannedTensor, config: str, values: np.ndarray, record: Record
     ) -> None:
-        """Write a matrix that was encoded at every depth asked for; completes its record."""
+        """Write other values of a kept tensor into the folders of one config, over the source's;
+        its record says so.
+        """
+        entry = tensor.entry
+        data = memoryview(values.reshape(-1).view(np.uint8))
+        if (config, "packed") in self._writers:
+            self._writers[config, "packed"].write(entry.name, 0, data)
+        if (config, "model") in self._writers:
+            target = model_dtype(entry.dtype, self.plan.dtype)
+            write_cast(self._writers[config, "model"], entry, 0, data, target)
+        digest = hashlib.sha256(data).hexdigest()
+        record["configs"][config] = {"sha256": {entry.name: digest}, "trained": True}
+
+    def write_encoded(
+        self, tensor: PlannedTensor, encoded: dict[str, TritTensor], record: Record
+    ) -> None:
+        """Write a matrix that was encoded under every config; completes its record."""
         entry = tensor.entry
         for config in self.plan.configs:
-            packed = encoded[config.depth_of(tensor.module)]
+            packed = encoded[config.name]
             hashes = {}
             arrays = (packed.weight, packed.scale, packed.codebook)
             for name, array in zip(part_names(entry.name), arrays, strict=True):

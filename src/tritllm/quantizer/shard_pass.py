@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from tritllm.codec import TritTensor, encode_depths
-from tritllm.errors import SourceError
+from tritllm.errors import OutputError, SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.encodings import Encodings
 from tritllm.quantizer.journal import Journal
 from tritllm.quantizer.pipeline import InOrder, ReadAhead
 from tritllm.quantizer.plan import Plan
@@ -35,12 +36,15 @@ COMMIT_BYTES = 256 << 20  # source bytes between two durable records within a sh
 
 @dataclass(frozen=True)
 class Progress:
-    """What a caller may show after each tensor: bytes are of the source."""
+    """What a caller may show after each tensor: bytes are of the source.
+
+    sqnr_db: of a quantized tensor, by config name.
+    """
 
     tensor: PlannedTensor
     done_bytes: int
     total_bytes: int
-    sqnr_db: dict[int, float] = field(default_factory=dict)
+    sqnr_db: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ class _Piece:
 
 
 class ShardPass:
-    """Turns source shards into output shards, from where the journal says."""
+    """Turns source shards into output shards, from where the journal says.
+
+    encodings: asked first for the digits of a matrix, and for new values of what is kept.
+    """
 
     def __init__(
         self,
@@ -65,12 +72,14 @@ class ShardPass:
         journal: Journal,
         threads: int,
         on_progress: Callable[[Progress], None] | None,
+        encodings: Encodings | None = None,
     ) -> None:
         self.plan = plan
         self.out = out
         self.journal = journal
         self.threads = threads
         self.on_progress = on_progress
+        self.encodings = encodings
         self.total_bytes = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
         self.done_bytes = 0
         self._spare: np.ndarray | None = None
@@ -108,18 +117,19 @@ class ShardPass:
             if piece.position == 0:
                 own = hashlib.sha256()
                 record: Record = {"shard": shard.name, "tensor": entry.name, "configs": {}}
-            decibels: dict[int, float] = {}
+            decibels: dict[str, float] = {}
             if tensor.decision.quantize:
                 encoded = self._encode(shard, tensor, piece.data)
                 assert piece.read_sha256
                 piece.read_sha256.result()  # hashed as well: the memory is free
                 self._spare = piece.data.base
                 pieces.release(piece.data.nbytes)
-                decibels = {depth: t.sqnr_db or 0.0 for depth, t in encoded.items()}
+                decibels = {name: t.sqnr_db or 0.0 for name, t in encoded.items()}
                 behind.submit(outputs.write_encoded, tensor, encoded, record, at_most=2)
                 del encoded
             elif not tensor.tied_to:
-                behind.submit(self._write_kept, outputs, piece, own, record, pieces)
+                replaced = {} if piece.read_sha256 is None else self._replaced(tensor)
+                behind.submit(self._write_kept, outputs, piece, own, replaced, record, pieces)
             else:
                 pieces.release(piece.data.nbytes)
             if piece.read_sha256 is None:
@@ -189,9 +199,52 @@ class ShardPass:
 
     def _encode(
         self, shard: SourceShard, tensor: PlannedTensor, data: np.ndarray
+    ) -> dict[str, TritTensor]:
+        """The digits by config name: the calibrator's, or those of the matrix alone."""
+        found = self._calibrated(tensor)
+        depths = {config.name: config.depth_of(tensor.module) for config in self.plan.configs}
+        alone = sorted({depth for name, depth in depths.items() if name not in found})
+        if not alone:
+            return found
+        encoded = self._encode_alone(shard, tensor, data, alone)
+        return {name: found[name] if name in found else encoded[d] for name, d in depths.items()}
+
+    def _calibrated(self, tensor: PlannedTensor) -> dict[str, TritTensor]:
+        found = {}
+        for config in self.plan.configs if self.encodings else ():
+            encoded = self.encodings.encoded(tensor, config) if self.encodings else None
+            if encoded is None:
+                continue
+            depth = config.depth_of(tensor.module)
+            if (encoded.shape, encoded.depth) != (tensor.matrix_shape, depth):
+                raise self._damaged(tensor, f"{encoded.shape} at depth {encoded.depth}")
+            found[config.name] = encoded
+        return found
+
+    def _replaced(self, tensor: PlannedTensor) -> dict[str, np.ndarray]:
+        """New values of a kept tensor, by config name."""
+        found = {}
+        entry = tensor.entry
+        for config in self.plan.configs if self.encodings else ():
+            values = self.encodings.replaced(tensor, config) if self.encodings else None
+            if values is None:
+                continue
+            dtype = NUMPY_OF_SAFETENSORS.get(entry.dtype)
+            if (values.shape, values.dtype) != (entry.shape, dtype):
+                raise self._damaged(tensor, f"{values.dtype} {values.shape}")
+            found[config.name] = np.ascontiguousarray(values)
+        return found
+
+    def _damaged(self, tensor: PlannedTensor, what: str) -> OutputError:
+        return OutputError(
+            f"{self.out}: the result kept for {tensor.entry.name} is {what}, which is not its "
+            f"source's; delete {self.out} and start again"
+        )
+
+    def _encode_alone(
+        self, shard: SourceShard, tensor: PlannedTensor, data: np.ndarray, depths: list[int]
     ) -> dict[int, TritTensor]:
         entry = tensor.entry
-        depths = sorted({config.depth_of(tensor.module) for config in self.plan.configs})
         weight = data.view(NUMPY_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
         if tensor.decision.transposed:
             weight = np.ascontiguousarray(weight.T)
@@ -210,6 +263,7 @@ class ShardPass:
         outputs: ShardOutputs,
         piece: _Piece,
         own: Any,
+        replaced: dict[str, np.ndarray],
         record: Record,
         pieces: ReadAhead[_Piece],
     ) -> None:
@@ -219,6 +273,8 @@ class ShardPass:
         if piece.read_sha256 is not None:
             hashes = {piece.tensor.entry.name: own.hexdigest()}
             record["configs"] = {c.name: {"sha256": hashes} for c in self.plan.configs}
+            for name, values in replaced.items():
+                outputs.write_replaced(piece.tensor, name, values, record)
         pieces.release(piece.data.nbytes)
 
     def _commit(self, outputs: ShardOutputs, records: list[Record]) -> None:

@@ -17,8 +17,9 @@ from tritllm.model_card.card import model_card
 from tritllm.model_card.licence import licence_notice, licence_of_card
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.coverage import judgement
+from tritllm.quantizer.encodings import Encodings
 from tritllm.quantizer.plan import Plan
-from tritllm.quantizer.report import REPORT, Report, make_report
+from tritllm.quantizer.report import REPORT, Report, kept_reason, make_report
 from tritllm.storage.model_files import LocalFiles
 from tritllm.storage.model_folder import (
     check_shards,
@@ -38,9 +39,16 @@ def partial_folder(out: Path, config: Config, kind: str) -> Path:
 
 
 def finish_config(
-    plan: Plan, config: Config, out: Path, records: list[dict[str, Any]], seconds: float
+    plan: Plan,
+    config: Config,
+    out: Path,
+    records: list[dict[str, Any]],
+    seconds: float,
+    encodings: Encodings | None = None,
 ) -> Report:
     """Complete the folders of one config and give them their names; again, after a kill."""
+    encoder = encodings.encoder(config) if encodings else {}
+    notes = encodings.notes(config) if encodings else {}
     hashes: dict[str, str] = {}
     results: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -48,8 +56,8 @@ def finish_config(
         if result:
             hashes |= result["sha256"]
             results[record["tensor"]] = result
-    report = make_report(plan, config, results, seconds)
-    manifest = _manifest(plan, config, records, hashes, results)
+    report = make_report(plan, config, results, seconds, encoder, notes)
+    manifest = _manifest(plan, config, records, hashes, results, encoder)
     licence = licence_of_card(plan.source.read_text("README.md"))
     notice = licence_notice(licence)
     for kind in reversed(plan.kinds):  # the packed folder, which holds the proof, last
@@ -58,7 +66,7 @@ def finish_config(
             continue
         manifest["side_files"] = copy_side_files(plan.source.files, plan.source.side_files, partial)
         if kind == "packed":
-            write_config(partial, _packed_config(plan, report))
+            write_config(partial, _packed_config(plan, report, encoder))
         else:
             write_config(partial, model_config(plan.source.config, plan.dtype))
         headers = plan.headers(config, kind)
@@ -93,6 +101,7 @@ def _manifest(
     records: list[dict[str, Any]],
     hashes: dict[str, str],
     results: dict[str, dict[str, Any]],
+    encoder: dict[str, Any],
 ) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     headers: dict[str, str] = {}
@@ -122,11 +131,12 @@ def _manifest(
                         "nmse": results[name]["nmse"],
                     }
                 else:
-                    tensors[part]["kept"] = tensor.decision.reason
+                    tensors[part]["kept"] = kept_reason(tensor, results)
     return {
         "format_version": FORMAT_VERSION,
         "tool": f"tritllm {__version__}",
         "codec": plan.codec,
+        **({"encoder": encoder} if encoder else {}),
         "config": config.name,
         "command": _command(plan, config),
         "group_size": GROUP,
@@ -148,7 +158,8 @@ def _command(plan: Plan, config: Config) -> str:
     words = ["tritllm", "quantize", "--model", public_name(plan)]
     if plan.source.files.revision:
         words += ["--revision", plan.source.files.revision]
-    words += ["--configs", config.name, "--out", "out"]
+    words += [*(config.command_options or ("--configs", config.name)), "--out", "out"]
+    words += plan.command_options
     if plan.codec != "v3":
         words += ["--codec", plan.codec]
     if plan.dtype != "float16":
@@ -167,12 +178,13 @@ def _command(plan: Plan, config: Config) -> str:
     return shlex.join(words)
 
 
-def _packed_config(plan: Plan, report: Report) -> dict[str, Any]:
+def _packed_config(plan: Plan, report: Report, encoder: dict[str, Any]) -> dict[str, Any]:
     stored = make_quantization_config(
         plan.codec,
         {t.module: report["quantized"][t.entry.name]["depth"] for t in plan.quantized},
         report["bits_per_weight"]["quantized"],
         _kept_modules(plan),
+        encoder,
     )
     return {**plan.source.config, "quantization_config": stored}
 
