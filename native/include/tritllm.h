@@ -27,6 +27,7 @@ extern "C" {
 #define TRITLLM_TILE 16     /* rows in a tile of the per-group scratch arrays */
 #define TRITLLM_GRID 256    /* scales at which the fit tabulates the error */
 #define TRITLLM_SAMPLE 3072 /* most groups that the fit looks at */
+#define TRITLLM_BLOCK 128   /* columns that a pass of the calibrated encoder handles in one call */
 
 enum { TRITLLM_SCALAR = 0 }; /* the instruction set that runs everywhere */
 enum { TRITLLM_CODEC = 0, TRITLLM_PRODUCTS = 1, TRITLLM_STEP = 2 }; /* families of functions */
@@ -137,6 +138,49 @@ typedef struct {
 
 TRITLLM_API int tritllm_write(int isa, const tritllm_matrix *matrix, int64_t begin, int64_t end,
                               int n_targets, const tritllm_target *targets);
+
+/* --- Calibrated encoding -------------------------------------------------------------------------
+ *
+ * docs/calibration.md; the definition of every value is src/tritllm/codec/calibrated/search.py and
+ * steps.py. Arrays of a matrix are held by columns, `rows` floats each; `rows` is a multiple of
+ * TRITLLM_TILE. Ranges of rows begin and end at multiples of TRITLLM_TILE.
+ */
+
+typedef struct {
+    int64_t rows;
+    int32_t columns;      /* of the block: a multiple of 16, at most TRITLLM_BLOCK */
+    int32_t reach;        /* levels lie at most so far from their centre */
+    const float *steps;   /* 27 */
+    const float *inverse; /* 27: 1 / step, or 0 */
+    const float *centre;  /* [columns][rows], or NULL where it is 0 */
+    const float *target;  /* [columns][rows]; read by tritllm_feed_back */
+    const float *given;   /* [columns][rows]: tritllm_feed_back's aim, tritllm_descend's gradient */
+    const float *coupling;   /* [columns][columns]: its feedback, or the Hessian */
+    const float *feedback;   /* [columns / 16][16][16], of each group by itself */
+    const float *solve;      /* the same shape; read by tritllm_descend */
+    const float *importance; /* [columns] */
+    float *level;            /* [columns][rows] */
+    float *value;            /* [columns][rows] */
+    int32_t *index;          /* [columns / 16][rows] */
+    int32_t fixed;           /* 1: index is read and stays; 0: it is chosen */
+    int32_t reserved;
+} tritllm_columns;
+
+/* Chooses levels and entries of rows [begin, end) of a block, each group making up for the errors
+ * of those before it. */
+TRITLLM_API int tritllm_feed_back(int isa, const tritllm_columns *block, int64_t begin,
+                                  int64_t end);
+
+/* Chooses each group anew against all others as they are, where that costs less. */
+TRITLLM_API int tritllm_descend(int isa, const tritllm_columns *block, int64_t begin, int64_t end);
+
+/* For groups [begin, end) the sums from which the steps' equations are made: products of group g
+ * with the groups up to its own, by their entries. level: [16 * groups][rows]; index:
+ * [groups][rows]; hessian: [16 * groups][16 * groups]; products: [groups][2][27][27], of the
+ * groups before g and of g itself. */
+TRITLLM_API int tritllm_step_products(int isa, const float *level, const int32_t *index,
+                                      const float *hessian, int64_t rows, int64_t groups,
+                                      int64_t begin, int64_t end, double *products);
 
 /* --- Dequantizing ----------------------------------------------------------------------------- */
 

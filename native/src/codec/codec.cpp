@@ -28,6 +28,22 @@ int64_t first_nonfinite(const tritllm_matrix &m) {
     return -1;
 }
 
+bool valid_entries(const int32_t *index, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (index[i] < 0 || index[i] >= TRITLLM_ENTRIES) return false;
+    return true;
+}
+
+bool valid_block(const tritllm_columns &b, int64_t begin, int64_t end) {
+    if (b.columns < 0 || b.columns > TRITLLM_BLOCK || b.columns % TRITLLM_GROUP || begin < 0 ||
+        begin > end || end > b.rows || b.rows % TRITLLM_TILE || begin % TRITLLM_TILE ||
+        end % TRITLLM_TILE || b.reach < 0 || b.reach > 40)
+        return false;
+    for (int group = 0; b.fixed && group < b.columns / TRITLLM_GROUP; group++)
+        if (!valid_entries(b.index + group * b.rows + begin, end - begin)) return false;
+    return true;
+}
+
 }  // namespace
 
 int tritllm_peak(int isa, const tritllm_matrix *m, int64_t begin, int64_t end, uint32_t *bits) {
@@ -85,6 +101,39 @@ int tritllm_write(int isa, const tritllm_matrix *m, int64_t begin, int64_t end, 
         if (!valid_depth(targets[i].depth)) return TRITLLM_BAD_ARGUMENT;
     const IeeeArithmetic ieee;
     k->write[m->dtype](*m, begin, end, n_targets, targets);
+    return TRITLLM_OK;
+}
+
+int tritllm_feed_back(int isa, const tritllm_columns *block, int64_t begin, int64_t end) {
+    const CodecKernels *k = codec_kernels(isa);
+    if (!k) return TRITLLM_UNSUPPORTED;
+    if (!valid_block(*block, begin, end)) return TRITLLM_BAD_ARGUMENT;
+    const IeeeArithmetic ieee;
+    k->feed_back(*block, begin, end);
+    return TRITLLM_OK;
+}
+
+int tritllm_descend(int isa, const tritllm_columns *block, int64_t begin, int64_t end) {
+    const CodecKernels *k = codec_kernels(isa);
+    if (!k) return TRITLLM_UNSUPPORTED;
+    if (!valid_block(*block, begin, end)) return TRITLLM_BAD_ARGUMENT;
+    const IeeeArithmetic ieee;
+    k->descend(*block, begin, end);
+    return TRITLLM_OK;
+}
+
+int tritllm_step_products(int isa, const float *level, const int32_t *index, const float *hessian,
+                          int64_t rows, int64_t groups, int64_t begin, int64_t end,
+                          double *products) {
+    const CodecKernels *k = codec_kernels(isa);
+    if (!k) return TRITLLM_UNSUPPORTED;
+    if (rows < 0 || rows % TRITLLM_TILE || begin < 0 || begin > end || end > groups ||
+        !valid_entries(index, rows * groups))
+        return TRITLLM_BAD_ARGUMENT;
+    const IeeeArithmetic ieee;
+    constexpr int64_t kSums = 2 * TRITLLM_ENTRIES * TRITLLM_ENTRIES;
+    for (int64_t group = begin; group < end; group++)
+        k->step_products(level, index, hessian, rows, groups, group, products + group * kSums);
     return TRITLLM_OK;
 }
 

@@ -1,3 +1,4 @@
+#include "calibrated.h"
 #include "cpu/lanes_avx2.h"
 #include "dequantize.h"
 #include "measure.h"
@@ -10,4 +11,7 @@ extern const CodecKernels codec_avx2 = {
     {trit_write<Avx2, Half>, trit_write<Avx2, Bfloat>, trit_write<Avx2, float>},
     trit_tabulate<Avx2>,
     {trit_dequantize<Avx2, Half>, trit_dequantize<Avx2, Bfloat>, trit_dequantize<Avx2, float>},
+    trit_feed_back<Avx2>,
+    trit_descend<Avx2>,
+    trit_step_products<Avx2>,
 };

@@ -1,3 +1,4 @@
+#include "calibrated.h"
 #include "cpu/lanes_avx512.h"
 #include "dequantize.h"
 #include "measure.h"
@@ -11,4 +12,7 @@ extern const CodecKernels codec_avx512 = {
     trit_tabulate<Avx512>,
     {trit_dequantize<Avx512, Half>, trit_dequantize<Avx512, Bfloat>,
      trit_dequantize<Avx512, float>},
+    trit_feed_back<Avx512>,
+    trit_descend<Avx512>,
+    trit_step_products<Avx512>,
 };

@@ -18,4 +18,9 @@ struct CodecKernels {
                      float *error);
     // Indexed by the element type of the output.
     int (*decode[3])(const tritllm_packed &, int64_t begin, int64_t end);
+    // Of the calibrated encoder.
+    void (*feed_back)(const tritllm_columns &, int64_t begin, int64_t end);
+    void (*descend)(const tritllm_columns &, int64_t begin, int64_t end);
+    void (*step_products)(const float *level, const int32_t *index, const float *hessian,
+                          int64_t rows, int64_t groups, int64_t group, double *products);
 };

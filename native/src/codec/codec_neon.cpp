@@ -1,3 +1,4 @@
+#include "calibrated.h"
 #include "cpu/lanes_neon.h"
 #include "dequantize.h"
 #include "measure.h"
@@ -10,4 +11,7 @@ extern const CodecKernels codec_neon = {
     {trit_write<Neon, Half>, trit_write<Neon, Bfloat>, trit_write<Neon, float>},
     trit_tabulate<Neon>,
     {trit_dequantize<Neon, Half>, trit_dequantize<Neon, Bfloat>, trit_dequantize<Neon, float>},
+    trit_feed_back<Neon>,
+    trit_descend<Neon>,
+    trit_step_products<Neon>,
 };

@@ -1,3 +1,4 @@
+#include "calibrated.h"
 #include "cpu/lanes_scalar.h"
 #include "dequantize.h"
 #include "measure.h"
@@ -11,4 +12,7 @@ extern const CodecKernels codec_scalar = {
     trit_tabulate<Scalar>,
     {trit_dequantize<Scalar, Half>, trit_dequantize<Scalar, Bfloat>,
      trit_dequantize<Scalar, float>},
+    trit_feed_back<Scalar>,
+    trit_descend<Scalar>,
+    trit_step_products<Scalar>,
 };

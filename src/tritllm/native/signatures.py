@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "3735e2d42e9bc341"
+INTERFACE = "43d986bae7ee8e26"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
@@ -33,6 +33,12 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_tabulate": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER)),
     "tritllm_fit": (_INT, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER)),
     "tritllm_write": (_INT, (_INT, _POINTER, _INT64, _INT64, _INT, _POINTER)),
+    "tritllm_feed_back": (_INT, (_INT, _POINTER, _INT64, _INT64)),
+    "tritllm_descend": (_INT, (_INT, _POINTER, _INT64, _INT64)),
+    "tritllm_step_products": (
+        _INT,
+        (_INT, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64, _INT64, _POINTER),
+    ),
     "tritllm_dequantize": (_INT, (_INT, _POINTER, _INT64, _INT64)),
     # tritllm_linear.h
     "tritllm_linear_size": (_INT64, (_INT, _INT64, _INT64, _INT)),

@@ -11,6 +11,7 @@ OK, UNSUPPORTED, BAD_BYTE, BAD_PADDING, BAD_ARGUMENT = range(5)  # what function
 TILE = 16  # rows that scratch arrays and prepared memory put together
 GRID = 256  # scales at which v3's fit tabulates the error
 SAMPLE = 3072  # groups that the fit looks at, at most
+BLOCK = 128  # columns that a pass of the calibrated encoder handles in one call
 ALIGNMENT = 64  # bytes: of prepared memory, activations and scratch memory
 PRODUCTS_AT_ONCE = 64  # of one call
 WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
@@ -59,6 +60,30 @@ class Target(ctypes.Structure):
         ("row_limit", _POINTER),
         ("row_dot", _POINTER),
         ("row_norm", _POINTER),
+    )
+
+
+class Columns(ctypes.Structure):
+    """tritllm_columns: a block of columns that the calibrated encoder works on."""
+
+    _fields_ = (
+        ("rows", _INT64),
+        ("columns", _INT),
+        ("reach", _INT),
+        ("steps", _POINTER),
+        ("inverse", _POINTER),
+        ("centre", _POINTER),
+        ("target", _POINTER),
+        ("given", _POINTER),
+        ("coupling", _POINTER),
+        ("feedback", _POINTER),
+        ("solve", _POINTER),
+        ("importance", _POINTER),
+        ("level", _POINTER),
+        ("value", _POINTER),
+        ("index", _POINTER),
+        ("fixed", _INT),
+        ("reserved", _INT),
     )
 
 
@@ -193,6 +218,7 @@ FACTS = {
     "tritllm_matrix": ctypes.sizeof(Matrix),
     "tritllm_sample_set": ctypes.sizeof(SampleSet),
     "tritllm_target": ctypes.sizeof(Target),
+    "tritllm_columns": ctypes.sizeof(Columns),
     "tritllm_packed": ctypes.sizeof(Packed),
     "tritllm_portable": ctypes.sizeof(Portable),
     "tritllm_prepared": ctypes.sizeof(PreparedHeader),
@@ -207,6 +233,7 @@ FACTS = {
     "TRITLLM_TILE": TILE,
     "TRITLLM_GRID": GRID,
     "TRITLLM_SAMPLE": SAMPLE,
+    "TRITLLM_BLOCK": BLOCK,
     "TRITLLM_ALIGNMENT": ALIGNMENT,
     "TRITLLM_PRODUCTS_AT_ONCE": PRODUCTS_AT_ONCE,
     "TRITLLM_WIDTH_MULTIPLE": WIDTH_MULTIPLE,

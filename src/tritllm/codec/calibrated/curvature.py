@@ -52,7 +52,7 @@ class Curvature:
         triangle: float64 [Kp, Kp], upper triangular with hessian = triangle triangle^T.
         feedback: float32 [Kp, Kp], unit upper triangular: triangle over its diagonal, a column
             each. Entry [i, j] is the share of the error at i that column j compensates.
-        importance: float32 [Kp], squared diagonal of `triangle`: what a squared error costs at
+        importance: float32 [G, 16], squared diagonal of `triangle`: what a squared error costs at
             a place when the columns behind it are free to compensate.
         group_feedback, group_importance, group_solve: the same for each diagonal 16x16 block of
             the Hessian by itself, float32 [G, 16, 16], [G, 16] and [G, 16, 16]. The last is
@@ -130,7 +130,7 @@ class Curvature:
             hessian=scaled.astype(np.float32),
             triangle=triangle,
             feedback=(triangle / root).astype(np.float32),
-            importance=np.square(root).astype(np.float32),
+            importance=np.square(root).reshape(-1, GROUP).astype(np.float32),
             group_feedback=(group_triangle / group_root[:, None, :]).astype(np.float32),
             group_importance=np.square(group_root).astype(np.float32),
             group_solve=np.ascontiguousarray(group_solve, np.float32),

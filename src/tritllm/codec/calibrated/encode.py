@@ -9,7 +9,7 @@ import numpy as np
 from tritllm.codec.arguments import checked_depth, checked_threads, checked_weight
 from tritllm.codec.calibrated.curvature import Curvature
 from tritllm.codec.calibrated.matrix import Fit, Matrix
-from tritllm.codec.calibrated.passes import loss, refine, start
+from tritllm.codec.calibrated.passes import Passes, loss
 from tritllm.codec.calibrated.search import Limits
 from tritllm.codec.encoded import Encoded
 from tritllm.codec.encoders.v3 import V3
@@ -37,6 +37,7 @@ def encode_calibrated(
     depth: int,
     *,
     threads: int = 1,
+    isa: str | None = None,
 ) -> CalibratedMatrix:
     """Encode weight [N, K] so that the layer's output on its inputs stays close to the wanted one.
 
@@ -46,13 +47,15 @@ def encode_calibrated(
         cross: float64 or float32 [N, K], sum over the tokens that `curvature` sums of y x^T, y the
             output that is wanted beside W x: W (x_float - x) + (r_float - r). None is 0.
         depth: 1..4.
-        threads: changes no bit of the result.
+        threads: to share the rows.
+        isa: the native instruction set; None for the fastest, "reference" for NumPy. Neither
+            changes a bit of the result.
 
     Raises ValueError for another shape, dtype or depth and for a value that is not finite.
     """
     depth, threads = checked_depth(depth), checked_threads(threads)
     matrix = Matrix.of(checked_weight(weight), curvature, cross)
-    chosen = choose(matrix, depth, threads)
+    chosen = choose(matrix, depth, threads, isa)
     encoded = chosen.data_free
     if chosen.fit is not None:
         encoded = matrix.write({depth: chosen.fit}, depth)
@@ -74,12 +77,12 @@ class Chosen:
     loss_after: float
 
 
-def choose(matrix: Matrix, depth: int, threads: int) -> Chosen:
+def choose(matrix: Matrix, depth: int, threads: int, isa: str | None) -> Chosen:
     """All passes at one depth, from the steps of data-free v3."""
     encoded = V3.encode(matrix.weight, (depth,), threads=threads)[depth]
     plain = matrix.fit_of(encoded)
-    limits = Limits(max_level(depth))
-    fit = refine(matrix, start(matrix, plain.steps, limits), depth, limits)
+    passes = Passes(matrix, depth, Limits(max_level(depth)), threads, isa)
+    fit = passes.refined(passes.start(plain.steps))
     energy = matrix.energy() or np.inf
     before, after = loss(matrix, plain) / energy, loss(matrix, fit) / energy
     if not after < before:

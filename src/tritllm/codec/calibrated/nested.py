@@ -11,7 +11,7 @@ from tritllm.codec.arguments import checked_depth, checked_threads, checked_weig
 from tritllm.codec.calibrated.curvature import Curvature
 from tritllm.codec.calibrated.encode import CalibratedMatrix, choose
 from tritllm.codec.calibrated.matrix import Fit, Matrix
-from tritllm.codec.calibrated.passes import loss, refine, start
+from tritllm.codec.calibrated.passes import Passes, loss
 from tritllm.codec.calibrated.search import Limits
 from tritllm.codec.encoders.v3 import V3
 from tritllm.format.trits import max_level
@@ -24,6 +24,7 @@ def encode_nested(
     depths: Sequence[int] = (2, 4),
     *,
     threads: int = 1,
+    isa: str | None = None,
 ) -> CalibratedMatrix:
     """Encode at depths[-1] so that the top depths[0] planes are that depth's own encoding.
 
@@ -37,18 +38,21 @@ def encode_nested(
         raise ValueError(f"depths are {list(depths)}, expected two or more of 1..4, ascending")
     threads = checked_threads(threads)
     matrix = Matrix.of(checked_weight(weight), curvature, cross)
-    top = choose(matrix, chain[0], threads)
+    top = choose(matrix, chain[0], threads, isa)
     fits = {chain[0]: top.fit or top.plain}
     for shallow, deep in pairwise(chain):
-        fits[deep] = _deeper(matrix, fits[shallow], shallow, deep)
+        fits[deep] = _deeper(matrix, fits[shallow], shallow, deep, threads, isa)
     plain = matrix.fit_of(V3.encode(weight, chain[-1:], threads=threads)[chain[-1]])
     energy = matrix.energy() or np.inf
     before, after = loss(matrix, plain) / energy, loss(matrix, fits[chain[-1]]) / energy
     return CalibratedMatrix(matrix.write(fits, chain[-1]), before, after)
 
 
-def _deeper(matrix: Matrix, upper: Fit, shallow: int, deep: int) -> Fit:
+def _deeper(
+    matrix: Matrix, upper: Fit, shallow: int, deep: int, threads: int, isa: str | None
+) -> Fit:
     """Levels at `deep` whose top planes are `upper`, with its indices."""
     factor = np.float32(3 ** (deep - shallow))
     limits = Limits(max_level(deep - shallow), upper.level * factor, upper.index)
-    return refine(matrix, start(matrix, upper.steps / factor, limits), deep, limits)
+    passes = Passes(matrix, deep, limits, threads, isa)
+    return passes.refined(passes.start(upper.steps / factor))

@@ -7,19 +7,22 @@ is `search.py`'s, or its native twin's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from tritllm.codec.calibrated import search
+from tritllm.codec.calibrated import native_search, search
 from tritllm.codec.calibrated.curvature import BLOCK
 from tritllm.codec.calibrated.matrix import Fit, Matrix, quadratic
-from tritllm.codec.calibrated.search import Limits
+from tritllm.codec.calibrated.search import Columns, Limits
 from tritllm.codec.calibrated.steps import (
     ascending,
     normal_equations,
     sampled_rows,
     solve_steps,
+    step_products,
 )
+from tritllm.codec.engine import is_native, warn_of_reference
 from tritllm.format.trits import ENTRIES, GROUP
 
 ROUNDS = 4  # of least-squares steps and descent
@@ -37,76 +40,121 @@ def loss(matrix: Matrix, fit: Fit) -> float:
     return quadratic(matrix.target - fit.value(), matrix.curvature)
 
 
-def start(matrix: Matrix, steps: np.ndarray, limits: Limits) -> Fit:
-    """The pass with error feedback: groups in order, each makes up for those before it."""
-    curvature, target = matrix.curvature, matrix.target
-    level = np.empty_like(target)
-    index = np.empty((len(target) // GROUP, target.shape[1]), np.int32)
-    value, error = np.empty_like(target), np.empty_like(target)
-    for span, groups in blocks(len(target)):
-        aim = target[span]
-        if span.start:
-            aim = aim + curvature.feedback[: span.start, span].T @ error[: span.start]
-        search.feed_back(
-            target[span],
-            aim,
-            curvature.feedback[span, span],
-            curvature.importance[span],
-            steps,
-            limits.part(span, groups),
-            level[span],
-            index[groups],
-            value[span],
-        )
-        np.subtract(target[span], value[span], out=error[span])
-    return Fit(level, index, steps)
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """The passes of one depth over one matrix.
 
-
-def descend(matrix: Matrix, fit: Fit, limits: Limits) -> Fit:
-    """Each group anew against all others as they are; never a larger loss."""
-    curvature = matrix.curvature
-    level, index, value = fit.level.copy(), fit.index.copy(), fit.value()
-    error = matrix.target - value
-    for span, groups in blocks(len(level)):
-        search.descend(
-            curvature.hessian[span] @ error,
-            curvature.hessian[span, span],
-            curvature.group_feedback[groups],
-            curvature.group_importance[groups],
-            curvature.group_solve[groups],
-            fit.steps,
-            limits.part(span, groups),
-            level[span],
-            index[groups],
-            value[span],
-        )
-        np.subtract(matrix.target[span], value[span], out=error[span])
-    return Fit(level, index, fit.steps)
-
-
-def best_steps(matrix: Matrix, fit: Fit, depth: int, limits: Limits) -> Fit:
-    """The same levels with the steps of least squares, ascending again.
-
-    Indices follow where their steps are sorted; where they are fixed, the steps are made to ascend.
+    limits: what levels and entries may be. isa: the native instruction set, "reference" for NumPy,
+    None for the fastest there is. threads, isa: change no bit.
     """
-    rows = sampled_rows(len(matrix.weight))
-    hessian = matrix.curvature.hessian
-    level, index = fit.level[:, rows], fit.index[:, rows]
-    found = solve_steps(
-        *normal_equations(level, index, hessian, hessian @ matrix.target[:, rows]), fit.steps
-    )
-    found = np.minimum(found, matrix.largest_step(depth))
-    if limits.index is not None:
-        rising = ascending(found, np.bincount(fit.index.ravel(), minlength=ENTRIES) + 1.0)
-        return Fit(fit.level, fit.index, rising.astype(np.float32))
-    order = np.argsort(found, kind="stable")
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    return Fit(fit.level, place[fit.index], found[order])
+
+    matrix: Matrix
+    depth: int
+    limits: Limits
+    threads: int = 1
+    isa: str | None = None
+
+    def start(self, steps: np.ndarray) -> Fit:
+        """The pass with error feedback: groups in order, each makes up for those before it."""
+        curvature, target = self.matrix.curvature, self.matrix.target
+        level = np.empty_like(target)
+        index = np.empty((len(target) // GROUP, target.shape[1]), np.int32)
+        if self.limits.index is not None:
+            index[:] = self.limits.index
+        value, error = np.empty_like(target), np.empty_like(target)
+        for span, groups in blocks(len(target)):
+            aim = target[span]
+            if span.start:
+                aim = aim + curvature.feedback[: span.start, span].T @ error[: span.start]
+            own = np.ascontiguousarray(curvature.feedback[span, span])
+            block = Columns(
+                target=target[span],
+                given=aim,
+                coupling=own,
+                feedback=diagonal_blocks(own),
+                solve=None,
+                importance=curvature.importance[groups],
+                steps=steps,
+                limits=self.limits.part(span, groups),
+                level=level[span],
+                index=index[groups],
+                value=value[span],
+            )
+            if self._native:
+                native_search.feed_back(block, self.threads, self.isa)
+            else:
+                search.feed_back(block)
+            np.subtract(target[span], value[span], out=error[span])
+        return Fit(level, index, steps)
+
+    def descend(self, fit: Fit) -> Fit:
+        """Each group anew against all others as they are; never a larger loss."""
+        curvature, target = self.matrix.curvature, self.matrix.target
+        level, index, value = fit.level.copy(), fit.index.copy(), fit.value()
+        error = target - value
+        for span, groups in blocks(len(level)):
+            block = Columns(
+                target=target[span],
+                given=curvature.hessian[span] @ error,
+                coupling=np.ascontiguousarray(curvature.hessian[span, span]),
+                feedback=curvature.group_feedback[groups],
+                solve=curvature.group_solve[groups],
+                importance=curvature.group_importance[groups],
+                steps=fit.steps,
+                limits=self.limits.part(span, groups),
+                level=level[span],
+                index=index[groups],
+                value=value[span],
+            )
+            if self._native:
+                native_search.descend(block, self.threads, self.isa)
+            else:
+                search.descend(block)
+            np.subtract(target[span], value[span], out=error[span])
+        return Fit(level, index, fit.steps)
+
+    def best_steps(self, fit: Fit) -> Fit:
+        """The same levels with the steps of least squares, ascending again.
+
+        Indices follow where their steps are sorted; where they are fixed, the steps are made to
+        ascend.
+        """
+        matrix, hessian = self.matrix, self.matrix.curvature.hessian
+        rows = sampled_rows(len(matrix.weight))
+        level = np.ascontiguousarray(fit.level[:, rows])
+        index = np.ascontiguousarray(fit.index[:, rows])
+        if self._native:
+            products = native_search.step_products(level, index, hessian, self.threads, self.isa)
+        else:
+            products = step_products(level, index, hessian)
+        pull = hessian @ matrix.target[:, rows]
+        found = solve_steps(*normal_equations(products, level, index, pull), fit.steps)
+        found = np.minimum(found, matrix.largest_step(self.depth))
+        if self.limits.index is not None:
+            uses = np.bincount(fit.index.ravel(), minlength=ENTRIES) + 1.0
+            return Fit(fit.level, fit.index, ascending(found, uses).astype(np.float32))
+        order = np.argsort(found, kind="stable")
+        place = np.empty(ENTRIES, np.int32)
+        place[order] = np.arange(ENTRIES, dtype=np.int32)
+        return Fit(fit.level, place[fit.index], found[order])
+
+    def refined(self, fit: Fit, rounds: int = ROUNDS) -> Fit:
+        """Least-squares steps and descent in turn; the steps last."""
+        for _ in range(rounds):
+            fit = self.descend(self.best_steps(fit))
+        return self.best_steps(fit)
+
+    @property
+    def _native(self) -> bool:
+        if self.isa == "reference":
+            return False
+        if not is_native():
+            warn_of_reference()
+            return False
+        return True
 
 
-def refine(matrix: Matrix, fit: Fit, depth: int, limits: Limits, rounds: int = ROUNDS) -> Fit:
-    """Least-squares steps and descent in turn; the steps last."""
-    for _ in range(rounds):
-        fit = descend(matrix, best_steps(matrix, fit, depth, limits), limits)
-    return best_steps(matrix, fit, depth, limits)
+def diagonal_blocks(square: np.ndarray) -> np.ndarray:
+    """[B, B] -> [B/16, 16, 16]: the groups' own parts."""
+    starts = range(0, len(square), GROUP)
+    return np.stack([square[s : s + GROUP, s : s + GROUP] for s in starts])

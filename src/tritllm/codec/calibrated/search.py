@@ -107,80 +107,80 @@ def search(
     return best
 
 
-def feed_back(
-    target: np.ndarray,
-    aim: np.ndarray,
-    feedback: np.ndarray,
-    importance: np.ndarray,
-    steps: np.ndarray,
-    limits: Limits,
-    level: np.ndarray,
-    index: np.ndarray,
-    value: np.ndarray,
-) -> None:
-    """Encode a block of columns, each group making up for the errors of those before it.
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A block of columns, whole groups, and what a pass over it reads and writes.
 
-    target: float32 [B, n], B a multiple of 16. aim: [B, n], the target and what it has to make up
-    for from columns before the block. feedback: [B, B]; importance: [B]. Written: level
-    int8 [B, n], index int32 [B/16, n], value float32 [B, n].
+    Arrays are contiguous, float32 where nothing else is said; B columns, n rows.
+
+    given: [B, n]; for `feed_back` its aim, the target and what it has to make up for from columns
+    before the block; for `descend` the gradient, the block's rows of H (target - value) over all
+    columns. coupling: [B, B], the block's feedback, or its Hessian. feedback, solve: [B/16, 16, 16]
+    and importance: [B/16, 16], of each group by itself: those of the matrix's triangle for
+    `feed_back`, those of the group's own for `descend`, which alone reads `solve`. steps: [27].
+    level, value: [B, n] and index: int32 [B/16, n] are written; `descend` reads them first.
     """
+
+    target: np.ndarray
+    given: np.ndarray
+    coupling: np.ndarray
+    feedback: np.ndarray
+    solve: np.ndarray | None
+    importance: np.ndarray
+    steps: np.ndarray
+    limits: Limits
+    level: np.ndarray
+    index: np.ndarray
+    value: np.ndarray
+
+
+def feed_back(block: Columns) -> None:
+    """Encode the block's groups in turn, each making up for the errors of those before it."""
+    target, value = block.target, block.value
     for start in range(0, len(target), GROUP):
         group, g = slice(start, start + GROUP), start // GROUP
-        wanted = aim[group].copy()
+        aim = block.given[group].copy()
         for i in range(start):
             error = target[i] - value[i]
             for j in range(GROUP):
-                wanted[j] += error * feedback[i, start + j]
-        for j in range(GROUP):
-            for i in range(j):
-                wanted[j] += target[start + i] * feedback[start + i, start + j]
+                aim[j] += error * block.coupling[i, start + j]
+        for i in range(GROUP):
+            for j in range(i + 1, GROUP):
+                aim[j] += target[start + i] * block.feedback[g, i, j]
         choice = search(
-            wanted,
-            feedback[group, group],
-            importance[group],
-            steps,
-            limits.part(group, slice(g, g + 1)),
+            aim,
+            block.feedback[g],
+            block.importance[g],
+            block.steps,
+            block.limits.part(group, slice(g, g + 1)),
         )
-        level[group], index[g], value[group] = choice.level, choice.index, choice.value
+        block.level[group], block.index[g], value[group] = choice.level, choice.index, choice.value
 
 
-def descend(
-    gradient: np.ndarray,
-    hessian: np.ndarray,
-    feedback: np.ndarray,
-    importance: np.ndarray,
-    solve: np.ndarray,
-    steps: np.ndarray,
-    limits: Limits,
-    level: np.ndarray,
-    index: np.ndarray,
-    value: np.ndarray,
-) -> None:
-    """Encode each group of a block anew against all others as they are, where that costs less.
-
-    gradient: float32 [B, n], the block's rows of hessian (target - value) over all columns; it is
-    overwritten. hessian: [B, B]; feedback, importance, solve: [B/16, 16, 16], [B/16, 16],
-    [B/16, 16, 16], of each group by itself. level, index and value are read and written.
+def descend(block: Columns) -> None:
+    """Encode each group anew against all others as they are, where that costs less.
 
     The minimum over a group lies at value + gradient Hgg^-1. In `search`'s terms that is
     aim = value F + gradient S, F = feedback and S = solve; what is left now, gradient S, has the
     loss sum of importance_j (gradient S)_j**2.
     """
+    assert block.solve is not None
+    level, index, value, gradient = block.level, block.index, block.value, block.given.copy()
     for start in range(0, len(gradient), GROUP):
         group, g = slice(start, start + GROUP), start // GROUP
+        feedback, importance, solve = block.feedback[g], block.importance[g], block.solve[g]
         left = np.zeros_like(gradient[group])
-        wanted = value[group].copy()
-        for j in range(GROUP):
-            for i in range(j, GROUP):
-                left[j] += gradient[start + i] * solve[g, i, j]
-            for i in range(j):
-                wanted[j] += value[start + i] * feedback[g, i, j]
+        aim = value[group].copy()
         present = np.zeros_like(left[0])
         for j in range(GROUP):
-            present = present + (left[j] * left[j]) * importance[g, j]
-        choice = search(
-            wanted + left, feedback[g], importance[g], steps, limits.part(group, slice(g, g + 1))
-        )
+            for i in range(j, GROUP):
+                left[j] += gradient[start + i] * solve[i, j]
+            for i in range(j):
+                aim[j] += value[start + i] * feedback[i, j]
+            aim[j] += left[j]
+            present += (left[j] * left[j]) * importance[j]
+        limits = block.limits.part(group, slice(g, g + 1))
+        choice = search(aim, feedback, importance, block.steps, limits)
         better = choice.loss < present
         change = np.where(better, value[group] - choice.value, np.float32(0))
         level[group] = np.where(better, choice.level, level[group])
@@ -188,4 +188,4 @@ def descend(
         value[group] = np.where(better, choice.value, value[group])
         for j in range(start + GROUP, len(gradient)):
             for i in range(GROUP):
-                gradient[j] += change[i] * hessian[start + i, j]
+                gradient[j] += change[i] * block.coupling[start + i, j]

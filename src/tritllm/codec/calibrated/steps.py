@@ -17,29 +17,43 @@ def sampled_rows(rows: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * rows // count
 
 
+def step_products(level: np.ndarray, index: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """float64 [G, 2, 27, 27]: of each group g the products k_g H_gh k_h with the groups h <= g.
+
+    They are summed by the entries of g and h over the rows; [g, 0] holds those with h < g and
+    [g, 1] that with itself. level: float32 [Kp, n]; index: int32 [G, n]; hessian: float32 [Kp, Kp].
+    """
+    groups, n = index.shape
+    sums = np.zeros((groups, 2, ENTRIES * ENTRIES))
+    for g in range(groups):
+        end = (g + 1) * GROUP
+        part = np.zeros((end, n), np.float32)
+        for i in range(g * GROUP, end):
+            part += hessian[i, :end, None] * level[i]
+        part *= level[:end]
+        dots = part.reshape(g + 1, GROUP, n)
+        dot = dots[:, 0].copy()
+        for i in range(1, GROUP):
+            dot += dots[:, i]
+        pairs = index[g].astype(np.int64) * ENTRIES + index[: g + 1]
+        for side, span in enumerate((slice(0, g), slice(g, g + 1))):
+            sums[g, side] = np.bincount(pairs[span].ravel(), dot[span].ravel(), ENTRIES * ENTRIES)
+    return sums.reshape(groups, 2, ENTRIES, ENTRIES)
+
+
 def normal_equations(
-    level: np.ndarray, index: np.ndarray, hessian: np.ndarray, pull: np.ndarray
+    products: np.ndarray, level: np.ndarray, index: np.ndarray, pull: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """P float64 [27, 27] and b float64 [27] of the loss s P s - 2 b s + constant in the steps s.
 
-    level: float32 [Kp, n]; index: uint8 [G, n]; hessian: float32 [Kp, Kp]; pull: float32 [Kp, n],
-    hessian times target. P[j, k] is the sum over the rows of A_j H A_k, A_j the levels whose
-    group has entry j.
+    P[j, k] is the sum over the rows of A_j H A_k, A_j the levels whose group has entry j.
+    products: of `step_products`; pull: float32 [Kp, n], hessian times target.
     """
     groups, n = index.shape
-    entry = index.astype(np.int64)
-    products = np.zeros(ENTRIES * ENTRIES)
-    for g in range(groups):
-        group = slice(g * GROUP, (g + 1) * GROUP)
-        part = hessian[:, group] @ level[group]
-        part *= level
-        pairs = entry[g] * ENTRIES + entry
-        sums = part.reshape(groups, GROUP, n).sum(axis=1)
-        products += np.bincount(pairs.ravel(), sums.ravel(), ENTRIES * ENTRIES)
-    own = (level * pull).reshape(groups, GROUP, n).sum(axis=1)
-    right = np.bincount(entry.ravel(), own.ravel(), ENTRIES)
-    square = products.reshape(ENTRIES, ENTRIES)
-    return (square + square.T) / 2, right
+    before, own = products.sum(axis=0)
+    dots = (level * pull).reshape(groups, GROUP, n).sum(axis=1)
+    right = np.bincount(index.ravel(), dots.ravel(), ENTRIES)
+    return before + before.T + (own + own.T) / 2, right
 
 
 def solve_steps(products: np.ndarray, right: np.ndarray, steps: np.ndarray) -> np.ndarray:
