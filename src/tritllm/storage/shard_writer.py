@@ -75,7 +75,7 @@ class ShardWriter:
             view = view[self._file.write(view) :]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a small file so that it is either absent, as before, or whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     with output_errors(path):

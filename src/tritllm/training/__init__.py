@@ -1,0 +1,1 @@
+"""Training what a packed file holds: levels, steps, norms and biases. Needs torch."""
