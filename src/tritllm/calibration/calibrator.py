@@ -1,0 +1,90 @@
+"""Calibrating a plan on a text: a `Calibrator` that streams the model through memory.
+
+A block at a time is filled from the source. The float model's stream passes it once; each config's
+stream passes it stage by stage, and leaves encodings. What is durable at the end of a block: its
+encodings and all streams behind it. There a run goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tritllm.calibration.run import BATCH_TOKENS, METHOD, Run
+from tritllm.calibration.state import RunSettings
+from tritllm.calibration.windows import TOKENS
+from tritllm.quantizer.encodings import CalibrationProgress, Encodings
+from tritllm.quantizer.plan import Plan
+
+
+@dataclass(frozen=True)
+class TextCalibrator(RunSettings):
+    """Calibrates on a text: a `Calibrator`."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """As `Calibrator.settings`."""
+        return {
+            "method": METHOD,
+            "text": {"name": self.text.name, "sha256": self.text.sha256},
+            "tokens": self.tokens,
+            "context": self.context,
+            "seed": self.seed,
+            "device": self.device,
+        }
+
+    @property
+    def command_options(self) -> Sequence[str]:
+        """As `Calibrator.command_options`."""
+        options = ["--calibrate", self.text.name]
+        if self.tokens is not None:
+            options += ["--tokens", str(self.tokens)]
+        return options
+
+    def memory_bytes(self, plan: Plan) -> int:
+        """As `Calibrator.memory_bytes`."""
+        largest = max(tensor.matrix_shape[1] for tensor in plan.quantized)
+        widest = max(tensor.entry.size for tensor in plan.quantized)
+        block = 4 * sum(t.entry.size for t in plan.quantized) // _blocks_guess(plan)
+        kept = [t.entry.size for t in plan.all_tensors if not t.decision.quantize]
+        working = block + 32 * largest**2 + 24 * widest + 16 * BATCH_TOKENS * largest
+        return max(working, 4 * max(kept, default=0)) + self.in_memory
+
+    def disk_bytes(self, plan: Plan) -> int:
+        """As `Calibrator.disk_bytes`."""
+        tokens = self.tokens or TOKENS
+        width = max(min(tensor.matrix_shape) for tensor in plan.quantized)
+        streams = 4 * tokens * width * (2 * len(plan.configs) + 8)
+        results = sum(plan.output_bytes(config, "packed") for config in plan.configs)
+        return streams + results
+
+    def run(
+        self,
+        plan: Plan,
+        folder: Path,
+        threads: int,
+        on_progress: Callable[[CalibrationProgress], None] | None,
+    ) -> Encodings:
+        """As `Calibrator.run`."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return Run(self, plan, folder, threads, on_progress).encodings()
+        finally:
+            torch.set_num_threads(before)
+
+
+def _blocks_guess(plan: Plan) -> int:
+    """How many blocks a model has, by its configuration; 1 where that does not say."""
+    config = plan.source.config
+    text_config = config.get("text_config")
+    nested = text_config if isinstance(text_config, dict) else {}
+    return (
+        config.get("num_hidden_layers")
+        or nested.get("num_hidden_layers")
+        or config.get("n_layer", 1)
+    )
