@@ -11,6 +11,11 @@ references are dropped, a chapter's verses are joined by newlines, chapters are 
 line, and the last chapter of every book with more than 5 chapters is held out. By its manual,
 `bible -f Gen1:1-Rev22:21` of Debian's package bible-kjv prints the King James Version so.
 
+Another model to measure on, of another family and width, from another text:
+
+    python scripts/train_demo_model.py --text other.txt --family llama --hidden 320 \
+        --intermediate 864 --layers 5 --heads 5 --kv-heads 5 --untied --out other
+
 The same seed, machine, number of threads and versions of the libraries give the same weights. What
 is saved is the state with the least held-out loss among those evaluated.
 """
@@ -32,20 +37,13 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+    PreTrainedModel,
     Qwen2Tokenizer,
 )
 
-SHAPE = {
-    "hidden_size": 256,
-    "num_hidden_layers": 4,
-    "intermediate_size": 720,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 VOCABULARY = 1536
 CONTEXT = 256  # tokens
 BATCH = 8  # windows of CONTEXT tokens a step
@@ -56,6 +54,10 @@ EVALUATE_EVERY = 250  # steps
 HELD_OUT_LINES = 0.04  # of a text without --verses
 SHORT_BOOK = 5  # chapters; the last chapter of a longer book is held out
 END = "<|endoftext|>"  # token 0: stands before a text, and is never predicted
+NAMED = (
+    "about", "language", "family", "hidden", "intermediate", "layers", "heads", "kv_heads",
+    "steps", "lr", "seed", "threads",
+)  # options that the card repeats where they are not the defaults  # fmt: skip
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "src/tritllm/demo_data"
 
 
@@ -132,7 +134,7 @@ def draw_batch(ids: np.ndarray, starts: np.ndarray, random: np.random.Generator)
 # --- Model --------------------------------------------------------------------------------------
 
 
-def loss_of(model: Qwen2ForCausalLM, windows: torch.Tensor, reduction: str) -> torch.Tensor:
+def loss_of(model: PreTrainedModel, windows: torch.Tensor, reduction: str) -> torch.Tensor:
     """Cross-entropy in nats of each window's tokens but the first; matrix products in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=windows[:, :-1], use_cache=False).logits
@@ -142,7 +144,7 @@ def loss_of(model: Qwen2ForCausalLM, windows: torch.Tensor, reduction: str) -> t
 
 
 @torch.no_grad()
-def evaluate(model: Qwen2ForCausalLM, ids: np.ndarray) -> float:
+def evaluate(model: PreTrainedModel, ids: np.ndarray) -> float:
     """Mean nats a token of a text cut into windows; every token but the first is scored once."""
     model.eval()
     full = (len(ids) - 1) // CONTEXT * CONTEXT
@@ -164,7 +166,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    model: Qwen2ForCausalLM, tokenizer: Tokenizer, train_ids: np.ndarray, held_ids: np.ndarray, args
+    model: PreTrainedModel, tokenizer: Tokenizer, train_ids: np.ndarray, held_ids: np.ndarray, args
 ) -> int:
     """Train in place, leave the best evaluated state in the model, return that state's step."""
     random = np.random.default_rng(args.seed)
@@ -210,7 +212,7 @@ def train(
 # --- Files --------------------------------------------------------------------------------------
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the model in float16 and its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
@@ -227,7 +229,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def sample(model: Qwen2ForCausalLM, tokenizer: Tokenizer, n_tokens: int = 120) -> str:
+def sample(model: PreTrainedModel, tokenizer: Tokenizer, n_tokens: int = 120) -> str:
     """Text drawn from the beginning of a line, at temperature 0.7."""
     prompt = torch.zeros((1, 1), dtype=torch.int64)
     out = model.generate(
@@ -237,6 +239,8 @@ def sample(model: Qwen2ForCausalLM, tokenizer: Tokenizer, n_tokens: int = 120) -
     return tokenizer.decode(out[0].tolist())
 
 
+TITLES = ("A small model of one text", "The demo model of tritllm")
+
 CARD = """\
 ---
 license: apache-2.0
@@ -245,7 +249,7 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# The demo model of tritllm
+# {title}
 
 A causal language model small enough to ship with the package and to train on two CPU cores, so that
 quantizing, evaluating and generating can be tried without a download. It knows one text and nothing
@@ -253,8 +257,8 @@ else: it is a test piece, not an assistant.
 
 | | |
 |---|---|
-| shape | Qwen2, {layers} layers, hidden {hidden}, intermediate {intermediate}, {heads} heads and \
-{kv_heads} key-value heads of {head_dim}, tied embeddings, context {context} |
+| shape | {family}, {layers} layers, hidden {hidden}, intermediate {intermediate}, {heads} heads \
+and {kv_heads} key-value heads of {head_dim}, {tied} embeddings, context {context} |
 | parameters | {parameters:,}, of which {linear:,} in linear layers; float16 |
 | tokenizer | byte-level BPE, {vocabulary:,} tokens, {bytes_per_token:.2f} bytes a token; \
 `{end}` stands before a text and is never predicted |
@@ -301,6 +305,13 @@ def main() -> None:
     parser.add_argument("--about", help="what the text is, for the model card (its file's name)")
     parser.add_argument("--language", default="en", help="its language, for the model card")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder (the package's)")
+    parser.add_argument("--family", choices=("qwen2", "llama"), default="qwen2")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--intermediate", type=int, default=720)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--untied", action="store_true", help="an output matrix of its own")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -328,11 +339,13 @@ def main() -> None:
         raise SystemExit(f"training and held-out text need {2 * CONTEXT} tokens each")
     print(f"training on {len(train_ids):,} tokens, holding out {len(held_ids):,}", flush=True)
 
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, **SHAPE,
+    config = AutoConfig.for_model(
+        args.family, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=CONTEXT,
+        tie_word_embeddings=not args.untied, bos_token_id=0, eos_token_id=0,
+        hidden_size=args.hidden, num_hidden_layers=args.layers, intermediate_size=args.intermediate,
+        num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
     )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     began = time.monotonic()
     best_step = train(model, tokenizer, train_ids, held_ids, args)
     minutes = (time.monotonic() - began) / 60
@@ -348,12 +361,17 @@ def main() -> None:
     shown = ["--text", args.text.name]
     shown += ["--heldout", args.heldout.name] if args.heldout else []
     shown += ["--verses"] if args.verses else []
-    for name in ("about", "language", "steps", "lr", "seed", "threads"):
+    shown += ["--untied"] if args.untied else []
+    for name in NAMED:
         value = getattr(args, name)
-        shown += [] if value == parser.get_default(name) else [f"--{name}", str(value)]
+        option = "--" + name.replace("_", "-")
+        shown += [] if value == parser.get_default(name) else [option, str(value)]
     card = CARD.format(
         about=args.about or args.text.name,
         language=args.language,
+        title=TITLES[args.out.resolve() == DEFAULT_OUT],
+        family={"qwen2": "Qwen2", "llama": "Llama"}[args.family],
+        tied="untied" if args.untied else "tied",
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
