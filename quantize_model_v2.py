@@ -27,7 +27,7 @@ def main() -> None:
         out: Annotated[Path, typer.Option(help="Folder for <config>/packed and <config>/model.")],
     ) -> None:
         """Quantize a model with codec v2, as the published models were."""
-        quantize.command(model, configs, out, codec="v2")
+        quantize.command(model, out, configs, codec="v2")
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from tritllm.publish.card import card as card
     from tritllm.publish.info import info as info
     from tritllm.publish.push import push as push
-    from tritllm.quantizer.quantize import quantize as quantize
     from tritllm.run.bench import bench as bench
     from tritllm.run.demo import demo as demo
     from tritllm.run.doctor import doctor as doctor
     from tritllm.run.generate import generate as generate
+    from tritllm.run.quantize import quantize as quantize
     from tritllm.run.serve import serve as serve
 
 _MODULE_OF = {
@@ -50,7 +50,7 @@ _MODULE_OF = {
     "generate": "tritllm.run.generate",
     "info": "tritllm.publish.info",
     "push": "tritllm.publish.push",
-    "quantize": "tritllm.quantizer.quantize",
+    "quantize": "tritllm.run.quantize",
     "serve": "tritllm.run.serve",
     "verify": "tritllm.checkpoint.verify",
 }

@@ -11,7 +11,8 @@ import tritllm
 from tritllm.cli.main import COMMANDS
 
 ONLY_PRINTED = {"as_json"}  # how a result is shown
-LISTS = {"configs", "write", "include", "exclude", "depth"}  # text or options; sequences in Python
+# Text or options; sequences in Python.
+LISTS = {"configs", "write", "include", "exclude", "depth", "nested"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -25,6 +25,14 @@ def count(number: float) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,.0f}"
 
 
+def duration(seconds: float) -> str:
+    """A time as a person reads it: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def progress_bar() -> Progress:
     """A bar with a share and the time left, on standard error where that is a terminal."""
     return Progress(

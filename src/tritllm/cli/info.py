@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritllm.cli.console import console, count, size
+from tritllm.model_card.encoder import lines_of_encoder
 from tritllm.publish.info import ModelInfo, info
 
 
@@ -45,6 +46,7 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
         rows += [
             ("depth", depths),
             ("codec", f"tritllm {facts.codec}"),
+            *(("digits chosen", line) for line in lines_of_encoder(facts.encoder)),
             (
                 "bits per weight",
                 f"{facts.information_bits:.2f} information, {facts.file_bits:.3f} in the file, "

@@ -9,19 +9,21 @@ import typer
 
 from tritllm.cli.console import console, progress_bar
 from tritllm.cli.options import CodecThreads
-from tritllm.cli.quantize_text import ProgressLines, print_plan, print_reports
-from tritllm.quantizer.quantize import quantize
+from tritllm.cli.quantize_text import CalibrationLines, ProgressLines, print_plan, print_reports
+from tritllm.errors import TritError
+from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.shard_pass import Progress
+from tritllm.run.quantize import quantize
 
 
 def command(
     model: Annotated[str, typer.Option(help="Local folder or Hub id of the source model.")],
-    configs: Annotated[
-        str, typer.Option(help="Depths: uniform-d1 .. uniform-d4, separated by commas.")
-    ],
     out: Annotated[
         Path, typer.Option(help="Folder to write <config>/packed and <config>/model to.")
     ],
+    configs: Annotated[
+        str, typer.Option(help="Depths: uniform-d1 .. uniform-d4, separated by commas.")
+    ] = "",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     stream: Annotated[
         bool, typer.Option(help="Read a Hub id in place and store nothing of it.")
@@ -54,6 +56,42 @@ def command(
             "the config's. The option can be repeated."
         ),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|DATASET",
+            help="Choose the digits for what the layers do on this text: a file in UTF-8, or a "
+            "dataset of the Hub as OWNER/NAME,CONFIG,SPLIT,COLUMN.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of that text to use; by default 262,144, or what the text has."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Tokens a window; by default 2,048, or as many as the model takes."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of the text's windows.")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device of torch that the model is calibrated on; by default a GPU where there "
+            "is one."
+        ),
+    ] = None,
+    nested: Annotated[
+        str,
+        typer.Option(
+            metavar="D,D",
+            help="Also write one file to be read at each of these depths, say 2,4. Needs "
+            "--calibrate.",
+        ),
+    ] = "",
     threads: CodecThreads = None,
     allow_low_coverage: Annotated[
         bool,
@@ -71,14 +109,26 @@ def command(
     with progress_bar() as bar:
         task = bar.add_task("quantizing", total=None, visible=False)
 
-        lines = ProgressLines()
+        lines, calibration = ProgressLines(), CalibrationLines()
         begun = False  # something is finished, and kept
 
         def on_progress(step: Progress) -> None:
             nonlocal begun
             begun = True
-            bar.update(task, total=step.total_bytes, completed=step.done_bytes, visible=True)
+            bar.update(
+                task,
+                description="writing" if calibrate else "quantizing",
+                total=step.total_bytes,
+                completed=step.done_bytes,
+                visible=True,
+            )
             lines.show(step)
+
+        def on_calibration(step: CalibrationProgress) -> None:
+            nonlocal begun
+            begun = True
+            text = calibration.show(step)
+            bar.update(task, description=text, total=step.total, completed=step.done, visible=True)
 
         try:
             reports = quantize(
@@ -93,11 +143,18 @@ def command(
                 include=include or (),
                 exclude=exclude or (),
                 depth=depth or (),
+                calibrate=calibrate,
+                tokens=tokens,
+                context=context,
+                seed=seed,
+                device=device,
+                nested=_depths(nested),
                 threads=threads,
                 allow_low_coverage=allow_low_coverage,
                 dry_run=dry_run,
                 on_plan=print_plan,
                 on_progress=on_progress,
+                on_calibration=on_calibration,
             )
         except KeyboardInterrupt:
             if not begun:
@@ -110,3 +167,10 @@ def command(
     for report in reports:
         for kind in report["fingerprint"]["write"]:
             console.print(f"{out / report['config'] / kind}", markup=False, soft_wrap=True)
+
+
+def _depths(nested: str) -> list[int]:
+    try:
+        return [int(depth) for depth in nested.split(",") if depth]
+    except ValueError:
+        raise TritError(f"--nested {nested!r} is not depths with commas, say 2,4") from None

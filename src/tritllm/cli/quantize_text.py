@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from rich.table import Table
 
-from tritllm.cli.console import console, count, errors, size
+from tritllm.cli.console import console, count, duration, errors, size
+from tritllm.model_card.encoder import lines_of_encoder
 from tritllm.quantizer.coverage import judgement
+from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import Report
 from tritllm.quantizer.shard_pass import Progress
@@ -36,6 +39,39 @@ class ProgressLines:
             markup=False,
             soft_wrap=True,
         )
+
+
+class CalibrationLines:
+    """Says how far a calibrator is: as a text beside a bar, or a line every few percent."""
+
+    def __init__(self) -> None:
+        self._activity = ""
+        self._next = 0
+        self._began = (0.0, 0.0)  # time, and what was done then
+
+    def show(self, step: CalibrationProgress) -> str:
+        """The text to show beside a bar; printed, if it is time to, where no terminal shows one."""
+        now = time.monotonic()
+        if step.activity != self._activity:
+            self._activity, self._next, self._began = step.activity, 0, (now, step.done)
+        losses = "".join(
+            f"  {name} {step.loss_before[name]:.3g} -> {after:.3g}"
+            for name, after in step.loss_after.items()
+        )
+        text = f"{step.activity} {step.where}{'  loss' if losses else ''}{losses}"
+        percent = int(100 * step.done / step.total) if step.total else 100
+        if not errors.is_terminal and percent >= self._next:
+            self._next = percent - percent % _STEP_PERCENT + _STEP_PERCENT
+            left = self._seconds_left(now, step)
+            ending = "" if left is None else f"  about {duration(left)} left"
+            errors.print(f"{percent:3} %  {text}{ending}", markup=False, soft_wrap=True)
+        return text
+
+    def _seconds_left(self, now: float, step: CalibrationProgress) -> float | None:
+        began, done = self._began
+        if step.done <= done:
+            return None
+        return (now - began) * (step.total - step.done) / (step.done - done)
 
 
 def print_plan(plan: Plan) -> None:
@@ -74,6 +110,11 @@ def print_plan(plan: Plan) -> None:
     console.print(
         f"disk needed {size(plan.disk_bytes)}, peak memory about {size(plan.peak_memory)}"
     )
+    if plan.calibration:
+        console.print(
+            f"calibrating takes up to {size(plan.calibration.disk)} of that disk until the run "
+            f"ends, and about {size(plan.calibration.memory)} of memory"
+        )
 
 
 def print_reports(reports: list[Report]) -> None:
@@ -116,6 +157,8 @@ def print_reports(reports: list[Report]) -> None:
             f"16-bit {size(report['model_bytes'])}",
             soft_wrap=True,
         )
+        for line in lines_of_encoder(report.get("encoder", {})):
+            console.print(f"  {line}", markup=False, soft_wrap=True)
     peak = reports[-1]["peak_memory_bytes"]
     console.print(
         f"{reports[-1]['seconds']:.1f} s, peak memory {'unknown' if peak is None else size(peak)}"

@@ -62,20 +62,23 @@ class Window:
         return len(self.ids) - self.first
 
 
-def read_text(path: str | Path) -> Text:
+def read_text(path: str | Path, option: str = "--text") -> Text:
     """Read a file of UTF-8 text, byte for byte.
+
+    option: of the command line that names the file, for messages.
 
     Raises TritError for a file that cannot be read, is empty or is not UTF-8.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise TritError(f"{path}: {error.strerror}; give a text with --text") from None
+        raise TritError(f"{path}: {error.strerror}; give a text with {option}") from None
     try:
         return _text(str(path), data.decode("utf-8"), data)
     except UnicodeDecodeError as error:
         raise TritError(
-            f"{path}: not UTF-8 text (byte {error.start}); convert it, or give another with --text"
+            f"{path}: not UTF-8 text (byte {error.start}); convert it, "
+            f"or give another with {option}"
         ) from None
 
 

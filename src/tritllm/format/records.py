@@ -13,6 +13,7 @@ from tritllm.format.trits import DEPTHS
 
 is_sha256 = re.compile("[0-9a-f]{64}").fullmatch
 is_shard_name = re.compile(r"[^/\\]+\.safetensors").fullmatch
+TRAINED = ", trained"  # ends what `kept` says of a tensor whose values are not the source's
 _MOST = (1 << 63) - 1
 _WITHOUT_DIGITS = dict.fromkeys(map(ord, "0123456789abcdef"))
 

@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 from tritllm.extras import require
+from tritllm.format.records import TRAINED
+from tritllm.model_card.encoder import lines_of_encoder
 from tritllm.model_card.figures import Measures, architectures_of, measure
 from tritllm.model_card.licence import Licence, licence_notice
 
@@ -83,13 +85,12 @@ def model_card(
         f"{facts.file_bits:.2f} (in the packed file) |",
         "| Group size | 16 |",
         "| Scale codebook | 27-entry log-spaced (scale_depth=3) |",
-        "| Method | Uniform PTQ, no calibration |"
-        if len(depths) == 1
-        else "| Method | PTQ with a depth for each layer, no calibration |",
+        f"| Method | {_method(facts, manifest)} |",
         f"| Quantized layers | {facts.quantized} 2D linear matrices, "
         f"{facts.coverage_percent:.1f} % of the parameters |",
-        f"| {_kept_label(manifest, kind)} | {_kept(facts.kept)} |",
+        *_kept_rows(manifest, kind, facts.kept),
         f"| Codec | tritllm {manifest['codec']} |",
+        *_encoder_rows(manifest),
         f"| SQNR | {_sqnr(facts)} |",
         f"| Size | {_megabytes(facts.packed_bytes)} packed, "
         f"{_megabytes(facts.model_bytes)} dequantized |",
@@ -177,6 +178,19 @@ def _revision(manifest: dict[str, Any]) -> str:
     return f" at `{revision[:12]}`" if revision else ""
 
 
+def _method(facts: Measures, manifest: dict[str, Any]) -> str:
+    depths = "Uniform PTQ" if len(facts.depths) == 1 else "PTQ with a depth for each layer"
+    chosen = ", calibrated" if lines_of_encoder(manifest.get("encoder", {})) else ", no calibration"
+    return depths + chosen
+
+
+def _kept_rows(manifest: dict[str, Any], kind: str, reasons: dict[str, int]) -> list[str]:
+    trained = {r.removesuffix(TRAINED): n for r, n in reasons.items() if r.endswith(TRAINED)}
+    rest = {r: n for r, n in reasons.items() if not r.endswith(TRAINED)}
+    rows = [f"| {_kept_label(manifest, kind)} | {_kept(rest)} |"]
+    return rows + ([f"| Not quantized, but trained | {_kept(trained)} |"] if trained else [])
+
+
 def _kept_label(manifest: dict[str, Any], kind: str) -> str:
     if kind == "packed":
         return "Kept as in the source"
@@ -185,6 +199,11 @@ def _kept_label(manifest: dict[str, Any], kind: str) -> str:
 
 def _kept(reasons: dict[str, int]) -> str:
     return ", ".join(_KEPT_IN_WORDS.get(r, f"{r} ({n})") for r, n in sorted(reasons.items())) or "-"
+
+
+def _encoder_rows(manifest: dict[str, Any]) -> list[str]:
+    lines = lines_of_encoder(manifest.get("encoder", {}))
+    return [f"| Digits chosen | {'; '.join(lines)} |"] if lines else []
 
 
 def _sqnr(facts: Measures) -> str:

@@ -24,6 +24,7 @@ class ModelInfo:
     """Facts about a model; None where they do not apply or nothing states them.
 
     depths: quantized weights at each depth, empty for a model that is not packed.
+    encoder: what the writer says of how the digits were chosen, empty for nothing.
     weight_bytes: of all tensors in the files. float_bytes: the same model in 16-bit floats.
     cache_bytes_per_token: of keys and values in 16 bits, all layers.
     """
@@ -40,6 +41,7 @@ class ModelInfo:
     file_bits: float
     sqnr_mean_db: float | None
     codec: str | None
+    encoder: dict[str, Any]
     weight_bytes: int
     float_bytes: int
     cache_bytes_per_token: int | None
@@ -85,6 +87,7 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
         file_bits=packed.file_bits if packed else 8 * weight_bytes / max(parameters, 1),
         sqnr_mean_db=packed.sqnr_mean_db if packed else None,
         codec=manifest["codec"] if manifest else None,
+        encoder=manifest.get("encoder", {}) if manifest else {},
         weight_bytes=weight_bytes,
         float_bytes=2 * parameters,
         cache_bytes_per_token=_cache_bytes(shape),

@@ -79,5 +79,10 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
             if inner := differences(old, new, f"{prefix}{key}."):
                 found.append(inner)
         elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
+            found.append(f"{prefix}{key}: {_shown(old)} -> {_shown(new)}")
     return "; ".join(found)
+
+
+def _shown(value: Any) -> Any:
+    """Of settings that only one of two runs has, nothing more than that."""
+    return "given" if isinstance(value, dict) else "none" if value is None else value

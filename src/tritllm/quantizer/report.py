@@ -12,6 +12,7 @@ from typing import Any
 from tritllm.codec import to_decibel
 from tritllm.errors import OutputError
 from tritllm.format.layout import part_names
+from tritllm.format.records import TRAINED
 from tritllm.format.safetensors_header import ITEM_BYTES
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
@@ -97,7 +98,7 @@ def make_report(
 def kept_reason(tensor: PlannedTensor, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Why a tensor is not quantized, and whether its values are others than the source's."""
     trained = results.get(tensor.entry.name, {}).get("trained", False)
-    return f"{tensor.decision.reason}, trained" if trained else tensor.decision.reason
+    return tensor.decision.reason + (TRAINED if trained else "")
 
 
 def read_report(path: Path) -> Report:

@@ -48,6 +48,8 @@ def finish_config(
 ) -> Report:
     """Complete the folders of one config and give them their names; again, after a kill."""
     encoder = encodings.encoder(config) if encodings else {}
+    if config.nested:
+        encoder["nested"] = list(config.nested)
     notes = encodings.notes(config) if encodings else {}
     hashes: dict[str, str] = {}
     results: dict[str, dict[str, Any]] = {}

@@ -15,10 +15,10 @@ from tritllm.checkpoint.verify import verify
 from tritllm.errors import TritError, first_line
 from tritllm.extras import require
 from tritllm.quantizer.configs import CONFIG_NAMES
-from tritllm.quantizer.quantize import quantize
 from tritllm.quantizer.report import Report, peak_memory_bytes
 from tritllm.quantizer.shard_pass import Progress
 from tritllm.run.loading import check_text
+from tritllm.run.quantize import quantize
 
 if TYPE_CHECKING:
     from tritllm.evaluation.quality import Quality
