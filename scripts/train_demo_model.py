@@ -2,8 +2,9 @@
 
     python scripts/train_demo_model.py --text kjv.txt --verses
 
-writes OUT/model (configuration, float16 weights, tokenizer, model card) and OUT/heldout.txt, the
-part of the text that the model has not seen. Any UTF-8 text will do: without --verses the last 4 %
+writes OUT/model (configuration, float16 weights, tokenizer, model card), OUT/heldout.txt, the part
+of the text that the model has not seen, and OUT/calibration.txt, paragraphs at equal distances of
+the part that it was trained on. Any UTF-8 text will do: without --verses the last 4 %
 of its lines are held out, or all of it is trained on where --heldout names another file.
 
 With --verses each line is a verse behind its reference, as in `Ge1:1 In the beginning ...`. The
@@ -58,6 +59,7 @@ NAMED = (
     "about", "language", "family", "hidden", "intermediate", "layers", "heads", "kv_heads",
     "steps", "lr", "seed", "threads",
 )  # options that the card repeats where they are not the defaults  # fmt: skip
+CALIBRATION_BYTES = 285_000  # about: 80,000 tokens and a little
 DEFAULT_OUT = Path(__file__).resolve().parent.parent / "src/tritllm/demo_data"
 
 
@@ -86,6 +88,13 @@ def split_verses(text: str) -> tuple[str, str]:
             last = chapter == max(chapters) and len(chapters) > SHORT_BOOK
             (heldout if last else train).append("\n".join(verses) + "\n")
     return "\n".join(train), "\n".join(heldout)
+
+
+def excerpt(train_text: str) -> str:
+    """Every n-th paragraph (of --verses: chapter), about CALIBRATION_BYTES in all."""
+    paragraphs = train_text.split("\n\n")
+    n = max(1, round(len(train_text) / CALIBRATION_BYTES))
+    return "\n\n".join(paragraph.strip("\n") for paragraph in paragraphs[::n]) + "\n"
 
 
 # --- Tokens -------------------------------------------------------------------------------------
@@ -264,6 +273,7 @@ and {kv_heads} key-value heads of {head_dim}, {tied} embeddings, context {contex
 `{end}` stands before a text and is never predicted |
 | training text | {about}; {train_bytes:,} bytes |
 | held-out text | {held_bytes:,} bytes: {split} |
+| calibration text | {calibration_bytes:,} bytes of the training text, taken at equal distances |
 | held-out perplexity | {perplexity:.2f} a token, {bits:.3f} bits a byte |
 
 The perplexity is that of the float16 weights, over windows of {context} tokens, each of the
@@ -283,7 +293,8 @@ products in bfloat16; kept is the state after step {best_step:,}. It took {minut
 {command}
 ```
 
-The training text is not in this folder. The weights are ours, licensed under Apache 2.0.
+`heldout.txt` and `calibration.txt` stand beside this folder; the rest of the training text does not
+ship. The weights are ours, licensed under Apache 2.0.
 
 ## A sample
 
@@ -353,6 +364,8 @@ def main() -> None:
     folder = args.out / "model"
     save(model, tokenizer, folder)
     (args.out / "heldout.txt").write_text(held_text, encoding="utf-8")
+    calibration_text = excerpt(train_text)
+    (args.out / "calibration.txt").write_text(calibration_text, encoding="utf-8")
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     nats = evaluate(model, held_ids)
@@ -386,6 +399,7 @@ def main() -> None:
         end=END,
         train_bytes=len(train_text.encode()),
         held_bytes=held_bytes,
+        calibration_bytes=len(calibration_text.encode()),
         held_tokens=len(held_ids),
         split=split,
         perplexity=math.exp(nats),

@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tritllm.cli.console import console, errors, progress_bar, size
+from tritllm.cli.quantize_text import CalibrationLines
+from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.shard_pass import Progress
-from tritllm.run.demo import DemoResult, demo
+from tritllm.run.demo import DemoResult, Row, demo
 
 
 def command(
@@ -24,12 +26,26 @@ def command(
     text: Annotated[
         Path | None, typer.Option(help="File of another held-out text, in UTF-8.")
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of another text to calibrate on. Another model is calibrated only with one."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Tokens to calibrate on; by default the whole text, 0 calibrates nothing."
+        ),
+    ] = None,
     prompt: Annotated[
         str, typer.Option(help="The prompt that the model continues at each depth.")
     ] = "And the LORD said unto",
 ) -> None:
-    """Quantize a small model at four depths in one pass, verify, measure, and let it speak."""
-    console.print("quantizing at four depths in one pass, verifying, measuring ...")
+    """Quantize a small model at four depths, data-free and calibrated; verify, measure, let it
+    speak.
+    """
+    console.print("quantizing at four depths, data-free and calibrated, verifying, measuring ...")
     with progress_bar() as bar:
         task = bar.add_task("quantizing")
 
@@ -41,14 +57,32 @@ def command(
             if not errors.is_terminal and tenth > told:  # no terminal to draw a bar on
                 errors.print(f"quantizing: {10 * tenth} %")
                 told = tenth
-                if tenth == 10:
-                    errors.print("verifying, then measuring quality: some 20 seconds or more")
             bar.update(task, completed=step.done_bytes, total=step.total_bytes)
-            if step.done_bytes == step.total_bytes:
-                bar.update(task, description="measuring quality")
 
-        result = demo(out, model=model, text=text, prompt=prompt, on_progress=on_progress)
+        lines = CalibrationLines()
+
+        def on_calibration(step: CalibrationProgress) -> None:
+            bar.update(task, description=lines.show(step), completed=step.done, total=step.total)
+            if step.done >= step.total:
+                bar.update(task, description="verifying, then measuring quality")
+                if not errors.is_terminal:
+                    errors.print("verifying, then measuring quality: some 40 seconds or more")
+
+        result = demo(
+            out,
+            model=model,
+            text=text,
+            calibrate=calibrate,
+            tokens=tokens,
+            prompt=prompt,
+            on_progress=on_progress,
+            on_calibration=on_calibration,
+        )
     _print(result)
+
+
+def _name(row: Row) -> str:
+    return f"{row.name}, calibrated" if row.calibrated else row.name
 
 
 def _print(result: DemoResult) -> None:
@@ -58,7 +92,7 @@ def _print(result: DemoResult) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(
-            row.name,
+            _name(row),
             f"{row.bits_per_weight:.2f}",
             size(row.file_bytes),
             "-" if row.sqnr_db is None else f"{row.sqnr_db:.2f}",
@@ -68,7 +102,7 @@ def _print(result: DemoResult) -> None:
         )
     console.print(table)
     for row in result.rows:
-        line = Text(f"{row.name:>10}  ", style="bold")
+        line = Text(f"{_name(row):>22}  ", style="bold")
         line.append(f"{result.prompt} ", style="dim")
         line.append(row.sample, style="not bold")
         console.print(line, soft_wrap=True)
