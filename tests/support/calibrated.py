@@ -18,10 +18,11 @@ def plan_of(
     configs: Sequence[str] = ("uniform-d2",),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kinds: Sequence[str] = ("packed",),
 ) -> Plan:
     """What `quantize` would do with a folder."""
     parsed = tuple(parse_config(name) for name in configs)
-    settings = Settings(parsed, ("packed",), "v3", "float16", tuple(include), tuple(exclude))
+    settings = Settings(parsed, tuple(kinds), "v3", "float16", tuple(include), tuple(exclude))
     return make_plan(open_source(open_files(str(source))), settings)
 
 

@@ -49,6 +49,7 @@ class Skeleton:
         model: the module, in evaluation mode; parameters are on meta until they are filled.
         planned: by the model's name of a module, the tensor that is quantized and is its weight.
         blocks: the modules that the model runs one after the other, by name, in order.
+        tables: as `planned`, the embedding tables that are quantized.
         absent: quantized tensors of the source that are no linear layer of this model.
 
     Raises TritError where transformers cannot build the model, or it is none that can be
@@ -62,10 +63,15 @@ class Skeleton:
         self._name_tensors()
         tensors = {tensor.entry.name: tensor for tensor in quantized}
         self.planned: dict[str, PlannedTensor] = {}
+        self.tables: dict[str, PlannedTensor] = {}
         for name, (_, entry) in self._entries.items():
-            module = name.removesuffix(".weight")
-            if entry.name in tensors and is_linear(self.model.get_submodule(module)):
-                self.planned[module] = tensors[entry.name]
+            if entry.name not in tensors:
+                continue
+            module = self.model.get_submodule(name.removesuffix(".weight"))
+            if is_linear(module):
+                self.planned[name.removesuffix(".weight")] = tensors[entry.name]
+            elif isinstance(module, nn.Embedding):
+                self.tables[name.removesuffix(".weight")] = tensors[entry.name]
         found = {tensor.entry.name for tensor in self.planned.values()}
         self.absent = [tensor for tensor in quantized if tensor.entry.name not in found]
         self.blocks = _blocks(self.model, self.planned, source.files.name)
@@ -100,7 +106,8 @@ class Skeleton:
     def weight(self, module: str) -> torch.Tensor:
         """The source's weight of a quantized module, float32 [out_features, in_features]."""
         weight = self._read(f"{module}.weight").float()
-        return weight.T.contiguous() if self.planned[module].decision.transposed else weight
+        transposed = module in self.planned and self.planned[module].decision.transposed
+        return weight.T.contiguous() if transposed else weight
 
     def fill(self, root: str, device: torch.device) -> None:
         """Fill the parameters at and below a module, float32, and move its buffers."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tritllm.errors import TritError
 from tritllm.format.modules import matches
@@ -30,6 +31,7 @@ class Config:
         last is `depth`.
     command_options: words on the command line that give this config again, if its name alone does
         not.
+    notes: what `allocation` of report.json says of how `depths` were chosen, in JSON's types.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Config:
     depths: Mapping[str, int] = field(default_factory=dict, hash=False)
     nested: tuple[int, ...] = ()
     command_options: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     def depth_of(self, module: str) -> int:
         """Depth 1..4 of the linear weight of `module`."""
@@ -46,6 +49,10 @@ class Config:
             if matches(module, [glob]):
                 depth = value
         return depth
+
+    def is_overridden(self, module: str) -> bool:
+        """Whether an override says the depth of `module`."""
+        return any(matches(module, [glob]) for glob, _ in self.overrides)
 
     def overridden(self, overrides: Sequence[tuple[str, int]]) -> Config:
         """The same config with these overrides after its own."""

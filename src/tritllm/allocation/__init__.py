@@ -1,0 +1,1 @@
+"""Mixed depth: which matrix gets how many trits, chosen by the divergence that each costs."""

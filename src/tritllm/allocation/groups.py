@@ -1,0 +1,86 @@
+"""Which matrices share a depth, and what a depth of them takes in the file.
+
+Matrices that a runtime fuses into one product must have one depth: query, key and value; gate and
+up; the experts of a block, whose gates and ups are one group and whose downs are another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tritllm.format.layout import nbytes
+from tritllm.quantizer.decisions import PlannedTensor
+
+# A pattern of a module's last names, and what a group of them is called. A name that no row means
+# (o_proj, down_proj, GPT-2's c_attn, Phi-3's qkv_proj) is a group of its own.
+_TIED = (
+    (r"experts\.\d+\.(gate_proj|up_proj|w1|w3)", "experts.gate_up"),
+    (r"experts\.\d+\.(down_proj|w2)", "experts.down"),
+    (r"(q|k|v)_proj", "qkv"),
+    (r"(query|key|value)", "qkv"),
+    (r"(gate|up)_proj", "gate_up"),
+)
+_BLOCK = re.compile(r"(?:^|.*?\.)(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices that get one depth together.
+
+    name: the modules' common name, such as model.layers.3.self_attn.qkv.
+    """
+
+    name: str
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules, in stored order."""
+        return [tensor.module for tensor in self.tensors]
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of all matrices together."""
+        return sum(tensor.entry.size for tensor in self.tensors)
+
+    def nbytes(self, depth: int) -> int:
+        """Bytes of the matrices in the file at a depth: planes, scale indices and codebooks."""
+        return sum(nbytes(*tensor.matrix_shape, depth) for tensor in self.tensors)
+
+    @cached_property
+    def block(self) -> int | None:
+        """The number of the block that it belongs to; None for the embeddings and the output."""
+        match = _BLOCK.fullmatch(self.name)
+        return int(match[1]) if match else None
+
+    @property
+    def kind(self) -> str:
+        """Its name within the block; that of the module where it is in none."""
+        match = _BLOCK.fullmatch(self.name)
+        return match[2] if match else self.name.rpartition(".")[2]
+
+
+def find_groups(tensors: Iterable[PlannedTensor]) -> list[Group]:
+    """The groups of quantized tensors, each where its first tensor is stored."""
+    found: dict[str, list[PlannedTensor]] = {}
+    for tensor in tensors:
+        found.setdefault(_group_name(tensor.module), []).append(tensor)
+    return [Group(name, tuple(members)) for name, members in found.items()]
+
+
+def _group_name(module: str) -> str:
+    for pattern, name in _TIED:
+        tied, count = re.subn(rf"(^|(?<=\.)){pattern}$", name, module)
+        if count:
+            return tied
+    return module
+
+
+def bits_per_weight(groups: Iterable[Group], depths: Mapping[str, int]) -> float:
+    """File bits a weight of groups at their depths."""
+    groups = list(groups)
+    total = sum(group.nbytes(depths[group.name]) for group in groups)
+    return 8 * total / sum(group.weights for group in groups)
