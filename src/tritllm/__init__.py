@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tritllm.run.bench import bench as bench
     from tritllm.run.demo import demo as demo
     from tritllm.run.doctor import doctor as doctor
+    from tritllm.run.evaluate import evaluate as evaluate
     from tritllm.run.generate import generate as generate
     from tritllm.run.quantize import quantize as quantize
     from tritllm.run.serve import serve as serve
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "doctor": "tritllm.run.doctor",
     "encode": "tritllm.codec",
     "encode_depths": "tritllm.codec",
+    "evaluate": "tritllm.run.evaluate",
     "generate": "tritllm.run.generate",
     "info": "tritllm.publish.info",
     "push": "tritllm.publish.push",

@@ -196,13 +196,19 @@ def _rows(reports: dict[str, Report], qualities: dict[str, Quality]) -> list[Row
 
 
 def _plot(out: Path, rows: list[Row], name: str) -> Path:
-    from tritllm.evaluation.plot import Point, plot_depths
+    from tritllm.evaluation.plot import Point, plot_quality
 
-    curves: dict[str, list[Point]] = {}
-    for row in rows[1:]:
-        label = row.name.removeprefix("uniform-")
-        point = Point(label, row.bits_per_weight, row.perplexity, row.mean_kl)
-        curves.setdefault("calibrated" if row.calibrated else "data-free", []).append(point)
+    points = [
+        Point(
+            row.name.removeprefix("uniform-"),
+            "calibrated" if row.calibrated else "data-free",
+            row.bits_per_weight,
+            row.file_bytes,
+            row.mean_kl,
+            row.perplexity,
+        )
+        for row in rows[1:]
+    ]
     path = out / PLOT
-    plot_depths(path, curves, rows[0].perplexity, f"{name}: what a depth costs")
+    plot_quality(path, points, rows[0].perplexity, f"{name}: what a depth costs")
     return path
