@@ -16,7 +16,7 @@ from tritllm.evaluation.sizes import Size, size_of, weights_of
 from tritllm.evaluation.token_scores import Estimate, Statistics, TokenScores
 from tritllm.extras import require
 from tritllm.quantizer.report import peak_memory_bytes
-from tritllm.run.evaluated_model import EvaluatedModel, find_models
+from tritllm.run.evaluated_model import EXACT, EvaluatedModel, find_models
 from tritllm.run.evaluation_protocol import EvaluationProtocol, read_protocol
 from tritllm.run.loading import check_dtype, load_tokenizer, quiet, set_threads
 from tritllm.storage.output_errors import output_errors
@@ -217,7 +217,7 @@ def _tasks(
 
     tell(f"tasks: {model.name}", 0, 1)
     scores = run_tasks(
-        model.load(dtype, device),
+        model.load(dtype, device, EXACT),
         load_tokenizer(model.path),
         tasks,
         folder=Path(folder) if folder is not None else None,

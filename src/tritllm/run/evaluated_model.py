@@ -15,7 +15,9 @@ from tritllm.format.names import CONFIG, MANIFEST
 from tritllm.run.loading import load, one_line
 from tritllm.storage.model_files import WEIGHT_SUFFIXES, LocalFiles, open_files
 
-DECODED = "torch"  # packed layers compute as the dequantized model does
+# Neither rounds activations: what is measured is the file.
+DECODED = "torch"  # packed layers compute as the dequantized model does, decoded at every call
+EXACT = "exact"  # by the device's own kernels, activations in float32
 _KINDS = ("packed", "model")  # folders that quantize writes for each config
 
 
@@ -41,14 +43,18 @@ class EvaluatedModel:
         with one_line(self.path):
             return AutoConfig.from_pretrained(**self._where())
 
-    def load(self, dtype: str, device: str) -> Any:
-        """The model, ready to be evaluated. Raises TritError where it does not load whole."""
+    def load(self, dtype: str, device: str, mode: str = DECODED) -> Any:
+        """The model, ready to be evaluated. Raises TritError where it does not load whole.
+
+        mode: what packed layers compute with, unless TRITLLM_LINEAR says: `DECODED` for whole
+        windows, `EXACT` where text is generated token by token.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
         if self.kind == "packed":
             model = load(self.path, planes=self.planes, dtype=dtype)
-            _compute_decoded(model)
+            _set_mode(model, mode)
         else:
             wanted = dtype if dtype == "auto" else getattr(torch, dtype)
             with one_line(self.path):
@@ -155,15 +161,14 @@ def _kind(path: Path) -> tuple[str, str, int]:
     return "packed", made, deepest
 
 
-def _compute_decoded(model: Any) -> None:
-    """Measure what the file holds, not how kernels round activations, unless that is asked for."""
+def _set_mode(model: Any, mode: str) -> None:
     if "TRITLLM_LINEAR" in os.environ:
         return
     from tritllm.ops.trit_linear import TritLinear
 
     for module in model.modules():
         if isinstance(module, TritLinear):
-            module.mode = DECODED
+            module.mode = mode
 
 
 def activations() -> str:
