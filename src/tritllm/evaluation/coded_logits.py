@@ -3,8 +3,9 @@
 The logits of a prediction are rounded to 65,536 even levels between the largest and the smallest
 (or 40 nats below the largest: e^-40 of all the probability is below what float32 holds). The step
 is at most 40 / 65,535 = 6.1e-4 nats. Rounding errors are even and independent, so a divergence is
-too large by half their variance on average, at most 1.6e-8 nats, and each prediction's lies within
-one step times the standard deviation of ln(p / q) of the exact one. The text's own token and the
+too large by half their variance on average, at most 1.6e-8 nats, and the mean of n has a random
+error of at most 6.1e-4 / sqrt(12) times the standard deviation of ln(p / q), sqrt(2 KL), over
+sqrt(n). The text's own token and the
 most likely token are stored beside, exactly: perplexity, change of probability and agreement are
 those of the logits themselves.
 """
