@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from support.tiny_text import write_text, write_tokenizer
 
 from tritllm.calibration.calibrator import TextCalibrator
 from tritllm.errors import TritError
+from tritllm.quantizer.configs import nested_config
 
 CONTEXT = 24
 
@@ -128,6 +130,21 @@ def test_several_configs_at_once_give_what_each_gives_alone(tmp_path):
         plan = plan_of(source, [name])
         alone |= results(calibrate(calibrator, plan, tmp_path / name), plan)
     assert together == alone
+
+
+def test_the_top_planes_of_a_nested_config_are_those_of_its_first_depth(tmp_path):
+    source = source_of(tmp_path, "llama_tied")
+    calibrator = TextCalibrator(write_text(tmp_path / "text.txt"), context=CONTEXT)
+    plan = plan_of(source, ["uniform-d2"])
+    deep = replace(plan, configs=(nested_config((2, 4)),))
+    shallow = calibrate(calibrator, plan, tmp_path / "shallow")
+    nested = calibrate(calibrator, deep, tmp_path / "nested")
+    first = plan.quantized[0]  # those behind it see another stream
+    alone = shallow.encoded(first, plan.configs[0])
+    both = nested.encoded(first, deep.configs[0])
+    assert both.depth == 4
+    np.testing.assert_array_equal(both.levels(2), alone.levels())
+    np.testing.assert_array_equal(both.codebook[1], alone.codebook[1])
 
 
 def test_experts_without_tokens_enough_stay_data_free_and_are_listed(tmp_path):

@@ -14,7 +14,7 @@ from tritllm.calibration.moments import Moments
 from tritllm.calibration.observe import Kind
 from tritllm.calibration.part import Part
 from tritllm.codec import TritTensor, encode
-from tritllm.codec.calibrated import Curvature, CurvatureError, encode_calibrated
+from tritllm.codec.calibrated import Curvature, CurvatureError, encode_calibrated, encode_nested
 from tritllm.errors import SourceError, TritError
 from tritllm.integrations.transformers.compat import Conv1D
 from tritllm.quantizer.configs import Config
@@ -30,7 +30,8 @@ class Outcome:
     data_free: why it could not be calibrated; None where it was.
     loss_before, loss_after: of data-free v3 and of the result, relative: see `CalibratedMatrix`;
         None where it is data-free.
-    tokens: that were summed. seconds: the encoding took, statistics not included.
+    tokens: that were summed. seconds: the encoding took, statistics not included; the first
+        matrix of a stage has those of factoring the Hessian.
     """
 
     tensor: PlannedTensor
@@ -57,6 +58,7 @@ def encode_stage(
 
     Raises TritError where an input was not a finite number, SourceError where a weight is not.
     """
+    started = time.monotonic()
     curvature, cross = None, None
     tokens = moments.tokens if moments else 0
     if moments:
@@ -73,7 +75,6 @@ def encode_stage(
             data_free = str(error)
     row = 0
     for name in modules:
-        started = time.monotonic()
         tensor = part.matrices[name]
         module: Any = part.root.get_submodule(name)
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
@@ -91,7 +92,10 @@ def encode_stage(
                     wanted = (weight.detach().double() @ cross).cpu().numpy()
                 else:
                     wanted = cross[rows].cpu().numpy()
-                found = encode_calibrated(matrix, curvature, wanted, depth, threads=threads)
+                if config.nested and depth == config.depth:
+                    found = encode_nested(matrix, curvature, wanted, config.nested, threads=threads)
+                else:
+                    found = encode_calibrated(matrix, curvature, wanted, depth, threads=threads)
                 result = _trit_tensor(found.encoded, matrix.shape[1])
                 before, after = found.loss_before, found.loss_after
         except ValueError as error:
@@ -101,6 +105,7 @@ def encode_stage(
             weight.copy_(new)
         seconds = time.monotonic() - started
         yield Outcome(tensor, result, data_free, before, after, tokens, seconds)
+        started = time.monotonic()
 
 
 def _trit_tensor(encoded: Any, columns: int) -> TritTensor:
