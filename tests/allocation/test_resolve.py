@@ -123,6 +123,8 @@ def test_fixed_modules_count(source, measuring):
     base = plan.configs[0].overridden([("*down_proj", 4), ("*layers.0.self_attn.q_proj", 1)])
     plan = replace(plan, configs=(base,))
     (config,) = resolve(["target-4.6bpw"], plan, measuring)
+    assert not any("down_proj" in module for module in config.depths)
+    config = config.overridden(base.overrides)
     assert config.depth_of("model.layers.1.mlp.down_proj") == 4
     assert config.depth_of("model.layers.0.self_attn.q_proj") == 1
     assert bits(plan, config) == pytest.approx(config.notes["bits_per_weight"])
@@ -241,10 +243,12 @@ def test_targets_out_of_range(source, measuring, name, message):
 
 
 def test_missing_text(source, tmp_path):
-    with pytest.raises(TritError, match="--calibrate TEXT or --measure TEXT"):
+    with pytest.raises(TritError, match="--calibrate or --sensitivity-text"):
         resolve([TARGET], plan_of(source), Measuring(None, None))
     with pytest.raises(TritError, match=r"absent.json is not there"):
-        resolve([TARGET], plan_of(source), Measuring(None, tmp_path / "absent.json"))
+        resolve(
+            [TARGET], plan_of(source), Measuring(None, tmp_path / "absent.json", must_exist=True)
+        )
 
 
 def test_short_text(source, tmp_path):

@@ -50,17 +50,10 @@ class Group:
         """Bytes of the matrices in the file at a depth: planes, scale indices and codebooks."""
         return sum(nbytes(*tensor.matrix_shape, depth) for tensor in self.tensors)
 
-    @cached_property
+    @property
     def block(self) -> int | None:
         """The number of the block that it belongs to; None for the embeddings and the output."""
-        match = _BLOCK.fullmatch(self.name)
-        return int(match[1]) if match else None
-
-    @property
-    def kind(self) -> str:
-        """Its name within the block; that of the module where it is in none."""
-        match = _BLOCK.fullmatch(self.name)
-        return match[2] if match else self.name.rpartition(".")[2]
+        return block_of(self.name)
 
 
 def find_groups(tensors: Iterable[PlannedTensor]) -> list[Group]:
@@ -77,6 +70,23 @@ def _group_name(module: str) -> str:
         if count:
             return tied
     return module
+
+
+def block_of(module: str) -> int | None:
+    """The number of the block that a module or a group is in; None where it is in none."""
+    match = _BLOCK.fullmatch(module)
+    return int(match[1]) if match else None
+
+
+def kind_of(module: str) -> str:
+    """What modules of different blocks have in common: the name within the block, experts alike.
+
+    The module's own name where it is in no block.
+    """
+    match = _BLOCK.fullmatch(module)
+    if not match:
+        return module.rpartition(".")[2]
+    return re.sub(r"\bexperts\.\d+\.", "experts.", match[2])
 
 
 def bits_per_weight(groups: Iterable[Group], depths: Mapping[str, int]) -> float:

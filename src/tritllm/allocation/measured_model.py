@@ -69,6 +69,11 @@ class MeasuredModel:
         self._depths = dict.fromkeys(self._modules, FLOAT)
         self._encoded: dict[tuple[str, int], TritTensor] = {}
 
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return len(self._blocks)
+
     def holds(self, module: str) -> bool:
         """Whether a module of the plan is a linear layer or an embedding table of the model."""
         return module in self._modules

@@ -9,7 +9,7 @@ from tritllm.allocation.measured_model import MeasuredModel, Sample
 from tritllm.allocation.swaps import Budget, Chosen, Depths, best_by_sum, predicted
 from tritllm.format.trits import DEPTHS
 
-_MEASUREMENTS = 6
+MEASUREMENTS = 6  # at most
 _NEAR = 0.97  # of the limit: no fewer bits are looked for from there
 
 
@@ -54,9 +54,9 @@ def reach(
     asked, tried = limit, set()
     count = 0
     deepest = dict.fromkeys((group.name for group in groups), DEPTHS[-1])
-    while count < _MEASUREMENTS:
+    while count < MEASUREMENTS:
         depths = fewest_by_sum(groups, kl, asked)
-        if count == _MEASUREMENTS - 1 and best is None:
+        if count == MEASUREMENTS - 1 and best is None:
             depths = deepest
         if tuple(depths.values()) in tried:
             break

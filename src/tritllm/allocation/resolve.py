@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tritllm.allocation.goals import Goal, parse_goal
 from tritllm.allocation.groups import Group, find_groups
 from tritllm.allocation.reach import fewest_by_sum
-from tritllm.allocation.sensitivities import NAME, Basis, Sensitivities, load, model_hash
+from tritllm.allocation.sensitivities import Basis, Sensitivities, load, model_hash
 from tritllm.allocation.swaps import Budget, Chosen, best_by_sum, predicted
 from tritllm.errors import TritError
 from tritllm.evaluation.corpus import Text
@@ -31,7 +31,8 @@ class Measuring:
     """How sensitivities are found.
 
     text: measured on; None takes what `file` holds, and measures nothing.
-    file: of sensitivities, read if it is there and written; None keeps nothing.
+    file: of sensitivities, read if it is there and written; None keeps nothing. must_exist: whether
+        the file was asked for by name, for messages.
     tokens: measured for the sensitivities, and as many more for whole models.
     context: tokens a window; None takes 512, or as many as the model takes.
     """
@@ -43,6 +44,7 @@ class Measuring:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    must_exist: bool = False
 
 
 def resolve(
@@ -56,7 +58,8 @@ def resolve(
     plan: of the same model with a config that has the overrides alone (`plan.configs[0]`): modules
         that they mean keep their depths, whose bytes count.
 
-    The configs have `depths` by module, the plan's overrides, and `notes` on how they were chosen.
+    The configs have `depths` by module, without what overrides fix, and `notes` on how they were
+    chosen.
 
     Raises TritError for a name, a goal that no depths reach, a missing text, a model that cannot be
     measured, and sensitivities of another model or text.
@@ -73,7 +76,7 @@ def resolve(
         if unmeasured:
             raise TritError(
                 f"{measuring.file}: {unmeasured[0].name} was not measured; give the text with "
-                "--measure TEXT, and it is measured"
+                "--sensitivity-text, and it is measured"
             )
         for goal in missing:
             known.choices[keys[goal]] = _entry(problem.by_sum(goal, known.kl), problem)
@@ -86,19 +89,17 @@ def resolve(
             known.choices[keys[goal]] = _entry(problem.measured(goal, session), problem)
             if measuring.file is not None:
                 known.save(measuring.file)
-    return [
-        problem.config(goal, known, known.choices[keys[goal]], plan.configs[0]) for goal in goals
-    ]
+    return [problem.config(goal, known, known.choices[keys[goal]]) for goal in goals]
 
 
 def _known(plan: Plan, measuring: Measuring, name: str) -> Sensitivities:
     """What the file holds, or nothing yet."""
     file, text = measuring.file, measuring.text
     if text is None and (file is None or not file.exists()):
-        where = f"{file} is not there; " if file is not None and file.name != NAME else ""
+        where = f"{file} is not there; " if measuring.must_exist else ""
         raise TritError(
             f"config {name!r}: {where}depths are chosen by what they cost on a text; give one "
-            "with --calibrate TEXT or --measure TEXT, or --sensitivities FILE of an earlier run"
+            "with --calibrate or --sensitivity-text, or --sensitivities FILE of an earlier run"
         )
     context = 0
     if text is not None:
@@ -198,9 +199,7 @@ class _Problem:
             return False
         return goal.bits is None or self.bits(choice["depths"]) <= goal.bits
 
-    def config(
-        self, goal: Goal, known: Sensitivities, choice: Mapping[str, Any], base: Config
-    ) -> Config:
+    def config(self, goal: Goal, known: Sensitivities, choice: Mapping[str, Any]) -> Config:
         """The config of a choice."""
         depths = {
             module: choice["depths"][group.name]
@@ -212,7 +211,7 @@ class _Problem:
             **choice,
             "measured_on": {**asdict(known.basis), "versions": known.versions},
         }
-        return Config(goal.name, 4, base.overrides, depths, notes=notes)
+        return Config(goal.name, 4, depths=depths, notes=notes)
 
 
 def _entry(chosen: Chosen, problem: _Problem) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from tritllm.quantizer.source import Source
 from tritllm.storage.model_folder import CHUNK_BYTES
 from tritllm.storage.shard_writer import write_atomically
 
-NAME = "sensitivities.json"
 VERSION = 1
 
 

@@ -12,9 +12,9 @@ import transformers
 from tritllm.allocation.groups import Group
 from tritllm.allocation.measure import measure
 from tritllm.allocation.measured_model import MeasuredModel, Sample, memory_bytes
-from tritllm.allocation.reach import reach
+from tritllm.allocation.reach import MEASUREMENTS, reach
 from tritllm.allocation.sensitivities import Sensitivities
-from tritllm.allocation.swaps import Budget, Chosen, improve
+from tritllm.allocation.swaps import EXCHANGES, ONE_TRIT_SHARES, Budget, Chosen, improve
 from tritllm.calibration.windows import windows_of
 from tritllm.errors import TritError
 from tritllm.machine import available_memory
@@ -85,22 +85,24 @@ class Session:
             return
         sample = self._model.sample(self._windows[0])
 
+        costs = [1 + self._model.blocks - self._model.first_block([g]) for g in self._groups]
+
         def on_group(group: Group, done: int) -> None:
-            self._say("measuring sensitivities", group.name, done, len(self._groups))
+            self._say("measuring sensitivities,", group.name, sum(costs[:done]), sum(costs))
 
         measure(self._model, sample, self._groups, self._known, path, on_group)
 
     def improve(self, name: str, budget: Budget) -> Chosen:
         """The best depths within a budget. Called after `measure`."""
-        chosen = improve(
-            self._model, self._fix(), self._groups, self._kl, budget, self._counted(name)
-        )
+        on_measured = self._counted(name, len(ONE_TRIT_SHARES) + EXCHANGES)
+        chosen = improve(self._model, self._fix(), self._groups, self._kl, budget, on_measured)
         assert chosen is not None  # the target was checked
         return chosen
 
     def reach(self, name: str, limit: float) -> Chosen | None:
         """The fewest bits within a divergence; None where none are enough. After `measure`."""
-        return reach(self._model, self._fix(), self._groups, self._kl, limit, self._counted(name))
+        on_measured = self._counted(name, MEASUREMENTS)
+        return reach(self._model, self._fix(), self._groups, self._kl, limit, on_measured)
 
     @property
     def _kl(self) -> dict[str, list[float]]:
@@ -112,12 +114,15 @@ class Session:
         assert self._whole is not None
         return self._whole
 
-    def _counted(self, name: str) -> Callable[[int], None]:
-        return lambda count: self._say("choosing depths", name, count, None)
+    def _counted(self, name: str, most: int) -> Callable[[int], None]:
+        def on_measured(count: int) -> None:
+            self._say(f"choosing depths of {name},", f"measurement {count}", count, most)
 
-    def _say(self, activity: str, where: str, done: int, total: int | None) -> None:
+        return on_measured
+
+    def _say(self, activity: str, where: str, done: int, total: int) -> None:
         if self._on_progress:
-            self._on_progress(CalibrationProgress(activity, where, done, total or done))
+            self._on_progress(CalibrationProgress(activity, where, done, total))
 
 
 def _check_memory(need: int, plan: Plan) -> None:

@@ -22,7 +22,11 @@ def command(
         Path, typer.Option(help="Folder to write <config>/packed and <config>/model to.")
     ],
     configs: Annotated[
-        str, typer.Option(help="Depths: uniform-d1 .. uniform-d4, separated by commas.")
+        str,
+        typer.Option(
+            help="uniform-d1 .. uniform-d4, or mixed depths: target-3.25bpw for so many bits a "
+            "weight, sens-0.02 for so much divergence in nats. Several with commas."
+        ),
     ] = "",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     stream: Annotated[
@@ -92,6 +96,24 @@ def command(
             "--calibrate.",
         ),
     ] = "",
+    sensitivity_text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|DATASET",
+            help="For mixed depths: measure on this text what each depth costs; by default on that "
+            "of --calibrate.",
+        ),
+    ] = None,
+    sensitivities: Annotated[
+        Path | None,
+        typer.Option(
+            help="For mixed depths: the file that keeps what was measured, used again if it is "
+            "there; by default OUT/sensitivities.json."
+        ),
+    ] = None,
+    picture: Annotated[
+        bool, typer.Option(help="Also draw the depth of every layer: OUT/<config>/depths.png.")
+    ] = False,
     threads: CodecThreads = None,
     allow_low_coverage: Annotated[
         bool,
@@ -149,6 +171,9 @@ def command(
                 seed=seed,
                 device=device,
                 nested=_depths(nested),
+                sensitivity_text=sensitivity_text,
+                sensitivities=sensitivities,
+                picture=picture,
                 threads=threads,
                 allow_low_coverage=allow_low_coverage,
                 dry_run=dry_run,

@@ -14,6 +14,8 @@ from tritllm.quantizer.report import REPORT, Report, read_report
 from tritllm.quantizer.run_lock import FOLDER
 from tritllm.storage.output_errors import output_errors
 
+SENSITIVITIES = "sensitivities.json"  # in OUT: what depths cost; it outlives the run
+
 
 def finished_reports(plan: Plan, out: Path) -> list[Report]:
     """The reports of a run of the same settings that is complete; empty if there is none.
@@ -61,7 +63,9 @@ def check_folder(plan: Plan, out: Path) -> None:
         return  # the journal tells of what run it is
     wanted = {config.name for config in plan.configs}
     for path in sorted(out.iterdir()):
-        if path.name == FOLDER or ((path / REPORT).is_file() and path.name not in wanted):
+        if path.name in (FOLDER, SENSITIVITIES) or (
+            (path / REPORT).is_file() and path.name not in wanted
+        ):
             continue
         raise OutputError(
             f"{out}: holds {path.name}, which is not of this run; choose another folder"

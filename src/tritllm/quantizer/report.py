@@ -89,6 +89,7 @@ def make_report(
         "quantized": quantized,
         "kept": kept,
         "not_copied": plan.source.not_copied,
+        **({"allocation": dict(config.notes)} if config.notes else {}),
         **({"encoder": encoder} if encoder else {}),
         **({"calibration": notes} if notes else {}),
         "fingerprint": plan.fingerprint,

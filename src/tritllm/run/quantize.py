@@ -6,21 +6,28 @@ Torch is loaded only where something has to run the model.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tritllm.allocation.goals import FORMS, is_mixed
 from tritllm.errors import TritError
 from tritllm.evaluation.corpus import Text, read_dataset, read_text
 from tritllm.extras import require
+from tritllm.machine import processors
 from tritllm.quantizer import quantize as core
 from tritllm.quantizer.configs import Config, nested_config
 from tritllm.quantizer.encodings import CalibrationProgress, Calibrator
+from tritllm.quantizer.fingerprint import Settings
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import Report
 from tritllm.quantizer.shard_pass import Progress
+from tritllm.run.mixed_depths import choose_depths
+from tritllm.storage.model_files import open_files
+from tritllm.storage.output_errors import output_errors
 
 _DATASET = r"[\w-][\w.-]*/[\w.-]+(?<!\.txt)(,.*)?"  # of the Hub; anything else is a file
 
@@ -44,6 +51,9 @@ def quantize(
     seed: int = 0,
     device: str | None = None,
     nested: Sequence[int] = (),
+    sensitivity_text: str | Path | None = None,
+    sensitivities: str | Path | None = None,
+    picture: bool = False,
     threads: int | None = None,
     allow_low_coverage: bool = False,
     dry_run: bool = False,
@@ -55,7 +65,9 @@ def quantize(
 
     Args:
         model: local folder or Hub id.
-        configs: names such as "uniform-d2"; each gives OUT/<config>/packed and OUT/<config>/model.
+        configs: names such as "uniform-d2", or of mixed depth: "target-3.25bpw" for so many bits a
+            quantized weight, "sens-0.02" for a divergence of so many nats a token. Each gives
+            OUT/<config>/packed and OUT/<config>/model.
         out: the output folder.
         revision: branch, tag or commit of a Hub id.
         stream: read a Hub id in place by byte ranges, store nothing of it.
@@ -74,6 +86,11 @@ def quantize(
         device: of torch, that calibration runs on; default is a GPU where there is one.
         nested: depths at which one file is meant to be read, say (2, 4); gives one more config,
             "nested-d2-d4", whose two top planes are a calibrated model of depth 2.
+        sensitivity_text: a text, as for `calibrate`, on which it is measured what depths cost, for
+            configs of mixed depth alone; default is that of `calibrate`.
+        sensitivities: the file where what was measured is kept, and taken from if it is there;
+            default is OUT/sensitivities.json.
+        picture: also write OUT/<config>/depths.png, which shows the depth of every layer.
         threads: for the codec; default is the number of processors granted.
         allow_low_coverage: go on where the family is unknown, or fewer than half of the parameters
             (without embeddings and output layer) are quantized.
@@ -87,15 +104,42 @@ def quantize(
     Raises TritError (SourceError, FormatError, OutputError): one line, nothing half-written under
     a final name, everything finished kept.
     """
+    if picture:
+        require("a picture of the depths", "demo", "matplotlib")
     all_configs: list[str | Config] = [*configs]
+    mixed = any(map(is_mixed, configs))
     if nested:
         all_configs.append(nested_config(nested))
     calibrator = None
     if calibrate is not None:
         calibrator = _calibrator(calibrate, tokens, context, seed, device)
     else:
-        _refuse_unused(tokens=tokens, context=context, seed=seed or None, device=device)
-    return core.quantize(
+        _refuse_unused(tokens=tokens, context=context)
+        if not mixed:
+            _refuse_unused(seed=seed or None, device=device)
+    if mixed:
+        measured_on = calibrate if sensitivity_text is None else sensitivity_text
+        all_configs = choose_depths(
+            all_configs,
+            open_files(model, revision, stream),
+            Path(out),
+            settings=Settings((), tuple(write), codec, dtype, tuple(include), tuple(exclude)),
+            depth=depth,
+            text=None if measured_on is None else _text(measured_on, _option(sensitivity_text)),
+            calibrated=calibrate is not None and sensitivity_text is None,
+            sensitivities=None if sensitivities is None else Path(sensitivities),
+            seed=seed,
+            threads=threads or processors(),
+            device=_device(device),
+            dry_run=dry_run,
+            on_progress=on_calibration,
+        )
+    elif sensitivity_text is not None or sensitivities is not None:
+        raise TritError(
+            "--sensitivity-text and --sensitivities have no effect without a config of mixed "
+            f"depth: {FORMS}"
+        )
+    reports = core.quantize(
         model,
         all_configs,
         out,
@@ -115,6 +159,22 @@ def quantize(
         on_progress=on_progress,
         on_calibration=on_calibration,
     )
+    for report in reports if picture else ():
+        _draw(Path(out), report)
+    return reports
+
+
+def _draw(out: Path, report: Report) -> None:
+    from tritllm.allocation.picture import draw_depths
+
+    path = out / report["config"] / "depths.png"
+    depths = {
+        name.removesuffix(".weight"): tensor["depth"]
+        for name, tensor in report["quantized"].items()
+    }
+    bits = report["bits_per_weight"]["quantized"]
+    with output_errors(path):
+        draw_depths(path, depths, f"{report['config']}: {bits:.2f} bits a quantized weight")
 
 
 def _calibrator(
@@ -125,17 +185,28 @@ def _calibrator(
     device: str | None,
 ) -> Calibrator:
     require("calibration", "transformers", "torch", "transformers")
-    import torch
-
     from tritllm.calibration.calibrator import TextCalibrator
 
     return TextCalibrator(
-        _text(calibrate),
+        _text(calibrate, "--calibrate"),
         tokens=tokens,
         context=context,
         seed=seed,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=_device(device),
     )
+
+
+def _device(device: str | None) -> str:
+    """What is asked for, or a GPU where there is one."""
+    if device is not None or importlib.util.find_spec("torch") is None:
+        return device or "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _option(sensitivity_text: str | Path | None) -> str:
+    return "--calibrate" if sensitivity_text is None else "--sensitivity-text"
 
 
 def _refuse_unused(**options: object) -> None:
@@ -145,8 +216,8 @@ def _refuse_unused(**options: object) -> None:
             raise TritError(f"--{name} has no effect without --calibrate TEXT; give both")
 
 
-def _text(calibrate: str | Path) -> Text:
+def _text(calibrate: str | Path, option: str) -> Text:
     """A file's text, or a dataset's; known by the bare name of the file."""
     if os.path.exists(calibrate) or not re.fullmatch(_DATASET, str(calibrate)):
-        return replace(read_text(calibrate, "--calibrate"), name=Path(calibrate).name)
+        return replace(read_text(calibrate, option), name=Path(calibrate).name)
     return read_dataset(str(calibrate), split="train")
