@@ -1,7 +1,7 @@
-"""AutoRound: rounding and clipping learnt block by block, 200 steps each, as it comes.
+"""AutoRound: rounding and clipping learnt block by block.
 
-The rows are asymmetric below 4 bits, as AutoRound advises. Groups that do not divide a layer's
-inputs make the row fail.
+200 steps a block are its default, 50 its light recipe. The rows are asymmetric below 4 bits, as it
+advises.
 """
 
 from __future__ import annotations
@@ -10,35 +10,40 @@ from functools import partial
 
 import torch
 
-from quality_peers.recipe import Encoded, Job, MissingError, Recipe, linear_layers
+from quality_peers.padding import cut_back, padded_folder
+from quality_peers.recipe import Encoded, Job, Recipe, linear_layers, load_model
 
-SHAPES = ((2, 32), (2, 64), (3, 32), (4, 32), (4, 128))
+ROWS = ((2, 32, 50), (3, 32, 50), (4, 32, 50), (2, 32, 200), (4, 32, 200))  # bits, group, steps
+TOKENS = 2048  # a step
 
 
-def encode(job: Job, bits: int, group: int) -> Encoded:
+def encode(job: Job, bits: int, group: int, steps: int) -> Encoded:
     import transformers
     from auto_round import AutoRound
 
-    model = job.load()
-    layers = linear_layers(model)
-    odd = [name for name, layer in layers.items() if layer.in_features % group]
-    if odd:
-        raise MissingError(
-            f"{odd[0]} has {layers[odd[0]].in_features} inputs: no groups of {group}"
-        )
+    folder = padded_folder(job, group)
     windows = job.token_windows()
     rounder = AutoRound(
-        model, transformers.AutoTokenizer.from_pretrained(job.model), bits=bits, group_size=group,
-        sym=bits >= 4, dataset=[{"input_ids": ids[None]} for ids in windows], device_map="cpu",
-        nsamples=len(windows), seqlen=windows.shape[1],
-        batch_size=max(1, 2048 // windows.shape[1]), amp=False,
-    )  # fmt: skip
+        load_model(folder),
+        transformers.AutoTokenizer.from_pretrained(folder),
+        bits=bits,
+        group_size=group,
+        sym=bits >= 4,
+        iters=steps,
+        lr=5e-3 if steps < 200 else None,  # the light recipe's
+        dataset=[{"input_ids": ids[None]} for ids in windows],
+        nsamples=len(windows),
+        seqlen=windows.shape[1],
+        batch_size=max(1, TOKENS // windows.shape[1]),
+        device_map="cpu",
+        amp=False,
+    )
     done, _ = rounder.quantize()
     weights, stored = {}, 0
     for name, layer in linear_layers(done).items():
         weights[name] = layer.weight.detach().float()
         stored += stored_bytes(layer, bits)
-    return Encoded(weights, stored)
+    return cut_back(job, Encoded(weights, stored))
 
 
 def stored_bytes(layer: torch.nn.Linear, bits: int) -> int:
@@ -50,6 +55,10 @@ def stored_bytes(layer: torch.nn.Linear, bits: int) -> int:
 
 def recipes(job: Job) -> list[Recipe]:
     return [
-        Recipe(f"AutoRound int{bits} g{group}", "training", partial(encode, job, bits, group))
-        for bits, group in SHAPES
+        Recipe(
+            f"AutoRound int{bits} g{group}, {steps} steps",
+            "training",
+            partial(encode, job, bits, group, steps),
+        )
+        for bits, group, steps in ROWS
     ]

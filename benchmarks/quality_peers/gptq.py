@@ -1,7 +1,6 @@
 """GPTQ, by GPTQModel: as it comes, and in the order of activations (desc_act).
 
-Group sizes that do not divide a layer's inputs are refused by GPTQModel; such a row is missing. The
-table of group indices (g_idx) is counted only for desc_act: without, it says nothing.
+The table of group indices (g_idx) is counted only for desc_act: without, it says nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +10,13 @@ from functools import partial
 
 import torch
 
+from quality_peers.padding import cut_back, padded_folder
 from quality_peers.recipe import Encoded, Job, Recipe, linear_layers
 
-SHAPES = ((2, 16), (2, 32), (2, 64), (2, 128), (3, 32), (3, 128), (4, 32), (4, 128), (8, 128))
+ROWS = (  # bits, group, desc_act
+    (2, 32, False), (2, 32, True), (2, 128, False), (3, 32, False), (3, 32, True), (3, 128, False),
+    (4, 32, False), (4, 32, True), (4, 128, False), (8, 32, False),
+)  # fmt: skip
 
 
 def encode(job: Job, bits: int, group: int, by_activation: bool) -> Encoded:
@@ -24,11 +27,13 @@ def encode(job: Job, bits: int, group: int, by_activation: bool) -> Encoded:
         bits=bits, group_size=group, desc_act=by_activation, sym=False, format="gptq_v2",
         act_group_aware=not by_activation, offload_to_disk=False,
     )  # fmt: skip
-    model = GPTQModel.load(str(job.model), config, device="cpu", dtype=torch.float32)
+    model = GPTQModel.load(
+        str(padded_folder(job, group)), config, device="cpu", dtype=torch.float32
+    )
     windows = job.token_windows()
     model.quantize([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                     for ids in windows], batch_size=8, backend=BACKEND.TORCH)  # fmt: skip
-    return read_back(job, model.model, by_activation)
+    return cut_back(job, read_back(job, model.model, by_activation))
 
 
 def read_back(job: Job, model: torch.nn.Module, by_activation: bool) -> Encoded:
@@ -45,9 +50,9 @@ def read_back(job: Job, model: torch.nn.Module, by_activation: bool) -> Encoded:
 def recipes(job: Job) -> list[Recipe]:
     return [
         Recipe(
-            f"GPTQ int{bits} g{group}{', desc_act' if by_activation else ''}", "second order",
+            f"GPTQ int{bits} g{group}{', desc_act' if by_activation else ''}",
+            "second order",
             partial(encode, job, bits, group, by_activation),
         )
-        for bits, group in SHAPES
-        for by_activation in (False, True)
-    ]  # fmt: skip
+        for bits, group, by_activation in ROWS
+    ]
