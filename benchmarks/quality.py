@@ -56,8 +56,10 @@ def run_peer(
     if windows is not None:
         np.save(scratch / "windows.npy", windows)
         job["windows"] = str(scratch / "windows.npy")
-        job["tokens"] = windows.size
+        job["tokens"], job["context"] = windows.size, arguments.context
         job["calibration"] = str(arguments.calibration.resolve())
+    if arguments.rows:
+        job["rows"] = arguments.rows
     if arguments.llama_cpp:
         job["llama_cpp"] = str(arguments.llama_cpp.resolve())
     (scratch / "job.json").write_text(json.dumps(job))
@@ -164,7 +166,8 @@ def run(arguments: argparse.Namespace) -> Row:
             scratch = Path(folder).resolve()
             rows = run_peer(name, arguments, windows, scratch)
             rows = measure(model, rows, ids, arguments.context)
-        results["rows"] = [row for row in results["rows"] if row["peer"] != name] + rows
+        again = {row["name"] for row in rows}
+        results["rows"] = [row for row in results["rows"] if row["name"] not in again] + rows
         part = path.with_suffix(".part")
         part.write_text(json.dumps(results, indent=1) + "\n")
         os.replace(part, path)
@@ -187,6 +190,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256, help="tokens a window")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help=f"peers with commas between: {', '.join(PEERS)}; all")
+    parser.add_argument("--rows", help="of those peers, rows whose name has this regex; all")
     parser.add_argument("--llama-cpp", type=Path, help="a build of llama.cpp, shared libraries")
     parser.add_argument(
         "--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a peer"

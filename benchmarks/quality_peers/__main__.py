@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from importlib import import_module
@@ -20,7 +21,8 @@ from quality_peers.recipe import Encoded, Job, MissingError, Recipe
 
 def run_peer(name: str, job: Job, out: Path) -> None:
     """Write every row of a peer to OUT; a row that fails says why and costs no other."""
-    for number, recipe in enumerate(import_module(f"quality_peers.{PEERS[name]}").recipes(job)):
+    recipes = import_module(f"quality_peers.{PEERS[name]}").recipes(job)
+    for number, recipe in enumerate(r for r in recipes if re.search(job.rows, r.name)):
         folder = out / f"{number:02d}"
         folder.mkdir(parents=True)
         row = {"peer": name, "name": recipe.name, "calibrated": recipe.calibrated}
@@ -40,7 +42,7 @@ def make_row(recipe: Recipe, folder: Path) -> dict[str, object]:
         return {"missing": first_line(error)}
     except Exception as error:  # of somebody else's library: whatever it raises
         return {"missing": f"failed: {type(error).__name__}: {first_line(error)}"}
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began if made.seconds is None else made.seconds
     save_file(
         {name: w.float().contiguous() for name, w in made.weights.items()}, weights_of(folder)
     )

@@ -14,8 +14,8 @@ from quality_peers.padding import cut_back, padded_folder
 from quality_peers.recipe import Encoded, Job, Recipe, linear_layers
 
 ROWS = (  # bits, group, desc_act
-    (2, 32, False), (2, 32, True), (2, 128, False), (3, 32, False), (3, 32, True), (3, 128, False),
-    (4, 32, False), (4, 32, True), (4, 128, False), (8, 32, False),
+    (2, 32, False), (4, 32, False), (3, 32, False), (2, 128, False), (3, 128, False),
+    (4, 128, False), (2, 32, True), (3, 32, True), (4, 32, True), (8, 32, False),
 )  # fmt: skip
 
 

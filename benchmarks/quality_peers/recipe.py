@@ -17,7 +17,8 @@ class Job:
 
     model: folder of the float model. calibration: a text, or None; windows: a file of NumPy with
     token ids of that text, int64 [windows, context], for tools that take tokens. tokens: how many
-    those are. scratch: an empty folder. llama_cpp: folder of a build of llama.cpp, or None.
+    those are; context: of a window. scratch: an empty folder. llama_cpp: folder of a build of
+    llama.cpp, or None. rows: a regular expression in the names of the rows that are wanted.
     """
 
     model: Path
@@ -26,7 +27,9 @@ class Job:
     calibration: Path | None = None
     windows: Path | None = None
     tokens: int = 0
+    context: int = 0
     llama_cpp: Path | None = None
+    rows: str = ""
 
     def load(self) -> torch.nn.Module:
         """The float model, in float32."""

@@ -1,11 +1,15 @@
 """tritllm's calibrated encoding at one depth for all."""
 
-from quality_peers.recipe import Encoded, Job, Recipe
-from quality_peers.tritllm_command import calibrate, quantize
+from quality_peers.recipe import Job, Recipe
+from quality_peers.tritllm_command import UNIFORM, calibrate, quantize
 
 
 def recipes(job: Job) -> list[Recipe]:
-    def make(depth: int) -> Encoded:
-        return quantize(job, f"uniform-d{depth}", *calibrate(job))
-
-    return [Recipe(f"calibrated d={d}", "second order", lambda d=d: make(d)) for d in range(1, 5)]
+    return [
+        Recipe(
+            f"calibrated d={d}",
+            "second order",
+            lambda c=c: quantize(job, UNIFORM, *calibrate(job))[c],
+        )
+        for d, c in enumerate(UNIFORM, 1)
+    ]

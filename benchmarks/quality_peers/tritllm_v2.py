@@ -1,13 +1,11 @@
 """tritllm's codec v2, without calibration."""
 
-from functools import partial
-
 from quality_peers.recipe import Job, Recipe
-from quality_peers.tritllm_command import quantize
+from quality_peers.tritllm_command import UNIFORM, quantize
 
 
 def recipes(job: Job) -> list[Recipe]:
     return [
-        Recipe(f"v2 d={d}", "", partial(quantize, job, f"uniform-d{d}", "--codec", "v2"))
-        for d in range(1, 5)
+        Recipe(f"v2 d={d}", "", lambda c=c: quantize(job, UNIFORM, "--codec", "v2")[c])
+        for d, c in enumerate(UNIFORM, 1)
     ]

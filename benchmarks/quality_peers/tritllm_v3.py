@@ -1,10 +1,11 @@
 """tritllm's codec v3, without calibration."""
 
-from functools import partial
-
 from quality_peers.recipe import Job, Recipe
-from quality_peers.tritllm_command import quantize
+from quality_peers.tritllm_command import UNIFORM, quantize
 
 
 def recipes(job: Job) -> list[Recipe]:
-    return [Recipe(f"v3 d={d}", "", partial(quantize, job, f"uniform-d{d}")) for d in range(1, 5)]
+    return [
+        Recipe(f"v3 d={d}", "", lambda c=c: quantize(job, UNIFORM)[c])
+        for d, c in enumerate(UNIFORM, 1)
+    ]

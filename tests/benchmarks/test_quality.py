@@ -36,8 +36,9 @@ def test_bits_are_those_of_the_packed_file(source, quality):
 
     scratch = source / "scratch"
     scratch.mkdir()
-    made = quantize(Job(source / "source", scratch, 1), "uniform-d1", "--codec", "v2")
-    packed = scratch / "tritllm/uniform-d1/packed/model.safetensors"
+    job = Job(source / "source", scratch, 1)
+    made = quantize(job, ("uniform-d1",), "--codec", "v2")["uniform-d1"]
+    (packed,) = scratch.glob("*/uniform-d1/packed/model.safetensors")
     layers = linear_layers(load_model(source / "source"))
     with safe_open(packed, "pt") as file:
         stored = sum(
@@ -137,3 +138,5 @@ def test_rows_that_fail_cost_no_other(source, quality, monkeypatch):
         "No module named 'x'", "failed: ValueError: odd shape", "needs CUDA", None,
     ]  # fmt: skip
     assert rows[-1]["bits"] == 2
+    __main__.run_peer("three", Job(source / "source", source, 1, rows="^wh"), source / "one")
+    assert len([*(source / "one").iterdir()]) == 1
