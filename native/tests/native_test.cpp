@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "calibrated_case.h"
 #include "check.h"
 #include "encoding.h"
 #include "tritllm.h"
@@ -79,10 +80,57 @@ void check_refusals() {
     CHECK(tritllm_first_nonfinite(&n) == 2);
 }
 
+void compare_calibrated(int rounds) {
+    std::mt19937 random(2);
+    constexpr int kReach[] = {1, 4, 13, 40};
+    for (int round = 0; round < rounds; round++) {
+        CalibratedCase block;
+        block.rows = 16 * (1 + int64_t(random() % 4));
+        block.columns = 16 * int(1 + random() % 8);
+        block.reach = kReach[round % 4];
+        block.centred = round % 3 == 0;
+        block.fixed = round % 5 == 0;
+        block.fill([&] { return float(int(random() % 32001) - 16000) / 250; });
+        block.compare();
+    }
+}
+
+void check_calibrated_refusals() {
+    CalibratedCase block;
+    block.fill([] { return 1.0f; });
+    tritllm_columns c = {};
+    c.rows = 16;
+    c.columns = 16;
+    c.reach = 1;
+    auto refused = [&](int64_t begin, int64_t end) {
+        return tritllm_feed_back(TRITLLM_SCALAR, &c, begin, end) == TRITLLM_BAD_ARGUMENT &&
+               tritllm_descend(TRITLLM_SCALAR, &c, begin, end) == TRITLLM_BAD_ARGUMENT;
+    };
+    CHECK(refused(0, 17) && refused(-16, 16) && refused(8, 16) && refused(16, 0));
+    c.columns = 8;
+    CHECK(refused(0, 16));
+    c.columns = TRITLLM_BLOCK + 16;
+    CHECK(refused(0, 16));
+    c.columns = 16;
+    c.reach = 41;
+    CHECK(refused(0, 16));
+    c.reach = 1;
+    c.fixed = 1;
+    block.index[3] = 27;
+    c.index = block.index.data();
+    CHECK(refused(0, 16));
+    CHECK(tritllm_feed_back(-1, &c, 0, 16) == TRITLLM_UNSUPPORTED);
+    double sums[2 * 27 * 27];
+    CHECK(tritllm_step_products(TRITLLM_SCALAR, block.value.data(), block.index.data(),
+                                block.coupling.data(), 16, 1, 0, 1, sums) == TRITLLM_BAD_ARGUMENT);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     check_refusals();
+    check_calibrated_refusals();
+    compare_calibrated(40);
     const uint64_t hash = compare_isas(argc > 1 ? std::atoi(argv[1]) : 60);
     std::printf("ok, instruction sets");
     for (int isa = 0; tritllm_isa_name(isa); isa++)

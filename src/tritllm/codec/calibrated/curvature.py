@@ -105,10 +105,12 @@ class Curvature:
         damping = DAMPING
         for _ in range(DAMPINGS):
             np.fill_diagonal(scaled, filled + damping * mean)
-            triangle = _upper_cholesky(scaled)
-            if triangle is not None:
+            try:
+                triangle = upper_triangle(scaled)
+            except np.linalg.LinAlgError:
+                damping *= 10
+            else:
                 break
-            damping *= 10
         else:
             raise SingularHessianError(
                 f"the second moments of {tokens} inputs are not positive definite, "
@@ -184,9 +186,7 @@ def _ordered(hessian: np.ndarray, exponent: int, order: np.ndarray) -> np.ndarra
     return scaled
 
 
-def _upper_cholesky(matrix: np.ndarray) -> np.ndarray | None:
-    """R, upper triangular with R R^T = matrix; None where there is none."""
-    try:
-        return np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1].copy()
-    except np.linalg.LinAlgError:
-        return None
+def upper_triangle(matrix: np.ndarray) -> np.ndarray:
+    """R float64, upper triangular with R R^T = matrix. Raises LinAlgError where there is none."""
+    flipped = matrix[::-1, ::-1].astype(np.float64, copy=False)
+    return np.ascontiguousarray(np.linalg.cholesky(flipped)[::-1, ::-1])

@@ -24,6 +24,7 @@ from tritllm.format.trits import (
     unpack_trits,
 )
 
+LARGEST_TARGET = 2.0**40  # of the largest weight; sums of squares stay far from overflow
 LANES = 16  # rows are padded with zeros to a multiple of this
 
 
@@ -79,7 +80,10 @@ class Matrix:
             scaled = np.ldexp(cross.astype(np.float64), -exponent - curvature.exponent)
             right = _ordered(scaled, curvature.order)
             right[curvature.dead] = 0
-            target = (source + curvature.solve(right)).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                target = (source + curvature.solve(right)).astype(np.float32)
+            if not np.abs(target).max() < LARGEST_TARGET:
+                raise ValueError("cross is too large for these weights and this curvature")
         return cls(weight, curvature, exponent, target, source)
 
     def energy(self) -> float:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from tritllm.codec.calibrated import native_search, search
-from tritllm.codec.calibrated.curvature import BLOCK
+from tritllm.codec.calibrated.curvature import BLOCK, upper_triangle
 from tritllm.codec.calibrated.matrix import Fit, Matrix, quadratic
 from tritllm.codec.calibrated.search import Columns, Limits
 from tritllm.codec.calibrated.steps import (
@@ -25,7 +26,8 @@ from tritllm.codec.calibrated.steps import (
 from tritllm.codec.engine import is_native, warn_of_reference
 from tritllm.format.trits import ENTRIES, GROUP
 
-ROUNDS = 4  # of least-squares steps and descent
+ROUNDS = 6  # of mixed blocks, least-squares steps and descent
+MIXED_GROUPS = 4  # in a mixed block
 
 
 def blocks(columns: int) -> Iterator[tuple[slice, slice]]:
@@ -80,10 +82,7 @@ class Passes:
                 index=index[groups],
                 value=value[span],
             )
-            if self._native:
-                native_search.feed_back(block, self.threads, self.isa)
-            else:
-                search.feed_back(block)
+            self._run("feed_back", block)
             np.subtract(target[span], value[span], out=error[span])
         return Fit(level, index, steps)
 
@@ -106,11 +105,50 @@ class Passes:
                 index=index[groups],
                 value=value[span],
             )
-            if self._native:
-                native_search.descend(block, self.threads, self.isa)
-            else:
-                search.descend(block)
+            self._run("descend", block)
             np.subtract(target[span], value[span], out=error[span])
+        return Fit(level, index, fit.steps)
+
+    def regroup(self, fit: Fit, turn: int) -> Fit:
+        """Blocks of groups that need not be neighbours anew, with error feedback among them.
+
+        A block's new choices are taken, row by row, where they cost less against all other columns
+        as they are: what no group can gain by itself, several may gain together. Each turn puts
+        other groups together.
+        """
+        curvature, target = self.matrix.curvature, self.matrix.target
+        level, index, value = fit.level.copy(), fit.index.copy(), fit.value()
+        error = target - value
+        order = mixed_order(len(index), turn)
+        for first in range(0, len(order), MIXED_GROUPS):
+            groups = order[first : first + MIXED_GROUPS]
+            columns = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
+            triangle = upper_triangle(curvature.hessian[np.ix_(columns, columns)])
+            inverse = np.linalg.inv(triangle).astype(np.float32)
+            root = np.diagonal(triangle)
+            feedback = (triangle / root).astype(np.float32)
+            left = inverse @ (curvature.hessian[columns] @ error)
+            aim = value[columns] + inverse.T @ left
+            block = Columns(
+                target=aim,
+                given=aim,
+                coupling=feedback,
+                feedback=diagonal_blocks(feedback),
+                solve=None,
+                importance=np.square(root).reshape(-1, GROUP).astype(np.float32),
+                steps=fit.steps,
+                limits=self.limits.part(columns, groups),
+                level=np.empty_like(aim),
+                index=index[groups],
+                value=np.empty_like(aim),
+            )
+            self._run("feed_back", block)
+            missed = triangle.T.astype(np.float32) @ (aim - block.value)
+            better = np.square(missed).sum(axis=0) < np.square(left).sum(axis=0)
+            level[columns] = np.where(better, block.level, level[columns])
+            index[groups] = np.where(better, block.index, index[groups])
+            value[columns] = np.where(better, block.value, value[columns])
+            error[columns] = target[columns] - value[columns]
         return Fit(level, index, fit.steps)
 
     def best_steps(self, fit: Fit) -> Fit:
@@ -139,10 +177,17 @@ class Passes:
         return Fit(fit.level, place[fit.index], found[order])
 
     def refined(self, fit: Fit, rounds: int = ROUNDS) -> Fit:
-        """Least-squares steps and descent in turn; the steps last."""
-        for _ in range(rounds):
-            fit = self.descend(self.best_steps(fit))
+        """Least-squares steps, mixed blocks and descent in turn; the steps last."""
+        for turn in range(rounds):
+            fit = self.descend(self.regroup(self.best_steps(fit), turn))
         return self.best_steps(fit)
+
+    def _run(self, inner: Literal["feed_back", "descend"], block: Columns) -> None:
+        if self._native:
+            twin = {"feed_back": native_search.feed_back, "descend": native_search.descend}
+            twin[inner](block, self.threads, self.isa)
+        else:
+            {"feed_back": search.feed_back, "descend": search.descend}[inner](block)
 
     @property
     def _native(self) -> bool:
@@ -158,3 +203,9 @@ def diagonal_blocks(square: np.ndarray) -> np.ndarray:
     """[B, B] -> [B/16, 16, 16]: the groups' own parts."""
     starts = range(0, len(square), GROUP)
     return np.stack([square[s : s + GROUP, s : s + GROUP] for s in starts])
+
+
+def mixed_order(groups: int, turn: int) -> np.ndarray:
+    """A permutation of the groups, another one each turn, that looks like chance."""
+    number = np.arange(1, groups + 1, dtype=np.uint64) * np.uint64(2 * turn + 1)
+    return np.argsort(number * np.uint64(2654435761) % np.uint64(2**32), kind="stable")

@@ -42,7 +42,7 @@ class Limits:
     centre: np.ndarray | None = None
     index: np.ndarray | None = None
 
-    def part(self, columns: slice, groups: slice) -> Limits:
+    def part(self, columns: slice | np.ndarray, groups: slice | np.ndarray) -> Limits:
         """Those of some columns, whole groups."""
         return Limits(
             self.reach,
