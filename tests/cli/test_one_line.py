@@ -215,6 +215,7 @@ def test_what_the_demo_cannot_read(tmp_path, forked_command_line):
     for option, value, says in (
         ("--text", tmp_path / "nowhere", "nowhere: No such file or directory"),
         ("--text", tmp_path / "latin", "latin: not UTF-8 text"),
+        ("--calibrate", tmp_path / "latin", "latin: not UTF-8 text"),
         ("--model", tmp_path / "nowhere", "nowhere: no such folder"),
         ("--prompt", "a\udcff", "the prompt is not text"),
         ("--prompt", "", "the prompt has no tokens"),

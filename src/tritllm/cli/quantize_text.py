@@ -157,12 +157,29 @@ def print_reports(reports: list[Report]) -> None:
             f"16-bit {size(report['model_bytes'])}",
             soft_wrap=True,
         )
-        for line in lines_of_encoder(report.get("encoder", {})):
+        for line in [*lines_of_encoder(report.get("encoder", {})), *_losses_of(report)]:
             console.print(f"  {line}", markup=False, soft_wrap=True)
     peak = reports[-1]["peak_memory_bytes"]
     console.print(
         f"{reports[-1]['seconds']:.1f} s, peak memory {'unknown' if peak is None else size(peak)}"
     )
+
+
+def _losses_of(report: Report) -> list[str]:
+    """What calibration brought; it costs SQNR, which counts all errors of a weight alike."""
+    matrices = report.get("calibration", {}).get("matrices", {}).values()
+    pairs = [
+        (matrix["loss_before"], matrix["loss_after"])
+        for matrix in matrices
+        if matrix.get("loss_before") is not None and matrix.get("loss_after") is not None
+    ]
+    if not pairs:
+        return []
+    before, after = (sum(losses) / len(pairs) for losses in zip(*pairs, strict=True))
+    return [
+        f"error of the layers' outputs on that text, relative, mean over matrices: {before:.3g} "
+        f"data-free, {after:.3g} calibrated"
+    ]
 
 
 def _decibel(value: float | None) -> str:

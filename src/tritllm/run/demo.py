@@ -103,6 +103,8 @@ def demo(
         heldout = read_text(text or folder / "heldout.txt").content
         if calibrate is None and model is None:
             calibrate = folder / "calibration.txt"
+        if calibrate is not None:
+            read_text(calibrate, "--calibrate")  # a fault in it is said before anything is done
         transformers.utils.logging.disable_progress_bar()
         _clear(out)
         seconds: dict[str, float] = {}
