@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tritllm.allocation.groups import Group, bits_per_weight
-from tritllm.allocation.measured_model import MeasuredModel, Sample
 from tritllm.allocation.swaps import Budget, Chosen, Depths, best_by_sum, predicted
 from tritllm.format.trits import DEPTHS
+
+if TYPE_CHECKING:
+    from tritllm.allocation.measured_model import MeasuredModel, Sample
 
 MEASUREMENTS = 6  # at most
 _NEAR = 0.97  # of the limit: no fewer bits are looked for from there

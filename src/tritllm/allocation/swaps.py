@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tritllm.allocation.choose import choose
 from tritllm.allocation.groups import Group
-from tritllm.allocation.measured_model import MeasuredModel, Sample
 from tritllm.format.trits import DEPTHS
+
+if TYPE_CHECKING:
+    from tritllm.allocation.measured_model import MeasuredModel, Sample
 
 EXCHANGES = 24  # measured at most
 ONE_TRIT_SHARES = (1.0, 0.7, 0.5)  # of its cost alone that a group at one trit adds to the sum

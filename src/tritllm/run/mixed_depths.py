@@ -82,8 +82,10 @@ def choose_depths(
         words = ("--sensitivities", sensitivities.name)
     elif text is not None and not calibrated:
         words = ("--sensitivity-text", text.name)
-    chosen = {
-        config.name: replace(config, command_options=("--configs", config.name, *words))
+    chosen = {  # the quantizer adds the overrides, to these as to all
+        config.name: replace(
+            config, overrides=(), command_options=("--configs", config.name, *words)
+        )
         for config in resolved
     }
     return [chosen.get(c, c) if isinstance(c, str) else c for c in configs]
