@@ -48,10 +48,12 @@ class Encoded:
 
     weights: what the file gives for each, float [N, K], by the module's name. stored_bytes: what
     the file holds for them: codes, scales, zero points, codebooks; nothing of the other tensors.
+    seconds: that it took, where it was made together with others; else None.
     """
 
     weights: dict[str, torch.Tensor]
     stored_bytes: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
