@@ -229,3 +229,13 @@ def test_a_missing_tokenizer_is_said(tmp_path):
     calibrator = TextCalibrator(write_text(tmp_path / "text.txt"), context=CONTEXT)
     with pytest.raises(TritError, match="no tokenizer that transformers can load"):
         calibrate(calibrator, plan, tmp_path / "run")
+
+
+def test_the_words_of_a_command_give_the_settings_again(tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    calibrator = TextCalibrator(text, tokens=96, context=CONTEXT, seed=3)
+    words = " ".join(calibrator.command_options)
+    assert words == f"--calibrate {text.name} --tokens 96 --context 24 --seed 3 --device cpu"
+    plan = plan_of(write_tiny(tmp_path / "source", "llama"))
+    assert 0 < calibrator.memory_bytes(plan) < 100e6  # of a model of 100 kB
+    assert 0 < calibrator.disk_bytes(plan) < 10e6

@@ -20,6 +20,8 @@ from tritllm.calibration.windows import TOKENS
 from tritllm.quantizer.encodings import CalibrationProgress, Encodings
 from tritllm.quantizer.plan import Plan
 
+_ARRAYS_BESIDE = 6  # as wide as a stream: what steps are compared with, outputs that are kept
+
 
 @dataclass(frozen=True)
 class TextCalibrator(RunSettings):
@@ -43,7 +45,11 @@ class TextCalibrator(RunSettings):
         options = ["--calibrate", self.text.name]
         if self.tokens is not None:
             options += ["--tokens", str(self.tokens)]
-        return options
+        if self.context is not None:
+            options += ["--context", str(self.context)]
+        if self.seed:
+            options += ["--seed", str(self.seed)]
+        return [*options, "--device", self.device]
 
     def memory_bytes(self, plan: Plan) -> int:
         """As `Calibrator.memory_bytes`."""
@@ -52,15 +58,18 @@ class TextCalibrator(RunSettings):
         block = 4 * sum(t.entry.size for t in plan.quantized) // _blocks_guess(plan)
         kept = [t.entry.size for t in plan.all_tensors if not t.decision.quantize]
         working = block + 32 * largest**2 + 24 * widest + 16 * BATCH_TOKENS * largest
-        return max(working, 4 * max(kept, default=0)) + self.in_memory
+        streams = self._row_bytes(plan) * (2 * (1 + len(plan.configs)) + _ARRAYS_BESIDE)
+        return max(working, 4 * max(kept, default=0)) + min(self.in_memory, streams)
 
     def disk_bytes(self, plan: Plan) -> int:
         """As `Calibrator.disk_bytes`."""
-        tokens = self.tokens or TOKENS
-        width = max(min(tensor.matrix_shape) for tensor in plan.quantized)
-        streams = 4 * tokens * width * (2 * len(plan.configs) + 8)
-        results = sum(plan.output_bytes(config, "packed") for config in plan.configs)
-        return streams + results
+        streams = self._row_bytes(plan) * (4 * (1 + len(plan.configs)) + _ARRAYS_BESIDE)
+        return streams + sum(plan.output_bytes(config, "packed") for config in plan.configs)
+
+    def _row_bytes(self, plan: Plan) -> int:
+        """Bytes of one stream, at most: a token has a byte of text or more."""
+        tokens = min(self.tokens or TOKENS, len(self.text.content.encode()))
+        return 4 * tokens * max(min(tensor.matrix_shape) for tensor in plan.quantized)
 
     def run(
         self,
