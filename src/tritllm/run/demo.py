@@ -16,7 +16,7 @@ from tritllm.checkpoint.verify import verify
 from tritllm.errors import TritError, first_line
 from tritllm.evaluation.corpus import read_text
 from tritllm.extras import require
-from tritllm.quantizer.configs import CONFIG_NAMES
+from tritllm.format.trits import DEPTHS
 from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.report import Report, peak_memory_bytes
 from tritllm.quantizer.shard_pass import Progress
@@ -26,6 +26,7 @@ from tritllm.run.quantize import quantize
 if TYPE_CHECKING:
     from tritllm.evaluation.quality import Quality
 
+CONFIGS = tuple(f"uniform-d{depth}" for depth in DEPTHS)
 CALIBRATED = "calibrated"  # folder of the calibrated configs
 PLOT = "perplexity.png"
 
@@ -110,15 +111,13 @@ def demo(
         seconds: dict[str, float] = {}
         reports: dict[str, Report] = {}  # by the folder of a config below `out`
         with _timed(seconds, "quantize"):
-            for report in quantize(
-                str(source), CONFIG_NAMES, out / "configs", on_progress=on_progress
-            ):
+            for report in quantize(str(source), CONFIGS, out / "configs", on_progress=on_progress):
                 reports[f"configs/{report['config']}"] = report
         if calibrate is not None and tokens != 0:
             with _timed(seconds, "calibrate"):
                 for report in quantize(
                     str(source),
-                    CONFIG_NAMES,
+                    CONFIGS,
                     out / CALIBRATED,
                     calibrate=calibrate,
                     tokens=tokens,
