@@ -225,6 +225,28 @@ def test_what_the_demo_cannot_read(tmp_path, forked_command_line):
         assert os.listdir(tmp_path) == ["latin"]
 
 
+def test_what_eval_cannot_do(packed, tmp_path, forked_command_line):
+    (tmp_path / "empty").touch()
+    (tmp_path / "latin").write_bytes(b"abc\xe9")
+    (tmp_path / "letter").write_text("a")
+    (tmp_path / "text").write_text("In the beginning")
+    source = packed.parents[2] / "source"
+    for more, says in (
+        (["--text", tmp_path / "empty"], "empty: an empty text"),
+        (["--text", tmp_path / "latin"], "latin: not UTF-8 text (byte 3)"),
+        (["--text", tmp_path / "letter"], "letter: too short, 1 tokens"),
+        (["--text", tmp_path / "nowhere"], "nowhere: No such file"),
+        (["--text", tmp_path / "text", "--planes", "many"], "--planes many: numbers"),
+        (["--text", tmp_path / "text", "--json", tmp_path / "no/a"], "No such file or directory"),
+        (["--text", tmp_path / "text", "--cache", tmp_path / "text"], "File exists"),
+        ([tmp_path / "nowhere", "--text", tmp_path / "text"], "nowhere: no such folder"),
+        ([tmp_path, "--text", tmp_path / "text"], "no config.json there"),
+    ):
+        done = forked_command_line("eval", packed, "--reference", source, *more, expect=1)
+        done.stderr = "".join(x for x in done.stderr.splitlines(True) if not x.endswith(" ...\n"))
+        assert_one_line(done, says)
+
+
 # Every thread asks for more address space than there is.
 WITHOUT_THREADS = (
     "import resource, os, sys\n"

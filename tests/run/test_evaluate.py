@@ -303,6 +303,44 @@ def test_arguments_that_make_no_sense(measured, speaking, options, says):
         measured(speaking, **options)
 
 
+def test_a_gguf_file_is_one_more_model(measured, tmp_path, speaking, source):
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    from safetensors.numpy import load_file
+
+    config = json.loads((source / "config.json").read_text())
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    heads = config["num_attention_heads"]
+    for name, values in load_file(source / "model.safetensors").items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # as llama.cpp's converter
+            rows, columns = values.shape
+            values = values.reshape(heads, 2, rows // heads // 2, columns)
+            values = values.swapaxes(1, 2).reshape(rows, columns)
+        values = values.astype(np.float32 if values.ndim == 1 else np.float16)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (row,) = measured(path).models
+    assert (row.kind, row.made, row.size.weight_bits) == ("GGUF", "other", 16)
+    assert row.size.file_bytes == path.stat().st_size
+    assert abs(row.statistics.kl.mean.value) < 1e-5
+    (tmp_path / "broken.gguf").write_bytes(path.read_bytes()[:500])
+    with pytest.raises(TritError, match=r"broken\.gguf: "):
+        measured(tmp_path / "broken.gguf")
+
+
 def test_planes_are_for_packed_folders(measured, speaking):
     with pytest.raises(TritError, match="--planes is for packed folders"):
         measured(speaking.parent / "model", planes=[1])

@@ -38,6 +38,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"needs a machine without NEON": lambda: "neon" in expected_isas(),
     r"no direct reads on this file system": lambda: True,
     r"temporary files live in memory": lambda: True,
+    r"needs gguf": lambda: importlib.util.find_spec("gguf") is None,
     r"needs lm_eval": lambda: importlib.util.find_spec("lm_eval") is None,  # some 40 packages
     r"needs to be root": lambda: not hasattr(os, "geteuid") or os.geteuid() != 0,
     r"(reads /proc|control groups are Linux's)": lambda: sys.platform != "linux",

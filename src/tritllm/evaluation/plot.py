@@ -20,13 +20,12 @@ COLOURS = {
     "other": "#6b6b6b",
 }
 _MARKERS = {"data-free": "o", "calibrated": "s", "trained": "^", "other": "D"}
-_PLACES = (  # of a label around its point, in points: (x, y, horizontal, vertical alignment)
-    (7, 6, "left", "bottom"), (7, -6, "left", "top"), (-7, -6, "right", "top"),
-    (-7, 6, "right", "bottom"), (0, 9, "center", "bottom"), (0, -9, "center", "top"),
-    (9, 18, "left", "bottom"), (9, -18, "left", "top"), (-9, -18, "right", "top"),
-    (-9, 18, "right", "bottom"), (12, 30, "left", "bottom"), (12, -30, "left", "top"),
-    (-12, -30, "right", "top"), (-12, 30, "right", "bottom"),
-)  # fmt: skip
+_PLACES = [  # of a label around its point, in points: (x, y, horizontal, vertical alignment)
+    (x * far, y * (6 + 12 * ring), horizontal, vertical)
+    for ring, far in enumerate((7, 9, 12, 15))
+    for x, horizontal in ((1, "left"), (-1, "right"), (0, "center"))
+    for y, vertical in ((1, "bottom"), (-1, "top"))
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ def _frame(axes: Any) -> None:
 def _place_labels(figure: Any, panels: Sequence[tuple[Any, Drawn]]) -> None:
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()  # which fixes where the axes lie
+    figure.draw_without_rendering()  # which lays the axes out; labels must not move them again
+    figure.set_layout_engine("none")
     renderer = figure.canvas.get_renderer()
     for axes, drawn in panels:
         frame = axes.get_window_extent(renderer)
