@@ -1,21 +1,24 @@
-"""tritllm's mixed depths: chosen by measured sensitivities, encoded without and with calibration.
+"""tritllm's mixed depths: chosen by measured divergence, encoded without and with calibration.
 
-Choosing the depths takes a text in both cases; the rows say what else it was used for.
+Without, the calibration text decides the depths and nothing else.
 """
+
+from __future__ import annotations
 
 from quality_peers.recipe import Encoded, Job, Recipe
 from quality_peers.tritllm_command import calibrate, quantize
 
-TARGETS = ("2.50", "3.00", "4.25")
+TARGETS = ("2.5", "3", "4.25")
+CONFIGS = {target: f"target-{target}bpw" for target in TARGETS}
 
 
 def recipes(job: Job) -> list[Recipe]:
     def plain(target: str) -> Encoded:
-        text = calibrate(job)[1]
-        return quantize(job, f"target-{target}bpw", "--sensitivity-text", text)
+        _, text, *_ = calibrate(job)
+        return quantize(job, (*CONFIGS.values(),), "--sensitivity-text", text)[CONFIGS[target]]
 
     def calibrated(target: str) -> Encoded:
-        return quantize(job, f"target-{target}bpw", *calibrate(job))
+        return quantize(job, (*CONFIGS.values(),), *calibrate(job))[CONFIGS[target]]
 
     return [
         *(Recipe(f"v3 mixed {t}", "depths", lambda t=t: plain(t)) for t in TARGETS),
