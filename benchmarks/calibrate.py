@@ -110,7 +110,7 @@ def main() -> None:
         )
         rates = {d: own_rate(d, arguments.device) for d in (torch.bfloat16, torch.float32)}
         (folder / "run").mkdir()
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         encodings = calibrator.run(
             plan,
             folder / "run",
@@ -120,6 +120,7 @@ def main() -> None:
             ),
         )
         seconds = time.perf_counter() - started
+        cpu_seconds = time.process_time() - started_cpu
         again = {d: own_rate(d, arguments.device) for d in (torch.bfloat16, torch.float32)}
         encoding = sum(
             note["seconds"]
@@ -145,6 +146,7 @@ def main() -> None:
                 "tokens measured": arguments.measured_tokens,
                 "seconds of products": round(products, 1),
                 "seconds of encoding": round(encoding, 1),
+                "processor seconds of both": round(cpu_seconds, 1),
                 "needed GFLOP/s of products": round(rate / 1e9, 1),
                 "torch bfloat16 GFLOP/s": [
                     round(r[torch.bfloat16] / 1e9, 1) for r in (rates, again)

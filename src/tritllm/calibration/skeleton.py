@@ -16,6 +16,7 @@ import transformers
 from torch import nn
 
 from tritllm.errors import SourceError, TritError, first_line
+from tritllm.extras import require
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.integrations.transformers.compat import (
     Conv1D,
@@ -189,6 +190,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def _build(source: Source) -> Any:
     """The model with parameters on meta and buffers in memory, in evaluation mode."""
+    require("calibration", "transformers", "accelerate")
     from accelerate import init_empty_weights
 
     name = source.files.name
