@@ -16,7 +16,7 @@ from tritllm.errors import OutputError
 from tritllm.training.optimise import Outcome, Rates, factor, optimise
 from tritllm.training.straight_through import TrainedMatrix, TrainedVector
 
-RATES = Rates(latent=0.05, log_steps=0.01, vectors=0.01)
+RATES = Rates(latent={1: 0.05, 2: 0.05}, log_steps=0.01, vectors=0.01)
 
 
 class Problem:
@@ -71,7 +71,7 @@ def test_a_training_that_makes_it_worse_leaves_the_start():
     problem = Problem()
     before = problem.bytes()
     outcome = optimise(
-        problem.trained, Rates(50.0, 5.0, 5.0), problem.loss, problem.held_back,
+        problem.trained, Rates({1: 50.0}, 5.0, 5.0), problem.loss, problem.held_back,
         steps=6, steps_without_levels=0, judge_every=2,
     )  # fmt: skip
     assert min(problem.seen[1:]) > outcome.start

@@ -37,12 +37,15 @@ class TextCalibrator(RunSettings):
             "context": self.context,
             "seed": self.seed,
             "device": self.device,
+            **({"qat": dict(self.trainer.settings)} if self.trainer else {}),
         }
 
     @property
     def command_options(self) -> Sequence[str]:
         """As `Calibrator.command_options`."""
-        options = ["--calibrate", self.text.name]
+        options = ["--qat" if self.trainer else "--calibrate", self.text.name]
+        if self.trainer:
+            options += self.trainer.command_options
         if self.tokens is not None:
             options += ["--tokens", str(self.tokens)]
         if self.context is not None:
@@ -57,6 +60,8 @@ class TextCalibrator(RunSettings):
         widest = max(tensor.entry.size for tensor in plan.quantized)
         block = 4 * sum(t.entry.size for t in plan.quantized) // _blocks_guess(plan)
         kept = [t.entry.size for t in plan.all_tensors if not t.decision.quantize]
+        if self.trainer:
+            block *= 6  # latent levels, gradients, two moments, weights, levels
         working = block + 32 * largest**2 + 24 * widest + 16 * BATCH_TOKENS * largest
         streams = self._row_bytes(plan) * (2 * (1 + len(plan.configs)) + _ARRAYS_BESIDE)
         return max(working, 4 * max(kept, default=0)) + min(self.in_memory, streams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Outcome:
         None where it is data-free.
     tokens: that were summed. seconds: the encoding took, statistics not included; the first
         matrix of a stage has those of factoring the Hessian.
+    trained: what a `PartTrainer` says of the training; None where there was none.
     """
 
     tensor: PlannedTensor
@@ -41,6 +42,7 @@ class Outcome:
     loss_after: float | None
     tokens: int
     seconds: float
+    trained: Mapping[str, Any] | None = None
 
 
 def encode_stage(

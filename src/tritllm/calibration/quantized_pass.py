@@ -76,8 +76,13 @@ class QuantizedPass:
         self._encoded: set[str] = set()
         self._closed: dict[str, _Closed] = {}
 
-    def run(self, *, is_last: bool) -> Activations | None:
-        """Encode every matrix; returns the stream behind the part, or None where it `is_last`."""
+    def run(
+        self, *, is_last: bool, before_advancing: Callable[[], None] | None = None
+    ) -> Activations | None:
+        """Encode every matrix; returns the stream behind the part, or None where it `is_last`.
+
+        before_advancing: called when all are encoded; may change the part's weights.
+        """
         for name, reason in self._part.structure.skipped.items():
             self._encode((name,), None, Kind.INPUT, reason)
         for step, compared in zip(self._part.structure.steps, self._compared, strict=True):
@@ -85,13 +90,20 @@ class QuantizedPass:
                 self._experts(step, compared)
             else:
                 self._stage(step, compared)
+        if before_advancing:
+            self._forget_outputs()
+            before_advancing()
         after = None if is_last else self._store.new(*self._stream.shape)
         if after:
             for first, _, _, out in self._runs([], to_the_end=True):
                 after.put(first, out.reshape(-1, out.shape[-1]))
+        self._forget_outputs()
+        return after
+
+    def _forget_outputs(self) -> None:
         for closed in self._closed.values():
             closed.output.release()
-        return after
+        self._closed.clear()
 
     def _stage(self, step: Stage, compared: Activations) -> None:
         kind = kind_of(self._part, step)

@@ -37,6 +37,8 @@ def save_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
             record |= {"loss_before": outcome.loss_before, "loss_after": outcome.loss_after}
             record |= {"error": encoded.error, "energy": encoded.energy, "array": number}
             record["in_features"] = encoded.in_features
+            if outcome.trained is not None:
+                record["trained"] = dict(outcome.trained)
             for part in _ARRAYS:
                 arrays[f"{number}.{part}"] = getattr(encoded, part)
         records.append(record)
@@ -99,11 +101,19 @@ class StoredEncodings:
         reasons = Counter(_kind_of_reason(r["data_free"]) for r in records if "data_free" in r)
         reasons.update(_kind_of_reason(reason) for reason in self._absent.values())
         calibrated = sum("data_free" not in record for record in records)
-        return {
+        about = {
             **self._about,
             "calibrated": calibrated,
             "data_free": dict(sorted(reasons.items())),
         }
+        steps = [record["trained"]["steps"] for record in records if "trained" in record]
+        if steps:
+            about["trained"] = {
+                "objective": "the output of each block",
+                "steps": steps[0],
+                "matrices": len(steps),
+            }
+        return about
 
     def notes(self, config: Config) -> dict[str, Any]:
         """As `Encodings.notes`."""
@@ -120,7 +130,7 @@ class StoredEncodings:
         }
 
 
-_NOTED = ("tokens", "seconds", "loss_before", "loss_after", "data_free")
+_NOTED = ("tokens", "seconds", "loss_before", "loss_after", "data_free", "trained")
 
 
 def _kind_of_reason(reason: str) -> str:

@@ -17,6 +17,7 @@ from tritllm.calibration.calls import Blocks
 from tritllm.calibration.encode import CODEC, Outcome
 from tritllm.calibration.float_pass import run_float
 from tritllm.calibration.part import Batches, Part
+from tritllm.calibration.part_trainer import EncodedPart, PartTrainer
 from tritllm.calibration.progress import Meter
 from tritllm.calibration.quantized_pass import QuantizedPass
 from tritllm.calibration.results import StoredEncodings, save_outcomes
@@ -32,7 +33,6 @@ from tritllm.quantizer.plan import Plan
 
 METHOD = "second-order, layer by layer, with asymmetric and residual-aware targets"
 BATCH_TOKENS = 4096  # that run through a block at once
-__FLOAT = ""  # the float stream's name, which no config has
 _FLOAT = ""  # the float stream's name, which no config has
 
 
@@ -180,7 +180,9 @@ class Run:
         self, part: Part, number: int, streams: dict[str, Activations]
     ) -> dict[str, Activations]:
         """All streams through a filled part; the last one leaves no streams."""
-        is_last = number == len(self._parts) - 1
+        is_block = number < len(self._skeleton.blocks)
+        trainer = self._settings.trainer if is_block else None  # needs the streams behind
+        is_last = number == len(self._parts) - 1 and trainer is None
         after: dict[str, Activations] = {}
         self._progress.at(f"{self._where(number)}, float model")
         compared, stream = run_float(
@@ -195,7 +197,7 @@ class Run:
                     self._skeleton.fill(name, self._device)
             outcomes: list[Outcome] = []
             after |= self._config_through(
-                part, number, config, streams, compared, outcomes, is_last
+                part, number, config, streams, compared, outcomes, stream, trainer, is_last
             )
             save_outcomes(self._results(number, config.name), outcomes)
         for activations in compared:
@@ -210,6 +212,8 @@ class Run:
         streams: dict[str, Activations],
         compared: list[Activations],
         outcomes: list[Outcome],
+        wanted: Activations | None,
+        trainer: PartTrainer | None,
         is_last: bool,
     ) -> dict[str, Activations]:
         def on_outcome(outcome: Outcome) -> None:
@@ -217,6 +221,22 @@ class Run:
             leaf = outcome.tensor.module.removeprefix(f"{part.name}.")
             self._progress.encoded(f"{self._where(number)}, {leaf}", config.name, outcome)
 
+        def train() -> None:
+            assert trainer and wanted  # noqa: PT018
+            encoded = EncodedPart(
+                part,
+                self._batches,
+                streams[config.name],
+                wanted,
+                tuple(outcomes),
+                lambda name: self._skeleton.weight(f"{part.name}.{name}"),
+                self._device,
+            )
+            outcomes[:] = trainer.train(
+                encoded, lambda words: self._progress.at(f"{self._where(number)}, {words}")
+            )
+
+        trained = trainer is not None and trainer.trains(config)
         stream = QuantizedPass(
             part,
             self._batches,
@@ -227,7 +247,7 @@ class Run:
             config,
             self._threads,
             on_outcome,
-        ).run(is_last=is_last)
+        ).run(is_last=is_last, before_advancing=train if trained else None)
         self._progress.advanced(part.matrices.values())
         return {config.name: stream} if stream else {}
 

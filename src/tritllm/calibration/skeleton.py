@@ -117,6 +117,18 @@ class Skeleton:
         for module in self.model.get_submodule(root).modules():
             _move_buffers(module, device)
 
+    def fill_all(self, device: torch.device) -> None:
+        """Fill the whole model; parameters that are tied are one."""
+        self.fill("", device)
+        for name, other in self._tied.items():
+            module, _, leaf = name.rpartition(".")
+            tied = self.model.get_parameter(other)
+            self.model.get_submodule(module)._parameters[leaf] = tied
+
+    def entry(self, name: str) -> TensorEntry:
+        """The source's tensor that is a parameter of the model, by the model's name for it."""
+        return self._entries[self._tied.get(name, name)][1]
+
     @contextmanager
     def outside(self, device: torch.device) -> Iterator[None]:
         """Within it what lies outside the blocks is filled as soon as it is called."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritllm.calibration.part_trainer import PartTrainer
 from tritllm.errors import OutputError
 from tritllm.evaluation.corpus import Text
 from tritllm.storage.shard_writer import write_atomically
@@ -25,6 +26,7 @@ class RunSettings:
         seed: of the choice of windows.
         device: of torch, that products run on: "cpu" or "cuda". Encoding is the CPU's.
         in_memory: bytes of activations that are held in memory; what is beyond lies in files.
+        trainer: trains each block when it is encoded; None trains nothing.
     """
 
     text: Text
@@ -33,6 +35,7 @@ class RunSettings:
     seed: int = 0
     device: str = "cpu"
     in_memory: int = 2 << 30
+    trainer: PartTrainer | None = None
 
 
 @dataclass

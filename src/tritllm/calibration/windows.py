@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from tritllm.errors import TritError, first_line
-from tritllm.evaluation.corpus import Ids, Text, bos_token, sample_windows, tokenize
+from tritllm.evaluation.corpus import Corpus, Ids, Text, bos_token, sample_windows, tokenize
 from tritllm.quantizer.source import Source
 
 TOKENS = 128 * 2048  # by default, or as many as the text has
@@ -46,9 +46,7 @@ def windows_of(
     Raises TritError where the tokenizer is missing or does not know the text, and for a text with
     fewer tokens than are asked for, or than one window.
     """
-    tokenizer = _tokenizer(source)
-    corpus = tokenize(text, tokenizer)
-    bos = bos_token(tokenizer)
+    corpus, bos = corpus_of(source, text)
     if tokens is not None and tokens < context:
         raise TritError(f"--tokens {tokens} is less than one window of {context} tokens")
     count = (tokens or TOKENS) // context
@@ -59,6 +57,15 @@ def windows_of(
             f"{context} are asked for; give a longer text, or --tokens {len(ids) * context}"
         )
     return ids, bos is not None
+
+
+def corpus_of(source: Source, text: Text) -> tuple[Corpus, int | None]:
+    """A text's token ids, and the BOS token that the tokenizer puts before a text, or None.
+
+    Raises TritError where the tokenizer is missing or does not know the text.
+    """
+    tokenizer = _tokenizer(source)
+    return tokenize(text, tokenizer), bos_token(tokenizer)
 
 
 def _tokenizer(source: Source) -> Any:

@@ -24,8 +24,9 @@ def command(
     configs: Annotated[
         str,
         typer.Option(
-            help="uniform-d1 .. uniform-d4, or mixed depths: target-3.25bpw for so many bits a "
-            "weight, sens-0.02 for so much divergence in nats. Several with commas."
+            help="uniform-d1 .. uniform-d4; qat-d1 .. qat-d4, whose blocks are trained; or mixed "
+            "depths: target-3.25bpw for so many bits a weight, sens-0.02 for so much divergence in "
+            "nats. Several with commas."
         ),
     ] = "",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
@@ -114,6 +115,27 @@ def command(
     picture: Annotated[
         bool, typer.Option(help="Also draw the depth of every layer: OUT/<config>/depths.png.")
     ] = False,
+    qat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|DATASET",
+            help="Calibrate on this text, and train each block to give what the float model's "
+            "block gives.",
+        ),
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            help="Train the whole calibrated model to predict what the float model predicts: about "
+            "26 bytes of memory a weight."
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps of training: of each block (by default 100), of the model (200)."
+        ),
+    ] = None,
     threads: CodecThreads = None,
     allow_low_coverage: Annotated[
         bool,
@@ -139,7 +161,7 @@ def command(
             begun = True
             bar.update(
                 task,
-                description="writing" if calibrate else "quantizing",
+                description="writing" if calibrate or qat else "quantizing",
                 total=step.total_bytes,
                 completed=step.done_bytes,
                 visible=True,
@@ -174,6 +196,9 @@ def command(
                 sensitivity_text=sensitivity_text,
                 sensitivities=sensitivities,
                 picture=picture,
+                qat=qat,
+                tune=tune,
+                steps=steps,
                 threads=threads,
                 allow_low_coverage=allow_low_coverage,
                 dry_run=dry_run,

@@ -1,6 +1,7 @@
 """Quantization configs: a name, and the depth that each linear weight gets under it.
 
-`uniform-d1` .. `uniform-d4` give every weight the same depth. A mixed config brings a map from
+`uniform-d1` .. `uniform-d4` give every weight the same depth, and so do `qat-d1` .. `qat-d4`, whose
+blocks are trained. A mixed config brings a map from
 module to depth. A nested one (`nested-d2-d4`) has the deepest depth, and planes on top that are
 chosen as those of the shallower ones.
 """
@@ -16,7 +17,7 @@ from tritllm.errors import TritError
 from tritllm.format.modules import matches
 from tritllm.format.trits import DEPTHS
 
-CONFIG_NAMES = tuple(f"uniform-d{depth}" for depth in DEPTHS)
+CONFIG_NAMES = tuple(f"{kind}-d{depth}" for kind in ("uniform", "qat") for depth in DEPTHS)
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,15 @@ class Config:
 
 
 def parse_config(name: str) -> Config:
-    """A uniform config by its name. Raises TritError for an unknown one."""
+    """A config of one depth by its name. Raises TritError for an unknown one."""
     if name not in CONFIG_NAMES:
         raise TritError(f"unknown config {name!r}; known: {', '.join(CONFIG_NAMES)}")
     return Config(name, int(name[-1]))
+
+
+def is_block_trained(name: str) -> bool:
+    """Whether a config's name says that its blocks are trained to match their float output."""
+    return name.startswith("qat-")
 
 
 def nested_config(depths: Sequence[int]) -> Config:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritllm.allocation.goals import FORMS, is_mixed
 from tritllm.errors import TritError
@@ -26,8 +27,12 @@ from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import Report
 from tritllm.quantizer.shard_pass import Progress
 from tritllm.run.mixed_depths import choose_depths
+from tritllm.run.training_options import text_of, with_training
 from tritllm.storage.model_files import open_files
 from tritllm.storage.output_errors import output_errors
+
+if TYPE_CHECKING:
+    from tritllm.calibration.calibrator import TextCalibrator
 
 _DATASET = r"[\w-][\w.-]*/[\w.-]+(?<!\.txt)(,.*)?"  # of the Hub; anything else is a file
 
@@ -54,6 +59,9 @@ def quantize(
     sensitivity_text: str | Path | None = None,
     sensitivities: str | Path | None = None,
     picture: bool = False,
+    qat: str | Path | None = None,
+    tune: bool = False,
+    steps: int | None = None,
     threads: int | None = None,
     allow_low_coverage: bool = False,
     dry_run: bool = False,
@@ -91,6 +99,11 @@ def quantize(
         sensitivities: the file where what was measured is kept, and taken from if it is there;
             default is OUT/sensitivities.json.
         picture: also write OUT/<config>/depths.png, which shows the depth of every layer.
+        qat: as `calibrate`, and each block is then trained to give what the float model's block
+            gives; configs named "qat-d2" alone where there are such, which imply it.
+        tune: train the whole calibrated model to predict what the float model predicts: steps,
+            norms, biases, then levels.
+        steps: of training: of each block (default is 100) and of the whole model (200).
         threads: for the codec; default is the number of processors granted.
         allow_low_coverage: go on where the family is unknown, or fewer than half of the parameters
             (without embeddings and output layer) are quantized.
@@ -110,23 +123,28 @@ def quantize(
     mixed = any(map(is_mixed, configs))
     if nested:
         all_configs.append(nested_config(nested))
-    calibrator = None
-    if calibrate is not None:
-        calibrator = _calibrator(calibrate, tokens, context, seed, device)
+    calibrator: Calibrator | None = None
+    text = text_of(calibrate, qat, all_configs, tune, steps)
+    option = "--calibrate" if qat is None else "--qat"
+    if text is not None:
+        calibrated = _calibrator(text, option, tokens, context, seed, device)
+        calibrator = with_training(calibrated, all_configs, qat is not None, tune, steps)
     else:
         _refuse_unused(tokens=tokens, context=context)
         if not mixed:
             _refuse_unused(seed=seed or None, device=device)
     if mixed:
-        measured_on = calibrate if sensitivity_text is None else sensitivity_text
+        measured_on = text if sensitivity_text is None else sensitivity_text
         all_configs = choose_depths(
             all_configs,
             open_files(model, revision, stream),
             Path(out),
             settings=Settings((), tuple(write), codec, dtype, tuple(include), tuple(exclude)),
             depth=depth,
-            text=None if measured_on is None else _text(measured_on, _option(sensitivity_text)),
-            calibrated=calibrate is not None and sensitivity_text is None,
+            text=None
+            if measured_on is None
+            else _text(measured_on, option if sensitivity_text is None else "--sensitivity-text"),
+            calibrated=text is not None and sensitivity_text is None,
             sensitivities=None if sensitivities is None else Path(sensitivities),
             seed=seed,
             threads=threads or processors(),
@@ -178,17 +196,18 @@ def _draw(out: Path, report: Report) -> None:
 
 
 def _calibrator(
-    calibrate: str | Path,
+    text: str | Path,
+    option: str,
     tokens: int | None,
     context: int | None,
     seed: int,
     device: str | None,
-) -> Calibrator:
+) -> TextCalibrator:
     require("calibration", "transformers", "torch", "transformers")
     from tritllm.calibration.calibrator import TextCalibrator
 
     return TextCalibrator(
-        _text(calibrate, "--calibrate"),
+        _text(text, option),
         tokens=tokens,
         context=context,
         seed=seed,
@@ -203,10 +222,6 @@ def _device(device: str | None) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _option(sensitivity_text: str | Path | None) -> str:
-    return "--calibrate" if sensitivity_text is None else "--sensitivity-text"
 
 
 def _refuse_unused(**options: object) -> None:

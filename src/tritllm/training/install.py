@@ -30,12 +30,24 @@ class Installed(nn.Module):  # type: ignore[misc]
         self.matrices = nn.ModuleDict({_key(name): m for name, m in matrices.items()})
         self.vectors = nn.ModuleDict({_key(name): v for name, v in vectors.items()})
         self.transposed = transposed
+        self._places: list[tuple[nn.Module, str, str, Any]] = []
         for name in (*matrices, *vectors):
             path, _, leaf = name.rpartition(".")
             owner = root.get_submodule(path)
             del owner._parameters[leaf]
             self._set(owner, leaf, name)
-            owner.register_forward_pre_hook(self._hook(leaf, name))
+            handle = owner.register_forward_pre_hook(self._hook(leaf, name))
+            self._places.append((owner, leaf, name, handle))
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        """Leave ordinary parameters with the values of now in the module."""
+        for owner, leaf, name, handle in self._places:
+            handle.remove()
+            delattr(owner, leaf)
+            value = self.value(name).detach().contiguous()
+            owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        self._places.clear()
 
     def _hook(self, leaf: str, name: str) -> Any:
         def compute(owner: nn.Module, _: Any) -> None:

@@ -27,22 +27,26 @@ SAVE_SECONDS = 60.0  # between two durable states; more where writing one takes 
 class Rates:
     """Peak learning rates of Adam, about the distance that a number moves a step.
 
-    latent: in root mean squares of a matrix's weights; log_steps: natural logarithm;
+    latent: by depth, in root mean squares of a matrix's weights; log_steps: natural logarithm;
     vectors: of norms and biases, in their root mean square.
     """
 
-    latent: float
+    latent: Mapping[int, float]
     log_steps: float
     vectors: float
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Of one training: the loss of the last step, and what the held-back windows say."""
+    """Of one training: the loss of the last step, and what the held-back windows say.
+
+    start, held_back, best: the held-back loss at the start, when last judged, and the least so far.
+    """
 
     step: int
     steps: int
     loss: float
+    start: float
     held_back: float
     best: float
     seconds_left: float
@@ -152,8 +156,9 @@ class _Training:
                     self._keep()
             now = time.monotonic()
             if on_progress:
-                left = (now - began) / (self.step - first) * (self.steps - self.step)
-                on_progress(TrainingProgress(self.step, self.steps, value, judged, self.best, left))
+                left = (now - began) / max(1, self.step - first) * (self.steps - self.step)
+                held = self.start, judged, self.best
+                on_progress(TrainingProgress(self.step, self.steps, value, *held, left))
             if state is not None and now - saved >= save_seconds:
                 self._save(state)
                 saved = time.monotonic()
@@ -250,7 +255,11 @@ def _groups(trained: nn.Module, rates: Rates) -> list[dict[str, Any]]:
                 steps = module.steps()[module.index.long()]
                 root = weights.square().mean().sqrt() / steps.mean().clamp_min(1e-30)
             groups.append(
-                {"params": [module.latent], "what": "latent", "peak": rates.latent * float(root)}
+                {
+                    "params": [module.latent],
+                    "what": "latent",
+                    "peak": rates.latent[module.depth] * float(root),
+                }
             )
             groups.append({"params": [module.log_steps], "what": "steps", "peak": rates.log_steps})
         else:

@@ -1,0 +1,185 @@
+"""Training tiny models through the quantizer: whole models, and block by block."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from support.tiny_models import some_ids, write_tiny
+from support.tiny_text import write_text, write_tokenizer
+
+from tritllm.calibration.calibrator import TextCalibrator
+from tritllm.checkpoint.packed import PackedCheckpoint
+from tritllm.checkpoint.verify import verify
+from tritllm.errors import TritError
+from tritllm.quantizer.quantize import quantize
+from tritllm.training import optimise, tune
+from tritllm.training.block_training import BlockTrainer
+from tritllm.training.tune import Tuner
+
+CONFIGS = ["uniform-d1"]
+CONTEXT = 16
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "BATCH_TOKENS", 4 * CONTEXT)
+
+
+def make_source(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float16) -> Path:
+    source = write_tiny(folder / "source", family, dtype)
+    write_tokenizer(source)
+    return source
+
+
+def calibrator(folder: Path, **options: Any) -> TextCalibrator:
+    text = write_text(folder / "text.txt", letters=1500)
+    return TextCalibrator(text, context=CONTEXT, **options)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama, calibrated as every training here begins."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    make_source(folder)
+    return run(folder, "calibrated", calibrator(folder))
+
+
+def tuner(folder: Path, steps: int = 24, **options: Any) -> Tuner:
+    before = calibrator(folder, **options)
+    return Tuner(before, before.text, steps=steps, context=CONTEXT)
+
+
+def run(folder: Path, out: str, made: Any, **options: Any) -> Path:
+    quantize(str(folder / "source"), CONFIGS, folder / out, threads=1, calibrator=made, **options)
+    return folder / out / CONFIGS[0]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (folder / "packed").glob("*.safetensors")}
+
+
+def divergence(folder: Path, source: Path) -> float:
+    """Of the dequantized model on the held-back windows' kind of text."""
+    with torch.no_grad():
+        ids = some_ids(64, CONTEXT) % 27 + 3
+        expected, found = (
+            transformers.AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32)(ids).logits
+            for f in (source, folder / "model")
+        )
+    return torch.nn.functional.kl_div(
+        found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean"
+    ).item()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
+def test_tuning_a_model_brings_it_nearer_to_the_float_model(family, tmp_path: Path):
+    source = make_source(tmp_path, family, torch.bfloat16 if family == "qwen2" else torch.float16)
+    calibrated = run(tmp_path, "calibrated", calibrator(tmp_path))
+    tuned = run(tmp_path, "tuned", tuner(tmp_path))
+    verify(tuned / "packed")
+    assert divergence(tuned, source) < divergence(calibrated, source)
+    original, trained = (PackedCheckpoint(f / "packed") for f in (calibrated, tuned))
+    names = [n for n in original.kept if "norm" in n or "ln_" in n]
+    assert names
+    assert any(original.read(n) != trained.read(n) for n in names)
+
+
+def test_tuning_twice_gives_the_same_bytes_and_so_does_going_on(tmp_path: Path, monkeypatch):
+    make_source(tmp_path)
+    whole = all_bytes(run(tmp_path, "whole", tuner(tmp_path)))
+
+    monkeypatch.setattr(tune, "SAVE_SECONDS", 0.0)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(progress):
+        if progress.activity == "training" and "step 13 " in progress.where:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(tmp_path, "killed", tuner(tmp_path), on_calibration=kill)
+    assert list((tmp_path / "killed").rglob("*.state"))
+    seen = []
+    again = run(tmp_path, "killed", tuner(tmp_path), on_calibration=seen.append)
+    assert not [p for p in seen if "step 2 " in p.where]
+    assert all_bytes(again) == whole
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_what_does_not_help_leaves_the_calibrated_bytes(calibrated, tmp_path: Path, monkeypatch):
+    make_source(tmp_path)
+    wild = optimise.Rates(dict.fromkeys(range(1, 5), 50.0), 5.0, 5.0)
+    monkeypatch.setattr(tune, "RATES", wild)
+    tuned = run(tmp_path, "tuned", tuner(tmp_path, steps=4))
+    assert report(tuned)["calibration"]["training"]["kept_step"] == 0
+    assert all_bytes(tuned) == all_bytes(calibrated)
+
+
+def test_a_block_trained_gives_what_the_float_block_gives_more_nearly(calibrated, tmp_path: Path):
+    source = make_source(tmp_path)
+    trainer = BlockTrainer(steps=20)
+    trained = run(tmp_path, "trained", calibrator(tmp_path, trainer=trainer))
+    verify(trained / "packed")
+    matrices = report(trained)["calibration"]["matrices"].values()
+    assert len(matrices) == 14
+    for matrix in matrices:
+        told = matrix["trained"]
+        assert told["block_after"] < told["block_before"]
+        assert told["kept_step"] > 0
+    assert divergence(trained, source) < divergence(calibrated, source)
+    again = run(tmp_path, "again", calibrator(tmp_path, trainer=trainer))
+    assert all_bytes(again) == all_bytes(trained)
+    assert report(trained)["encoder"]["trained"]["steps"] == 20
+
+
+def test_only_the_configs_named_are_trained_block_by_block(calibrated, tmp_path: Path):
+    make_source(tmp_path)
+    trainer = BlockTrainer(steps=3, configs=frozenset({"uniform-d2"}))
+    other = run(tmp_path, "other", calibrator(tmp_path, trainer=trainer))
+    assert all_bytes(other) == all_bytes(calibrated)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda c: Tuner(c, c.text, steps=0, context=CONTEXT), "--steps 0 trains nothing"),
+        (lambda c: replace(c, trainer=BlockTrainer(steps=0)), "--steps 0 trains nothing"),
+        (lambda c: Tuner(c, replace(c.text, content="abc"), context=CONTEXT), "has 3 tokens"),
+        (lambda c: replace(c, tokens=CONTEXT, trainer=BlockTrainer(5)), "gives one window"),
+    ],
+)
+def test_what_cannot_train_is_refused_in_one_line(made, words, tmp_path: Path):
+    make_source(tmp_path)
+    with pytest.raises(TritError, match=words):
+        run(tmp_path, "out", made(calibrator(tmp_path)))
+    assert not (tmp_path / "out" / CONFIGS[0] / "packed").exists()
+
+
+def test_a_training_that_breaks_off_says_where_and_keeps_the_best(tmp_path: Path, monkeypatch):
+    make_source(tmp_path)
+    gradients = tune.Divergence.add_gradients
+    calls = []
+
+    def add_gradients(self, windows):
+        calls.append(1)
+        return math.nan if len(calls) == 15 else gradients(self, windows)
+
+    monkeypatch.setattr(tune.Divergence, "add_gradients", add_gradients)
+    tuned = run(tmp_path, "tuned", tuner(tmp_path))
+    training = report(tuned)["calibration"]["training"]
+    assert training["broke_off"] == 15
+    assert 0 < training["kept_step"] < 15
+    verify(tuned / "packed")
