@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from support.tiny_models import some_ids, write_tiny
 from support.tiny_text import write_text, write_tokenizer
 
@@ -22,7 +24,9 @@ from tritllm.errors import TritError
 from tritllm.quantizer.quantize import quantize
 from tritllm.training import optimise, tune
 from tritllm.training.block_training import BlockTrainer
+from tritllm.training.end_to_end import Divergence
 from tritllm.training.tune import Tuner
+from tritllm.training.windows import TrainingWindows
 
 CONFIGS = ["uniform-d1"]
 CONTEXT = 16
@@ -39,8 +43,8 @@ def make_source(folder: Path, family: str = "llama", dtype: torch.dtype = torch.
     return source
 
 
-def calibrator(folder: Path, **options: Any) -> TextCalibrator:
-    text = write_text(folder / "text.txt", letters=1500)
+def calibrator(folder: Path, letters: int = 1500, **options: Any) -> TextCalibrator:
+    text = write_text(folder / "text.txt", letters)
     return TextCalibrator(text, context=CONTEXT, **options)
 
 
@@ -83,17 +87,37 @@ def divergence(folder: Path, source: Path) -> float:
     ).item()
 
 
+def held_back_divergence(folder: Path, source: Path, text: str) -> float:
+    """Of the dequantized model on the very windows that training judges by."""
+    ids = transformers.AutoTokenizer.from_pretrained(source)(text)["input_ids"]
+    windows = torch.from_numpy(TrainingWindows(np.array(ids), CONTEXT, 0).held_back)
+    teacher, student = (
+        transformers.AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32)
+        for f in (source, folder / "model")
+    )
+    return Divergence(teacher, student, torch.device("cpu")).measure(windows)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
-def test_tuning_a_model_brings_it_nearer_to_the_float_model(family, tmp_path: Path):
+def test_the_model_written_is_the_one_that_was_judged_best(family, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(tune.RATES.latent, 1, 0.002)
+    monkeypatch.setattr(tune, "BATCH_TOKENS", 16 * CONTEXT)
     source = make_source(tmp_path, family, torch.bfloat16 if family == "qwen2" else torch.float16)
-    calibrated = run(tmp_path, "calibrated", calibrator(tmp_path))
-    tuned = run(tmp_path, "tuned", tuner(tmp_path))
+    made = tuner(tmp_path, letters=4000)
+    tuned = run(tmp_path, "tuned", made)
     verify(tuned / "packed")
-    assert divergence(tuned, source) < divergence(calibrated, source)
-    original, trained = (PackedCheckpoint(f / "packed") for f in (calibrated, tuned))
-    names = [n for n in original.kept if "norm" in n or "ln_" in n]
-    assert names
-    assert any(original.read(n) != trained.read(n) for n in names)
+    training = report(tuned)["calibration"]["training"]
+    assert training["kept_step"] > 0
+    assert training["loss_after"] < training["loss_before"]
+    found = held_back_divergence(tuned, source, made.text.content)
+    assert found == pytest.approx(training["loss_after"], rel=0.01)
+    trained = PackedCheckpoint(tuned / "packed")
+    norms = [name for name in trained.kept if "norm" in name]
+    assert len(norms) >= 5
+    with safe_open(source / "model.safetensors", "pt") as original:
+        for name in norms:
+            stored = original.get_tensor(name).view(torch.uint8).numpy()
+            assert trained.read(name) != stored.tobytes()
 
 
 def test_tuning_twice_gives_the_same_bytes_and_so_does_going_on(tmp_path: Path, monkeypatch):
