@@ -51,7 +51,7 @@ def plot_quality(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    figure = Figure(figsize=(12, 9), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, 2, sharex="col", sharey="row")
     megabytes = max(point.size for point in points) < 1e9
@@ -84,7 +84,7 @@ def plot_quality(
     figure.legend(handles, names, loc="outside upper right", ncols=len(names), frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
     _place_labels(figure, labelled)
-    figure.savefig(path, dpi=130, format="png")
+    figure.savefig(path, dpi="figure", format="png")
 
 
 Drawn = Sequence[tuple[str, str, float, float]]  # label, series, x, y
