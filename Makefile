@@ -35,7 +35,7 @@ test-native: install
 	"$(RUN)/python" checks/native.py
 
 test-python: install
-	"$(RUN)/pytest"
+	"$(RUN)/pytest" -n 2 --dist loadfile
 
 ifeq ($(EDITABLE),)
 install: $(VENV)/.installed

@@ -28,12 +28,11 @@ os.environ |= {
 hypothesis.settings.register_profile("tritllm", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tritllm")
 STRICT = os.environ.get("TRITLLM_REQUIRE_NATIVE", "0") not in ("", "0")
-_skips: pytest.StashKey[Counter[str]] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Without the native library: an error where it is required, else its warning is no failure."""
-    config.stash[_skips] = Counter()
+    config.pluginmanager.register(_Skips())
     if native.available():
         return
     if STRICT:
@@ -41,42 +40,37 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:tritllm runs its NumPy reference")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector):
-    """Count what is skipped as a whole file."""
-    report = yield
-    if report.skipped:
-        _count(collector.config, report)
-    return report
+class _Skips:
+    """Counts skips by reason, from the reports: with several processes they are all seen in one."""
 
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item):
-    """Count each test that is skipped; an expected failure is none."""
-    report = yield
-    if report.skipped and not hasattr(report, "wasxfail"):
-        _count(item.config, report)
-    return report
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Count what is skipped as a whole file."""
+        if report.skipped:
+            self._count(report)
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count each test that is skipped; an expected failure is none."""
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._count(report)
 
-def _count(config: pytest.Config, report: pytest.CollectReport | pytest.TestReport) -> None:
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    config.stash[_skips][reason.removeprefix("Skipped: ")] += 1
+    def _count(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        self._counts[reason.removeprefix("Skipped: ")] += 1
 
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        """Say each reason to skip, and whether it may be one."""
+        for reason, count in sorted(self._counts.items()):
+            verdict = "allowed" if is_allowed(reason) else "NOT in tests/support/allowed_skips.py"
+            terminalreporter.write_line(f"skipped {count}: {reason} ({verdict})")
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    """Say each reason to skip, and whether it may be one."""
-    for reason, count in sorted(terminalreporter.config.stash[_skips].items()):
-        verdict = "allowed" if is_allowed(reason) else "NOT in tests/support/allowed_skips.py"
-        terminalreporter.write_line(f"skipped {count}: {reason} ({verdict})")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A skip that is not allowed fails the run."""
-    reasons = session.config.stash[_skips]
-    if STRICT and exitstatus == pytest.ExitCode.OK and not all(map(is_allowed, reasons)):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """A skip that is not allowed fails the run."""
+        if STRICT and exitstatus == pytest.ExitCode.OK and not all(map(is_allowed, self._counts)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)
