@@ -20,7 +20,9 @@ from support.tiny_text import write_text, write_tokenizer
 from tritllm.calibration.calibrator import TextCalibrator
 from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.checkpoint.verify import verify
+from tritllm.cli.quantize_text import lines_of_report
 from tritllm.errors import TritError
+from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.quantize import quantize
 from tritllm.training import optimise, tune
 from tritllm.training.block_training import BlockTrainer
@@ -68,6 +70,10 @@ def run(folder: Path, out: str, made: Any, **options: Any) -> Path:
 
 def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())
+
+
+def printed(folder: Path) -> list[str]:
+    return lines_of_report(report(folder))
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
@@ -120,6 +126,16 @@ def test_the_model_written_is_the_one_that_was_judged_best(family, tmp_path: Pat
             assert trained.read(name) != stored.tobytes()
 
 
+def test_a_quantized_embedding_counts_as_the_file_has_it(tmp_path: Path):
+    source = make_source(tmp_path, "llama_tied")
+    made = tuner(tmp_path, steps=4)
+    tuned = run(tmp_path, "tuned", made, include=["model.embed_tokens"], write=["model"])
+    assert "model.embed_tokens.weight" in report(tuned)["quantized"]
+    found = held_back_divergence(tuned, source, made.text.content)
+    wanted = report(tuned)["calibration"]["training"]["loss_after"]
+    assert found == pytest.approx(wanted, rel=0.01)
+
+
 def test_tuning_twice_gives_the_same_bytes_and_so_does_going_on(tmp_path: Path, monkeypatch):
     make_source(tmp_path)
     whole = all_bytes(run(tmp_path, "whole", tuner(tmp_path)))
@@ -155,8 +171,17 @@ def test_what_does_not_help_leaves_the_calibrated_bytes(calibrated, tmp_path: Pa
 def test_a_block_trained_gives_what_the_float_block_gives_more_nearly(calibrated, tmp_path: Path):
     source = make_source(tmp_path)
     trainer = BlockTrainer(steps=20)
-    trained = run(tmp_path, "trained", calibrator(tmp_path, trainer=trainer))
+    seen: list[CalibrationProgress] = []
+    made = calibrator(tmp_path, trainer=trainer)
+    trained = run(tmp_path, "trained", made, on_calibration=seen.append)
     verify(trained / "packed")
+    done = [step.done / step.total for step in seen]
+    assert done == sorted(done)
+    assert done[-1] == pytest.approx(1, abs=0.02)  # but for the stream that leaves the last block
+    steps = [step for step in seen if "training" in step.where]
+    assert steps[0].where == "block 1 of 2, training, step 1 of 20"
+    assert len(steps) == 40
+    assert steps[19].loss_after["uniform-d1"] < steps[19].loss_before["uniform-d1"]
     matrices = report(trained)["calibration"]["matrices"].values()
     assert len(matrices) == 14
     for matrix in matrices:
@@ -166,7 +191,37 @@ def test_a_block_trained_gives_what_the_float_block_gives_more_nearly(calibrated
     assert divergence(trained, source) < divergence(calibrated, source)
     again = run(tmp_path, "again", calibrator(tmp_path, trainer=trainer))
     assert all_bytes(again) == all_bytes(trained)
-    assert report(trained)["encoder"]["trained"]["steps"] == 20
+    said = report(trained)["encoder"]
+    assert said["trained"]["steps"] == 20
+    assert said["trained"]["improved"] == said["trained"]["matrices"] == 14
+    assert any("trained for 20 steps on the output of each block" in s for s in printed(trained))
+
+
+def test_blocks_and_then_the_whole_are_trained_and_both_are_told(tmp_path: Path):
+    source = make_source(tmp_path)
+    before = calibrator(tmp_path, trainer=BlockTrainer(steps=6))
+    both = run(tmp_path, "both", Tuner(before, before.text, steps=8, context=CONTEXT))
+    said = report(both)["encoder"]["trained"]
+    assert (said["steps"], said["blocks"]["steps"]) == (8, 6)
+    assert said["held_back_tokens"] == 9 * CONTEXT
+    assert said["text_tokens"] == 1500
+    line = next(line for line in printed(both) if line.startswith("trained for"))
+    assert "trained for 6 steps on the output of each block; then trained for 8 steps of 64" in line
+    lines = printed(both)
+    assert any("outputs on windows held back" in line for line in lines)
+    found = held_back_divergence(both, source, before.text.content)
+    kept = said["kept_step"]
+    assert any(f"{found:.2g}" in line and f"after step {kept} of 8" in line for line in lines)
+
+
+def test_what_cannot_be_tuned_is_refused_before_the_calibration(tmp_path: Path):
+    make_source(tmp_path)
+    before = calibrator(tmp_path)
+    short = replace(before.text, content="in the beginning")
+    seen: list[CalibrationProgress] = []
+    with pytest.raises(TritError, match="too few to train on"):
+        run(tmp_path, "out", Tuner(before, short, context=CONTEXT), on_calibration=seen.append)
+    assert not seen
 
 
 def test_only_the_configs_named_are_trained_block_by_block(calibrated, tmp_path: Path):

@@ -32,6 +32,20 @@ class EncodedPart:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class TrainingShare:
+    """How far the training of a part is.
+
+    done: of its work, 0..1. where: for people, "step 30 of 100". before, after: the loss of the
+    part as calibrated, and the least so far.
+    """
+
+    done: float
+    where: str
+    before: float
+    after: float
+
+
 class PartTrainer(Protocol):
     """Trains a part's matrices before its stream advances."""
 
@@ -49,9 +63,10 @@ class PartTrainer(Protocol):
         """Whether a config's matrices are trained."""
         ...
 
-    def train(self, encoded: EncodedPart, tell: Callable[[str], None]) -> list[Outcome]:
-        """The outcomes in the same order; the part is left with the weights they decode to.
+    def passes(self, batches: Batches) -> float:
+        """What training a part costs, in passes of the whole text through the part."""
+        ...
 
-        tell: called with a few words on how far it is.
-        """
+    def train(self, encoded: EncodedPart, tell: Callable[[TrainingShare], None]) -> list[Outcome]:
+        """The outcomes in the same order; the part is left with the weights they decode to."""
         ...

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tritllm.calibration.encode import Outcome
+from tritllm.calibration.part import Batches
+from tritllm.calibration.part_trainer import PartTrainer, TrainingShare
+from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import CalibrationProgress
 
@@ -15,19 +18,30 @@ _FLOAT, _ENCODE, _ADVANCE = 1.0, 3.0, 1.0
 class Meter:
     """Reports to a caller.
 
-    parts: the matrices of each part. done: parts behind us. configs: how many.
+    parts: the matrices of each part. blocks: how many of them, the first ones, are blocks: these
+    are trained where there is a `trainer`. done: parts behind us.
     """
 
     def __init__(
         self,
         parts: Sequence[Mapping[str, PlannedTensor]],
+        blocks: int,
         done: int,
-        configs: int,
+        configs: Sequence[Config],
+        batches: Batches,
+        trainer: PartTrainer | None,
         report: Callable[[CalibrationProgress], None] | None,
     ) -> None:
-        one = _FLOAT + configs * (_ENCODE + _ADVANCE)
-        self._total = one * sum(_weights(part.values()) for part in parts)
-        self._done = one * sum(_weights(part.values()) for part in parts[:done])
+        passes = trainer.passes(batches) if trainer else 0.0
+        trainings = sum(trainer.trains(config) for config in configs) if trainer else 0
+        sizes = [_weights(part.values()) for part in parts]
+        self._training = [passes * size for size in sizes[:blocks]]
+        one = _FLOAT + len(configs) * (_ENCODE + _ADVANCE)
+        costs = [one * size for size in sizes]
+        for number, training in enumerate(self._training):
+            costs[number] += trainings * training
+        self._total = sum(costs)
+        self._done = sum(costs[:done])
         self._report = report
 
     def at(self, where: str) -> None:
@@ -46,6 +60,16 @@ class Meter:
         else:
             self._tell(where, {config: outcome.loss_before}, {config: outcome.loss_after})
 
+    def training(self, number: int, where: str, config: str, share: TrainingShare) -> None:
+        """A block, by its number, is in training."""
+        cost = self._training[number] * share.done
+        losses = {config: share.before}, {config: share.after}
+        self._tell(f"{where}, training, {share.where}", *losses, cost, "output error")
+
+    def trained(self, number: int) -> None:
+        """A block's training under a config has ended."""
+        self._done += self._training[number]
+
     def advanced(self, tensors: Iterable[PlannedTensor]) -> None:
         """A quantized stream has passed a part."""
         self._done += _ADVANCE * _weights(tensors)
@@ -55,12 +79,14 @@ class Meter:
         where: str,
         before: Mapping[str, float] | None = None,
         after: Mapping[str, float] | None = None,
+        beyond: float = 0.0,
+        measure: str = "loss",
     ) -> None:
         if self._report:
+            done = self._done + beyond
+            losses = before or {}, after or {}
             self._report(
-                CalibrationProgress(
-                    "calibrating", where, self._done, self._total, before or {}, after or {}
-                )
+                CalibrationProgress("calibrating", where, done, self._total, *losses, measure)
             )
 
 

@@ -106,12 +106,13 @@ class StoredEncodings:
             "calibrated": calibrated,
             "data_free": dict(sorted(reasons.items())),
         }
-        steps = [record["trained"]["steps"] for record in records if "trained" in record]
-        if steps:
+        trained = [record["trained"] for record in records if "trained" in record]
+        if trained:
             about["trained"] = {
                 "objective": "the output of each block",
-                "steps": steps[0],
-                "matrices": len(steps),
+                "steps": trained[0]["steps"],
+                "matrices": len(trained),
+                "improved": sum(record["kept_step"] > 0 for record in trained),
             }
         return about
 

@@ -82,7 +82,10 @@ class Run:
         if state is None:
             about = self._about(ids.size, context, has_bos)
             state = State(len(self._parts), 0, about, self._absent())
-        self._progress = Meter(self._parts, state.done, len(self._plan.configs), self._on_progress)
+        blocks, configs, trainer = len(self._skeleton.blocks), self._plan.configs, settings.trainer
+        self._progress = Meter(
+            self._parts, blocks, state.done, configs, self._batches, trainer, self._on_progress
+        )
         streams = self._first_streams(state.done)
         for number in range(state.done, len(self._parts)):
             streams = self._pass(number, streams, state)
@@ -223,18 +226,12 @@ class Run:
 
         def train() -> None:
             assert trainer and wanted  # noqa: PT018
-            encoded = EncodedPart(
-                part,
-                self._batches,
-                streams[config.name],
-                wanted,
-                tuple(outcomes),
-                lambda name: self._skeleton.weight(f"{part.name}.{name}"),
-                self._device,
-            )
-            outcomes[:] = trainer.train(
-                encoded, lambda words: self._progress.at(f"{self._where(number)}, {words}")
-            )
+            stream, found = streams[config.name], tuple(outcomes)
+            weight = partial(self._weight, part)
+            encoded = EncodedPart(part, self._batches, stream, wanted, found, weight, self._device)
+            told = partial(self._progress.training, number, self._where(number), config.name)
+            outcomes[:] = trainer.train(encoded, told)
+            self._progress.trained(number)
 
         trained = trainer is not None and trainer.trains(config)
         stream = QuantizedPass(
@@ -250,6 +247,9 @@ class Run:
         ).run(is_last=is_last, before_advancing=train if trained else None)
         self._progress.advanced(part.matrices.values())
         return {config.name: stream} if stream else {}
+
+    def _weight(self, part: Part, name: str) -> torch.Tensor:
+        return self._skeleton.weight(f"{part.name}.{name}")
 
     def _where(self, number: int) -> str:
         blocks = len(self._skeleton.blocks)

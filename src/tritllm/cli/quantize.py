@@ -133,7 +133,7 @@ def command(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Steps of training: of each block (by default 100), of the model (200)."
+            min=1, help="Steps of training: of each block (by default 100), of the model (600)."
         ),
     ] = None,
     threads: CodecThreads = None,

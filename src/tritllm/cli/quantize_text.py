@@ -58,7 +58,7 @@ class CalibrationLines:
             f"  {name} {step.loss_before[name]:.3g} -> {after:.3g}"
             for name, after in step.loss_after.items()
         )
-        text = f"{step.activity} {step.where}{'  loss' if losses else ''}{losses}"
+        text = f"{step.activity} {step.where}{f'  {step.measure}' if losses else ''}{losses}"
         percent = int(100 * step.done / step.total) if step.total else 100
         if not errors.is_terminal and percent >= self._next:
             self._next = percent - percent % _STEP_PERCENT + _STEP_PERCENT
@@ -157,12 +157,18 @@ def print_reports(reports: list[Report]) -> None:
             f"16-bit {size(report['model_bytes'])}",
             soft_wrap=True,
         )
-        for line in [*lines_of_encoder(report.get("encoder", {})), *_losses_of(report)]:
+        for line in lines_of_report(report):
             console.print(f"  {line}", markup=False, soft_wrap=True)
     peak = reports[-1]["peak_memory_bytes"]
     console.print(
         f"{reports[-1]['seconds']:.1f} s, peak memory {'unknown' if peak is None else size(peak)}"
     )
+
+
+def lines_of_report(report: Report) -> list[str]:
+    """How a config's digits were chosen, and what that brought."""
+    encoder = lines_of_encoder(report.get("encoder", {}))
+    return [*encoder, *_losses_of(report), *_training_of(report)]
 
 
 def _losses_of(report: Report) -> list[str]:
@@ -180,6 +186,32 @@ def _losses_of(report: Report) -> list[str]:
         f"error of the layers' outputs on that text, relative, mean over matrices: {before:.3g} "
         f"data-free, {after:.3g} calibrated"
     ]
+
+
+def _training_of(report: Report) -> list[str]:
+    """What training brought, on windows that it never saw."""
+    calibration = report.get("calibration", {})
+    lines = []
+    records = [matrix.get("trained") for matrix in calibration.get("matrices", {}).values()]
+    blocks = list({record["block_before"]: record for record in records if record}.values())
+    if blocks:
+        before = sum(block["block_before"] for block in blocks) / len(blocks)
+        after = sum(block["block_after"] for block in blocks) / len(blocks)
+        lines.append(
+            "error of the blocks' outputs on windows held back from training, relative, mean over "
+            f"blocks: {before:.3g} calibrated, {after:.3g} trained"
+        )
+    if tuned := calibration.get("training"):
+        lines.append(
+            "KL divergence on windows held back from training, nats a token: "
+            f"{tuned['loss_before']:.3g} before, {tuned['loss_after']:.3g} after step "
+            f"{tuned['kept_step']} of {tuned['steps']}, which is kept"
+        )
+    broken = [each["broke_off"] for each in [*blocks, tuned] if each and each["broke_off"]]
+    if broken:
+        which = ", ".join(map(str, broken))
+        lines.append(f"training broke off where the loss was not finite, at step {which}")
+    return lines
 
 
 def _decibel(value: float | None) -> str:

@@ -56,7 +56,23 @@ def _trained(encoder: Mapping[str, Any]) -> str:
     trained = encoder.get("trained")
     if not isinstance(trained, Mapping) or not isinstance(trained.get("steps"), int):
         return ""
-    return f"trained for {trained['steps']:,} steps"
+    line = _one_training(trained)
+    blocks = trained.get("blocks")
+    if isinstance(blocks, Mapping) and isinstance(blocks.get("steps"), int):
+        line = f"{_one_training(blocks)}; then {line}"
+    return line
+
+
+def _one_training(trained: Mapping[str, Any]) -> str:
+    """One of the trainings that `--qat` and `--tune` do, without what came before it."""
+    line = f"trained for {trained['steps']:,} steps"
+    if isinstance(trained.get("tokens_a_step"), int):
+        line += f" of {trained['tokens_a_step']:,} tokens"
+    if isinstance(trained.get("objective"), str):
+        line += f" on {_plain(trained['objective'])}"
+    if trained.get("kept_step") == 0:
+        line += ", which brought nothing: the digits before it were kept"
+    return line
 
 
 def _matrices(number: int) -> str:

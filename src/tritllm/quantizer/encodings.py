@@ -32,7 +32,9 @@ class CalibrationProgress:
     done, total: work behind and in all, in one unit (tokens, bytes, steps) of even cost, so that
         the time left follows from the time past; a run that is resumed begins with `done` above 0.
     loss_before, loss_after: by config name, of what was last finished, the loss of the data-free
-        encoding and of the new one on one scale; empty where there is none to tell.
+        encoding and of the new one on one scale; in a training, of its start and of the best so
+        far; empty where there is none to tell.
+    measure: what these losses are, for people.
     """
 
     activity: str
@@ -41,6 +43,7 @@ class CalibrationProgress:
     total: float
     loss_before: Mapping[str, float] = field(default_factory=dict)
     loss_after: Mapping[str, float] = field(default_factory=dict)
+    measure: str = "loss"
 
 
 class Encodings(Protocol):

@@ -103,7 +103,7 @@ def quantize(
             gives; configs named "qat-d2" alone where there are such, which imply it.
         tune: train the whole calibrated model to predict what the float model predicts: steps,
             norms, biases, then levels.
-        steps: of training: of each block (default is 100) and of the whole model (200).
+        steps: of training: of each block (default is 100) and of the whole model (600).
         threads: for the codec; default is the number of processors granted.
         allow_low_coverage: go on where the family is unknown, or fewer than half of the parameters
             (without embeddings and output layer) are quantized.

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from tritllm.calibration.encode import Outcome
-from tritllm.calibration.part_trainer import EncodedPart
+from tritllm.calibration.part import Batches
+from tritllm.calibration.part_trainer import EncodedPart, TrainingShare
 from tritllm.errors import TritError
 from tritllm.quantizer.configs import Config
 from tritllm.training.install import Installed
@@ -26,6 +27,7 @@ STEPS = 100
 RATES = Rates({1: 0.003, 2: 0.001, 3: 0.0005, 4: 0.0002}, log_steps=0.002, vectors=0.0)
 WITHOUT_LEVELS = 0.1  # of the steps
 HELD_BACK = 8  # one window of so many is never trained on
+_STEP = 3.0  # passes forward that a step costs: a pass backward is two products for each one
 JUDGED = 10  # steps between two looks at the windows held back, or fewer
 
 
@@ -57,7 +59,17 @@ class BlockTrainer:
         """As `PartTrainer.trains`."""
         return self.configs is None or config.name in self.configs
 
-    def train(self, encoded: EncodedPart, tell: Callable[[str], None]) -> list[Outcome]:
+    def passes(self, batches: Batches) -> float:
+        """As `PartTrainer.passes`: a step is a pass of its windows forward and one backward."""
+        looks = self.steps / self._judge_every + 1
+        trained = self.steps * min(batches.at_once, batches.windows) * _STEP
+        return (trained + looks * _held(batches)) / batches.windows
+
+    @property
+    def _judge_every(self) -> int:
+        return max(1, min(JUDGED, self.steps // 4))
+
+    def train(self, encoded: EncodedPart, tell: Callable[[TrainingShare], None]) -> list[Outcome]:
         """As `PartTrainer.train`. What was encoded data-free is left as it is.
 
         Raises TritError where the text gives no window to hold back.
@@ -86,7 +98,7 @@ class BlockTrainer:
         turned = {f"{n}.weight" for n, o in trained.items() if o.tensor.decision.transposed}
         installed = Installed(encoded.part.root, matrices, {}, frozenset(turned))
         installed.to(encoded.device)
-        loss = _BlockLoss(encoded, max(1, windows // HELD_BACK), self.seed)
+        loss = _BlockLoss(encoded, _held(encoded.batches), self.seed)
         result = optimise(
             installed,
             RATES,
@@ -94,7 +106,7 @@ class BlockTrainer:
             loss.held_back,
             steps=self.steps,
             steps_without_levels=int(self.steps * WITHOUT_LEVELS),
-            judge_every=max(1, min(JUDGED, self.steps // 4)),
+            judge_every=self._judge_every,
             on_progress=_teller(tell),
         )
         installed.remove()
@@ -151,11 +163,14 @@ class _BlockLoss:
         return (out - wanted).square().sum(), wanted.square().sum()
 
 
-def _teller(tell: Callable[[str], None]) -> Callable[[TrainingProgress], None]:
+def _held(batches: Batches) -> int:
+    """How many windows are held back."""
+    return max(1, batches.windows // HELD_BACK)
+
+
+def _teller(tell: Callable[[TrainingShare], None]) -> Callable[[TrainingProgress], None]:
     def report(step: TrainingProgress) -> None:
-        tell(
-            f"training, step {step.step} of {step.steps}, "
-            f"output error {step.start:.2e} -> {step.best:.2e}"
-        )
+        where = f"step {step.step} of {step.steps}"
+        tell(TrainingShare(step.step / step.steps, where, step.start, step.best))
 
     return report

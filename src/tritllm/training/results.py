@@ -21,6 +21,7 @@ from tritllm.storage.shard_writer import write_atomically
 
 _RECORD = "record"
 _ARRAYS = ("weight", "scale", "codebook")
+_IN_ENCODER = ("text_tokens", "held_back_tokens", "kept_step", "broke_off")
 
 
 def save_trained(
@@ -93,8 +94,10 @@ class TrainedEncodings:
     def encoder(self, config: Config) -> dict[str, Any]:
         """As `Encodings.encoder`."""
         training = self._records[config.name]["training"]
-        kept = {key: training[key] for key in ("kept_step", "broke_off")}
-        return {**self._before.encoder(config), "trained": {**self._about, **kept}}
+        kept = {key: training[key] for key in _IN_ENCODER}
+        before = self._before.encoder(config)
+        blocks = {"blocks": before["trained"]} if "trained" in before else {}
+        return {**before, "trained": {**self._about, **kept, **blocks}}
 
     def notes(self, config: Config) -> dict[str, Any]:
         """As `Encodings.notes`."""

@@ -18,10 +18,11 @@ import torch
 
 from tritllm.calibration.skeleton import Skeleton
 from tritllm.calibration.windows import context_of, corpus_of
-from tritllm.codec import encode
+from tritllm.codec import TritTensor, encode
 from tritllm.errors import TritError
 from tritllm.evaluation.corpus import Text
 from tritllm.quantizer.configs import Config
+from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import CalibrationProgress, Calibrator, Encodings
 from tritllm.quantizer.plan import Plan
 from tritllm.training.end_to_end import LOGIT_BYTES, Divergence, student_of
@@ -31,12 +32,12 @@ from tritllm.training.results import TrainedEncodings, save_trained
 from tritllm.training.straight_through import TrainedMatrix, TrainedVector
 from tritllm.training.windows import TrainingWindows
 
-STEPS = 200
+STEPS = 600
 CONTEXT = 512  # tokens a window, or as many as the model takes
-BATCH_TOKENS = 2048  # a step
+BATCH_TOKENS = 1024  # a step
 RATES = Rates({1: 0.005, 2: 0.001, 3: 0.0005, 4: 0.0002}, log_steps=0.002, vectors=0.002)
-WITHOUT_LEVELS = 0.1  # of the steps
-JUDGED = 25  # steps between two looks at the windows held back, or fewer
+WITHOUT_LEVELS = 0.05  # of the steps
+JUDGED = 50  # steps between two looks at the windows held back, or fewer
 _WEIGHT_BYTES = 4 + 4 + 8 + 4 + 2  # latent, gradient, Adam, weight, levels: a quantized weight
 _TORCH_OF = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -97,14 +98,16 @@ class Tuner:
         """As `Calibrator.run`."""
         if self.steps < 1:
             raise TritError(f"--steps {self.steps} trains nothing; give 1 or more")
-        encodings = self.before.run(plan, folder, threads, on_progress)
         files = {config.name: folder / f"tuned-{config.name}.npz" for config in plan.configs}
         left = [config for config in plan.configs if not files[config.name].exists()]
-        if left:
+        # What cannot be trained is refused here, before calibration takes its time.
+        course = _Course(self, plan, folder) if left else None
+        encodings = self.before.run(plan, folder, threads, on_progress)
+        if course:
             threads_before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                course = _Course(self, plan, folder)
+                course.fill()
                 for config in left:
                     course.train(config, encodings, files[config.name], on_progress)
             finally:
@@ -131,17 +134,20 @@ class _Course:
         self.device = torch.device(tuner.device)
         context = min(context_of(plan.source, tuner.context), tuner.context or CONTEXT)
         corpus, bos = corpus_of(plan.source, tuner.text)
-        self.bos = bos
+        self.bos, self.tokens = bos, len(corpus.ids)
         self.windows = TrainingWindows(corpus.ids, context - (bos is not None), tuner.seed)
         self.count = max(1, BATCH_TOKENS // context)
         self.skeleton = Skeleton(plan.source, plan.quantized)
-        self.skeleton.fill_all(self.device)
         self.teacher = self.skeleton.model
         if self.teacher.get_output_embeddings() is None:
             raise TritError(
                 f"{plan.source.files.name}: cannot be tuned: a {type(self.teacher).__name__} "
                 "predicts no tokens; leave --tune out"
             )
+
+    def fill(self) -> None:
+        """Give the float model its weights."""
+        self.skeleton.fill_all(self.device)
 
     def train(
         self,
@@ -155,6 +161,7 @@ class _Course:
         matrices = self._matrices(config, encodings)
         vectors = self._vectors(config, encodings)
         student = student_of(self.teacher)
+        self._fill_tables(student, config, encodings)
         transposed = [name for name in matrices if self._planned(name).decision.transposed]
         installed = Installed(student, matrices, vectors, frozenset(transposed)).to(self.device)
         divergence = Divergence(self.teacher, student, self.device)
@@ -189,6 +196,8 @@ class _Course:
                 if moved
             },
             {
+                "text_tokens": self.tokens,
+                "held_back_tokens": held_back.numel(),
                 "kept_step": outcome.best_step,
                 "broke_off": outcome.broke_off,
                 "loss_before": outcome.start,
@@ -205,11 +214,27 @@ class _Course:
         found = {}
         for module, tensor in self.skeleton.planned.items():
             weight = self._weight(f"{module}.weight")
-            start = encodings.encoded(tensor, config)
-            if start is None:
-                start = encode(weight, config.depth_of(tensor.module))
+            start = self._encoded(tensor, weight, config, encodings)
             found[f"{module}.weight"] = TrainedMatrix(start, weight)
         return found
+
+    def _fill_tables(self, student: Any, config: Config, encodings: Encodings) -> None:
+        """Embedding tables that are quantized are not trained, but used as the file has them."""
+        for name, tensor in self.skeleton.tables.items():
+            encoded = self._encoded(tensor, self._weight(f"{name}.weight"), config, encodings)
+            decoded = torch.from_numpy(encoded.decode()).to(self.device)
+            table = torch.nn.Parameter(decoded, requires_grad=False)
+            shared = self.teacher.get_parameter(f"{name}.weight")
+            for module in student.modules():  # also where it is tied
+                for leaf, parameter in module._parameters.items():
+                    if parameter is shared:
+                        module._parameters[leaf] = table
+
+    def _encoded(
+        self, tensor: PlannedTensor, weight: np.ndarray, config: Config, encodings: Encodings
+    ) -> TritTensor:
+        start = encodings.encoded(tensor, config)
+        return encode(weight, config.depth_of(tensor.module)) if start is None else start
 
     def _vectors(self, config: Config, encodings: Encodings) -> dict[str, TrainedVector]:
         """Norms and biases that the source stores as such and the model uses once."""
@@ -249,7 +274,7 @@ class _Course:
         total = self.tuner.steps * len(self.plan.configs)
 
         def tell(step: TrainingProgress) -> None:
-            where = f"{config.name}, step {step.step} of {step.steps}, loss {step.loss:.4f}"
+            where = f"{config.name}, step {step.step} of {step.steps}"
             done = number * self.tuner.steps + step.step
             report(
                 CalibrationProgress(
@@ -259,6 +284,7 @@ class _Course:
                     total,
                     {config.name: step.start},
                     {config.name: step.best},
+                    "KL on windows held back",
                 )
             )
 
