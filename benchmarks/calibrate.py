@@ -28,6 +28,7 @@ from make_random_checkpoint import SHAPES
 from tritllm.calibration.calibrator import TextCalibrator
 from tritllm.evaluation.corpus import read_text
 from tritllm.quantizer.configs import parse_config
+from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.fingerprint import Settings
 from tritllm.quantizer.plan import make_plan
 from tritllm.quantizer.report import peak_memory_bytes
@@ -35,7 +36,8 @@ from tritllm.quantizer.source import open_source
 from tritllm.storage.model_files import open_files
 
 WORDS = 256
-SQUARE = 4096  # of the matrices that torch's own product is timed on
+SQUARE = 4096  # of the largest matrices that torch's own product is timed on
+LONG_ENOUGH = 0.25  # seconds
 
 
 def write_model(folder: Path, shape: str, blocks: int) -> None:
@@ -66,17 +68,24 @@ def needed_flop(shape: str, configs: int) -> float:
 
 
 def own_rate(dtype: torch.dtype, device: str) -> float:
-    """FLOP a second of torch's product of square matrices: the best of three."""
-    size = SQUARE if device != "cpu" else SQUARE // 2
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        a @ a
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    """FLOP a second of torch's product of square matrices: the best of three.
+
+    A processor without bfloat16 products may need minutes for large ones, so that a small product
+    decides how large they are.
+    """
+    size = SQUARE // 16
+    while True:
+        a = torch.randn(size, size, device=device).to(dtype)
+        best = float("inf")
+        for _ in range(3):
+            started = time.perf_counter()
+            a @ a
+            if device != "cpu":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+        if size >= SQUARE or best > LONG_ENOUGH:
+            return 2 * size**3 / best
+        size *= 2
 
 
 def main() -> None:
@@ -111,14 +120,13 @@ def main() -> None:
         rates = {d: own_rate(d, arguments.device) for d in (torch.bfloat16, torch.float32)}
         (folder / "run").mkdir()
         started, started_cpu = time.perf_counter(), time.process_time()
-        encodings = calibrator.run(
-            plan,
-            folder / "run",
-            arguments.threads,
-            lambda p: print(
-                f"{time.perf_counter() - started:8.1f} s  {p.where}", file=sys.stderr, flush=True
-            ),
-        )
+        reached: list[float] = []
+
+        def on_progress(progress: CalibrationProgress) -> None:
+            reached.append(time.perf_counter() - started)
+            print(f"{reached[-1]:8.1f} s  {progress.where}", file=sys.stderr, flush=True)
+
+        encodings = calibrator.run(plan, folder / "run", arguments.threads, on_progress)
         seconds = time.perf_counter() - started
         cpu_seconds = time.process_time() - started_cpu
         again = {d: own_rate(d, arguments.device) for d in (torch.bfloat16, torch.float32)}
@@ -130,8 +138,9 @@ def main() -> None:
     layers = SHAPES[arguments.shape][1]
     share = layers / arguments.blocks
     grown = arguments.tokens / arguments.measured_tokens
-    products = seconds - encoding
-    total = share * (products * grown + encoding)
+    once = reached[0]  # modules imported, embeddings, what a block's structure is
+    products = seconds - encoding - once
+    total = once + share * (products * grown + encoding)
     flop = needed_flop(arguments.shape, len(configs))
     rate = flop * arguments.measured_tokens * arguments.blocks / products
     overall = flop * arguments.tokens * layers / total
@@ -144,6 +153,7 @@ def main() -> None:
                 "device": arguments.device,
                 "blocks measured": arguments.blocks,
                 "tokens measured": arguments.measured_tokens,
+                "seconds before the first block": round(once, 1),
                 "seconds of products": round(products, 1),
                 "seconds of encoding": round(encoding, 1),
                 "processor seconds of both": round(cpu_seconds, 1),

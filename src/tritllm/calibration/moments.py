@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-TILE = 2048  # columns of a part of the Hessian: products of its lower half alone are computed
+TILE = 512  # columns of a part of the Hessian: products of its lower half alone are computed
 
 
 class Moments:

@@ -54,8 +54,8 @@ def encode_calibrated(
     Raises ValueError for another shape, dtype or depth and for a value that is not finite.
     """
     depth, threads = checked_depth(depth), checked_threads(threads)
-    matrix = Matrix.of(checked_weight(weight), curvature, cross)
-    chosen = choose(matrix, depth, threads, isa)
+    matrix = Matrix.of(checked_weight(weight), curvature, cross, threads)
+    chosen = choose(matrix, depth, isa)
     encoded = chosen.data_free
     if chosen.fit is not None:
         encoded = matrix.write({depth: chosen.fit}, depth)
@@ -77,11 +77,11 @@ class Chosen:
     loss_after: float
 
 
-def choose(matrix: Matrix, depth: int, threads: int, isa: str | None) -> Chosen:
+def choose(matrix: Matrix, depth: int, isa: str | None) -> Chosen:
     """All passes at one depth, from the steps of data-free v3."""
-    encoded = V3.encode(matrix.weight, (depth,), threads=threads)[depth]
+    encoded = V3.encode(matrix.weight, (depth,), threads=matrix.threads)[depth]
     plain = matrix.fit_of(encoded)
-    passes = Passes(matrix, depth, Limits(max_level(depth)), threads, isa)
+    passes = Passes(matrix, depth, Limits(max_level(depth)), isa)
     fit = passes.refined(passes.start(plain.steps))
     energy = matrix.energy() or np.inf
     before, after = loss(matrix, plain) / energy, loss(matrix, fit) / energy

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from tritllm.codec.calibrated.curvature import Curvature
-from tritllm.codec.calibrated.steps import lower_planes
+from tritllm.codec.calibrated.row_panels import each_panel
+from tritllm.codec.calibrated.steps import lower_planes, sampled_rows
 from tritllm.codec.encoded import Encoded
 from tritllm.codec.groups import ordered_sum, row_blocks
 from tritllm.format.layout import groups_of
@@ -55,7 +57,7 @@ class Matrix:
     """What is to be encoded: the target T = W + cross H^-1, columns in the curvature's order.
 
     weight: [N, K], the source's. exponent: values below are in units of 2**exponent, in which the
-    largest |w| lies in [1, 2). target, source: float32 [Kp, n], T and W.
+    largest |w| lies in [1, 2). target, source: float32 [Kp, n], T and W. threads: for the rows.
     """
 
     weight: np.ndarray
@@ -63,9 +65,12 @@ class Matrix:
     exponent: int
     target: np.ndarray
     source: np.ndarray
+    threads: int = 1
 
     @classmethod
-    def of(cls, weight: np.ndarray, curvature: Curvature, cross: np.ndarray | None) -> Matrix:
+    def of(
+        cls, weight: np.ndarray, curvature: Curvature, cross: np.ndarray | None, threads: int = 1
+    ) -> Matrix:
         """Raises ValueError for shapes that do not agree and for a value that is not finite."""
         columns = weight.shape[1]
         if columns != curvature.columns:
@@ -80,15 +85,51 @@ class Matrix:
             scaled = np.ldexp(cross.astype(np.float64), -exponent - curvature.exponent)
             right = _ordered(scaled, curvature.order)
             right[curvature.dead] = 0
-            with np.errstate(over="ignore", invalid="ignore"):
-                target = (source + curvature.solve(right)).astype(np.float32)
+            target = np.empty_like(source)
+
+            def solve(rows: slice) -> None:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    moved = curvature.solve(np.ascontiguousarray(right[:, rows]))
+                    target[:, rows] = source[:, rows] + moved
+
+            each_panel(source.shape[1], threads, solve)
             if not np.abs(target).max() < LARGEST_TARGET:
                 raise ValueError("cross is too large for these weights and this curvature")
-        return cls(weight, curvature, exponent, target, source)
+        return cls(weight, curvature, exponent, target, source, threads)
 
     def energy(self) -> float:
         """tr(W H W^T)."""
-        return quadratic(self.source, self.curvature)
+        return self.quadratic(self.source)
+
+    def quadratic(self, columns: np.ndarray) -> float:
+        """tr(X H X^T) of X^T = columns, float32 [Kp, n]."""
+        sums = np.empty(columns.shape[1])
+
+        def of(rows: slice) -> None:
+            part = columns[:, rows]
+            product = self.curvature.hessian @ part
+            product *= part
+            sums[rows] = product.sum(axis=0, dtype=np.float64)
+
+        each_panel(len(sums), self.threads, of)
+        return ordered_sum(sums)
+
+    @cached_property
+    def sampled(self) -> np.ndarray:
+        """The rows from which the equations of the steps are summed."""
+        return sampled_rows(len(self.weight), len(self.curvature.importance))
+
+    @cached_property
+    def sampled_pull(self) -> np.ndarray:
+        """float32 [Kp, len(sampled)]: H times the targets of those rows."""
+        target = self.target[:, self.sampled]
+        pull = np.empty_like(target)
+
+        def of(rows: slice) -> None:
+            pull[:, rows] = self.curvature.hessian @ target[:, rows]
+
+        each_panel(target.shape[1], self.threads, of)
+        return pull
 
     def largest_step(self, depth: int) -> np.float32:
         """The largest step whose products with all levels are finite float32 in the file."""
@@ -124,13 +165,6 @@ class Matrix:
         packed = pack_trits(levels_to_trits(level[:, :columns], depth))
         error, energy = _squares(self.weight, level, codebook[-1][index])
         return Encoded(packed, pack_scale_index(index), codebook, error, energy)
-
-
-def quadratic(columns: np.ndarray, curvature: Curvature) -> float:
-    """tr(X H X^T) of X^T = columns, float32 [Kp, n]."""
-    product = curvature.hessian @ columns
-    product *= columns
-    return ordered_sum(product.sum(axis=1, dtype=np.float64))
 
 
 def _exponent(weight: np.ndarray) -> int:

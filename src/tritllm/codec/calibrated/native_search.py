@@ -17,14 +17,14 @@ from tritllm.native.structures import TILE
 from tritllm.native.structures import Columns as Arguments
 
 
-def feed_back(block: Columns, n_threads: int = 1, isa: str | None = None) -> None:
+def feed_back(block: Columns, isa: str | None = None) -> None:
     """As `search.feed_back`. Raises ValueError for an isa that cannot run here."""
-    _by_rows("tritllm_feed_back", block, n_threads, isa)
+    _run("tritllm_feed_back", block, isa)
 
 
-def descend(block: Columns, n_threads: int = 1, isa: str | None = None) -> None:
+def descend(block: Columns, isa: str | None = None) -> None:
     """As `search.descend`. Raises ValueError for an isa that cannot run here."""
-    _by_rows("tritllm_descend", block, n_threads, isa)
+    _run("tritllm_descend", block, isa)
 
 
 def step_products(
@@ -52,7 +52,7 @@ def step_products(
     return products
 
 
-def _by_rows(name: str, block: Columns, n_threads: int, isa: str | None) -> None:
+def _run(name: str, block: Columns, isa: str | None) -> None:
     columns, rows = block.level.shape
     limits, steps = block.limits, np.ascontiguousarray(block.steps, np.float32)
     inverse = inverse_steps(steps)
@@ -82,10 +82,5 @@ def _by_rows(name: str, block: Columns, n_threads: int, isa: str | None) -> None
         fixed=limits.index is not None,
         **{what: address(array) for what, array in arrays.items()},
     )
-    number, function = isa_number(isa, "codec"), getattr(library(), name)
-
-    def part(begin: int, end: int) -> None:
-        check(function(number, ctypes.byref(arguments), begin, end))
-
-    ranges = threads.parts(rows, TILE, n_threads)
-    threads.run([partial(part, *range_) for range_ in ranges], n_threads)
+    function = getattr(library(), name)
+    check(function(isa_number(isa, "codec"), ctypes.byref(arguments), 0, rows))

@@ -37,22 +37,20 @@ def encode_nested(
     if len(chain) < 2 or any(a >= b for a, b in pairwise(chain)):
         raise ValueError(f"depths are {list(depths)}, expected two or more of 1..4, ascending")
     threads = checked_threads(threads)
-    matrix = Matrix.of(checked_weight(weight), curvature, cross)
-    top = choose(matrix, chain[0], threads, isa)
+    matrix = Matrix.of(checked_weight(weight), curvature, cross, threads)
+    top = choose(matrix, chain[0], isa)
     fits = {chain[0]: top.fit or top.plain}
     for shallow, deep in pairwise(chain):
-        fits[deep] = _deeper(matrix, fits[shallow], shallow, deep, threads, isa)
+        fits[deep] = _deeper(matrix, fits[shallow], shallow, deep, isa)
     plain = matrix.fit_of(V3.encode(weight, chain[-1:], threads=threads)[chain[-1]])
     energy = matrix.energy() or np.inf
     before, after = loss(matrix, plain) / energy, loss(matrix, fits[chain[-1]]) / energy
     return CalibratedMatrix(matrix.write(fits, chain[-1]), before, after)
 
 
-def _deeper(
-    matrix: Matrix, upper: Fit, shallow: int, deep: int, threads: int, isa: str | None
-) -> Fit:
+def _deeper(matrix: Matrix, upper: Fit, shallow: int, deep: int, isa: str | None) -> Fit:
     """Levels at `deep` whose top planes are `upper`, with its indices."""
     factor = np.float32(3 ** (deep - shallow))
     limits = Limits(max_level(deep - shallow), upper.level * factor, upper.index)
-    passes = Passes(matrix, deep, limits, threads, isa)
+    passes = Passes(matrix, deep, limits, isa)
     return passes.refined(passes.start(upper.steps / factor))

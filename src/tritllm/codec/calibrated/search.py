@@ -50,6 +50,12 @@ class Limits:
             None if self.index is None else self.index[groups],
         )
 
+    def rows(self, rows: slice) -> Limits:
+        """Those of some rows, as arrays of their own."""
+        centre = None if self.centre is None else np.ascontiguousarray(self.centre[:, rows])
+        index = None if self.index is None else np.ascontiguousarray(self.index[:, rows])
+        return Limits(self.reach, centre, index)
+
 
 def inverse_steps(steps: np.ndarray) -> np.ndarray:
     """float32: 1 / step, 0 for a step too small to divide by."""

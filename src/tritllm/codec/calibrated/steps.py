@@ -8,12 +8,14 @@ from tritllm.codec.codebooks import lower_steps
 from tritllm.format.trits import ENTRIES, GROUP
 
 RIDGE = 1e-3  # of each entry's own curvature, towards its present step
-SAMPLED_ROWS = 512  # rows from which the equations of the steps are summed, at most
+SAMPLED_GROUPS = 1 << 15  # groups from which the equations of the steps are summed, about
+SAMPLED_ROWS = 128, 512  # in no fewer and no more rows than these, where there are as many
 
 
-def sampled_rows(rows: int) -> np.ndarray:
-    """Row numbers at even distances, all rows where they are few."""
-    count = min(rows, SAMPLED_ROWS)
+def sampled_rows(rows: int, groups: int) -> np.ndarray:
+    """Row numbers at even distances, all rows where they are few. groups: of a row."""
+    fewest, most = SAMPLED_ROWS
+    count = min(rows, most, max(fewest, -(-SAMPLED_GROUPS // groups)))
     return np.arange(count, dtype=np.int64) * rows // count
 
 
