@@ -107,3 +107,6 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
     assert len(said) == 19
     assert said[-1].startswith("100 %")
     assert os.linesep not in said[0]
+    lines.show(CalibrationProgress("training", "step 3 of 9", 3, 9, *losses, "KL held back"))
+    said = capsys.readouterr().err
+    assert said == " 33 %  training step 3 of 9  KL held back  uniform-d1 0.25 -> 0.0625\n"

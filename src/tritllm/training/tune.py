@@ -118,7 +118,7 @@ class Tuner:
         rates = asdict(RATES)
         rates["latent"] = {str(depth): rate for depth, rate in RATES.latent.items()}
         return {
-            "objective": "KL(float || quantized) of the model's predictions",
+            "objective": "the KL divergence of the model's predictions",
             "steps": self.steps,
             "tokens_a_step": BATCH_TOKENS,
             "seed": self.seed,
