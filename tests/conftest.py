@@ -25,7 +25,12 @@ os.environ |= {
     "COLUMNS": "200",
 }
 
-hypothesis.settings.register_profile("tritllm", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "tritllm",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # of the machine, not of the code
+)
 hypothesis.settings.load_profile("tritllm")
 STRICT = os.environ.get("TRITLLM_REQUIRE_NATIVE", "0") not in ("", "0")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.fake_hub import FakeHub
-from support.model_folders import write_family
+from support.tiny_models import write_tiny
+from support.tiny_text import write_text, write_tokenizer
 
 import tritllm
 
@@ -25,6 +26,8 @@ def folder(tmp_path_factory):
     """Where a reader stands: a clone, after `make demo`."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copy(ROOT / "quantize_model_v2.py", folder)
+    for name in ("text.txt", "held-out.txt"):
+        write_text(folder / name, letters=5000)
     model = files("tritllm") / "demo_data/model"
     tritllm.quantize(str(model), ["uniform-d4"], folder / "demo-out/configs")
     return folder
@@ -35,7 +38,9 @@ def hub(tmp_path_factory):
     """A Hub with the model that the README names, only much smaller."""
     with FakeHub() as server:
         source = tmp_path_factory.mktemp("hub") / "model"
-        server.add("Qwen/Qwen2.5-0.5B", write_family(source, "qwen2"))
+        write_tiny(source, "qwen2")
+        write_tokenizer(source)
+        server.add("Qwen/Qwen2.5-0.5B", source)
         yield server
 
 
@@ -59,7 +64,8 @@ def test_example(number, folder, hub, monkeypatch, capsys, tmp_path_factory):
             words = [sys.executable, "-m", *words]
         elif words[0] == "python":
             words = [sys.executable, *words[1:]]
-        shutil.rmtree(folder / "out", ignore_errors=True)
+        if "quantize" in line:
+            shutil.rmtree(folder / "out", ignore_errors=True)
         done = subprocess.run(
             words, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )

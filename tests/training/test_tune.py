@@ -154,7 +154,8 @@ def test_tuning_twice_gives_the_same_bytes_and_so_does_going_on(tmp_path: Path, 
     assert list((tmp_path / "killed").rglob("*.state"))
     seen = []
     again = run(tmp_path, "killed", tuner(tmp_path), on_calibration=seen.append)
-    assert not [p for p in seen if "step 2 " in p.where]
+    assert seen
+    assert not [p for p in seen if "step 1 " in p.where]  # the first is saved, however slowly
     assert all_bytes(again) == whole
     shutil.rmtree(tmp_path / "whole")
 
