@@ -86,9 +86,9 @@ def _name(row: Row) -> str:
 
 
 def _print(result: DemoResult) -> None:
-    table = Table(title="Depth and quality", title_justify="left")
+    table = Table(title="Depth and quality", title_justify="left", box=None)
     table.add_column("config", no_wrap=True)
-    for column in ("bits/weight", "file", "SQNR dB", "perplexity", "KL nats", "verify"):
+    for column in ("bits", "file", "SQNR dB", "perplexity", "KL nats", "verify"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(
@@ -97,7 +97,7 @@ def _print(result: DemoResult) -> None:
             size(row.file_bytes),
             "-" if row.sqnr_db is None else f"{row.sqnr_db:.2f}",
             f"{row.perplexity:.2f}",
-            f"{row.mean_kl:.4f}",
+            f"{row.mean_kl:.6f}",
             row.verified,
         )
     console.print(table)
