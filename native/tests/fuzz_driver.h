@@ -1,6 +1,7 @@
 // The main function of a fuzz target where there is no libFuzzer: `fuzz_x corpus_folder seconds`
 // runs every file of the folder, then for that time inputs made from them. An input that ends the
-// program, or takes a minute, stays in the file fuzz_x.failed, which is an argument in place of the folder.
+// program, or takes a minute, stays in the file fuzz_x.failed, which is an argument in place of the
+// folder, and is printed, for where only the log is left.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +36,10 @@ extern "C" void keep_what_was_running(int signal_number) {
     if (std::FILE *file = std::fopen(failed_file.c_str(), "wb")) {
         std::fwrite(running.data(), 1, running.size(), file);
         std::fclose(file);
-        std::fprintf(stderr, "the input is in %s\n", failed_file.c_str());
+        std::fprintf(stderr, "the input is in %s, and is\n", failed_file.c_str());
     }
+    for (uint8_t byte : running) std::fprintf(stderr, "%02x", byte);
+    std::fprintf(stderr, "\n");
     std::signal(signal_number, SIG_DFL);
     std::raise(signal_number);
 }

@@ -68,6 +68,16 @@ def test_steps_that_vanish(isa: str) -> None:
         assert not difference(expected, NATIVE[codec](weight, DEPTHS, isa=isa))
 
 
+def test_of_two_entries_without_error_the_first_is_taken(isa: str) -> None:
+    """Where steps are few multiples of the smallest float, several entries hit a weight exactly."""
+    bits = np.zeros((4, 20), np.uint32)
+    bits[2, [0, 1, 7, 16]] = 5, 1024, 24268, 91
+    weight = bits.view(np.float32)
+    for codec in ("v2", "v3"):
+        expected = REFERENCE[codec](weight, DEPTHS)
+        assert not difference(expected, NATIVE[codec](weight, DEPTHS, isa=isa))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_threads_change_nothing(threads: int) -> None:
     weight = matrix(np.random.default_rng(2), (513, 333), "heavy", DTYPES[0])

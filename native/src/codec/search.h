@@ -141,7 +141,7 @@ Choice<V> search_levels(const typename V::F *a, typename V::F largest, const Ste
 
     const F margin = V::mul(V::mul(largest, largest), V::set(0x1p-22f));
     F limit = V::add(V::mul(best.error, V::set(1 + 0x1p-13f)), margin);
-    limit = V::select(V::lt(V::set(0), best.error), limit, V::set(-1));  // nothing is better than 0
+    limit = V::select(V::lt(V::set(0), largest), limit, V::set(-1));  // zeros: their start, entry 0
     if (!V::any(V::le(second, limit))) return best;
     Choice<V> again = best;
     for (int i = 0; i < n; i++) {
