@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tritllm.errors import OutputError
-from tritllm.storage.output_errors import output_errors
-from tritllm.storage.shard_writer import sync_folder
+from tritllm.storage.output_errors import damaged, output_errors
+from tritllm.storage.shard_writer import replacing, sync_folder
 
 
 class Activations:
@@ -43,20 +42,18 @@ class Activations:
 
     def save(self, path: Path) -> None:
         """Make it durable as a file of NumPy's at `path`."""
+        if not isinstance(self._array, np.memmap):
+            with replacing(path) as file:
+                np.save(file, self._array)
+            return
+        assert self.path
         with output_errors(path):
-            if isinstance(self._array, np.memmap):
-                self._array.flush()
-                assert self.path
-                with open(self.path, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(self.path, path)
-                self.path = path
-            else:
-                with open(path, "wb") as file:
-                    np.save(file, self._array)
-                    file.flush()
-                    os.fsync(file.fileno())
+            self._array.flush()
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.path, path)
             sync_folder(path.parent)
+        self.path = path
 
     def release(self) -> None:
         """Give the memory back, and remove the file, if there is one."""
@@ -100,11 +97,9 @@ class ActivationStore:
         try:
             mapped = np.load(path, mmap_mode="r")
         except (OSError, ValueError):
-            raise OutputError(
-                f"{path}: damaged; delete the output folder and start again"
-            ) from None
+            raise damaged(path) from None
         if mapped.ndim != 2 or len(mapped) != rows or mapped.dtype != np.float32:
-            raise OutputError(f"{path}: damaged; delete the output folder and start again")
+            raise damaged(path)
         if self.held + mapped.nbytes > self.limit:
             return Activations(mapped, self, path)
         self.held += mapped.nbytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ import numpy as np
 
 from tritllm.calibration.encode import Outcome
 from tritllm.codec import TritTensor
-from tritllm.errors import OutputError
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
-from tritllm.storage.output_errors import output_errors
-from tritllm.storage.shard_writer import sync_folder
+from tritllm.storage.output_errors import damaged
+from tritllm.storage.shard_writer import replacing
 
 _RECORDS = "records"
 _ARRAYS = ("weight", "scale", "codebook")
@@ -43,14 +41,8 @@ def save_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
                 arrays[f"{number}.{part}"] = getattr(encoded, part)
         records.append(record)
     arrays[_RECORDS] = np.frombuffer(json.dumps(records).encode(), np.uint8)
-    temporary = path.with_suffix(".tmp")
-    with output_errors(path):
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 class StoredEncodings:
@@ -89,7 +81,7 @@ class StoredEncodings:
             measured = record["in_features"], record["error"], record["energy"]
             return TritTensor(weight, scale, codebook, *measured)
         except Exception as error:  # a damaged archive raises many kinds
-            raise _damaged(path) from error
+            raise damaged(path) from error
 
     def replaced(self, tensor: PlannedTensor, config: Config) -> np.ndarray | None:
         """As `Encodings.replaced`: calibration changes no kept tensor."""
@@ -144,9 +136,5 @@ def _records_of(path: Path) -> list[dict[str, Any]]:
         with np.load(path) as file:
             records: list[dict[str, Any]] = json.loads(file[_RECORDS].tobytes())
     except Exception as error:  # a damaged archive raises many kinds
-        raise _damaged(path) from error
+        raise damaged(path) from error
     return records
-
-
-def _damaged(path: Path) -> OutputError:
-    return OutputError(f"{path}: damaged; delete the output folder and start again")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tritllm.calibration.part_trainer import PartTrainer
-from tritllm.errors import OutputError
 from tritllm.evaluation.corpus import Text
+from tritllm.storage.output_errors import damaged
 from tritllm.storage.shard_writer import write_atomically
 
 _FILE = "state.json"
@@ -62,4 +62,4 @@ def load_state(folder: Path) -> State | None:
     try:
         return State(**json.loads(path.read_bytes()))
     except (ValueError, TypeError):
-        raise OutputError(f"{path}: damaged; delete the output folder and start again") from None
+        raise damaged(path) from None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from tritllm.evaluation.corpus import Window
 from tritllm.evaluation.divergence import batches
 from tritllm.quantizer.run_lock import RunLock
 from tritllm.storage.output_errors import output_errors
-from tritllm.storage.shard_writer import sync_folder, write_atomically
+from tritllm.storage.shard_writer import replacing, write_atomically
 
 DESCRIPTION = "reference.json"
 _PARTS = ("codes", "step", "nll", "top")
@@ -126,12 +125,5 @@ class ReferenceCache:
                 f"the reference: NaN or infinite logits in window {index}; "
                 "the model is broken, or overflows in this --dtype"
             )
-        path = self._path(index)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with output_errors(path):
-            with open(temporary, "wb") as file:
-                np.savez(file, **{name: getattr(coded, name) for name in _PARTS})
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(self.folder)
+        with replacing(self._path(index)) as file:
+            np.savez(file, **{name: getattr(coded, name) for name in _PARTS})

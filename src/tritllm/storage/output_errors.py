@@ -12,6 +12,11 @@ from tritllm.errors import OutputError
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+def damaged(path: Path) -> OutputError:
+    """What to raise for a file of an unfinished run that is not what was written."""
+    return OutputError(f"{path}: damaged; delete the output folder and start again")
+
+
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn an OSError while writing `path` into an OutputError with a remedy."""

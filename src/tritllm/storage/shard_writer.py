@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tritllm.errors import OutputError
 from tritllm.format.safetensors_header import Header
@@ -75,16 +78,26 @@ class ShardWriter:
             view = view[self._file.write(view) :]
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a small file so that it is either absent, as before, or whole."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; behind it `path` is durably what was written. An error leaves it as it was.
+
+    Raises OutputError where the system cannot write it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with output_errors(path):
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a small file so that it is either absent, as before, or whole."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,8 @@ from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import Encodings
-from tritllm.storage.shard_writer import write_atomically
+from tritllm.storage.output_errors import damaged
+from tritllm.storage.shard_writer import replacing
 
 _RECORD = "record"
 _ARRAYS = ("weight", "scale", "codebook")
@@ -44,9 +44,8 @@ def save_trained(
         arrays[f"{name}/vector"] = vector.contiguous().view(torch.uint8).numpy()
     text = json.dumps({"measured": measured, "training": dict(record)})
     arrays[_RECORD] = np.frombuffer(text.encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getbuffer())
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 class TrainedEncodings:
@@ -75,7 +74,7 @@ class TrainedEncodings:
                 weight, scale, codebook = (file[f"{name}/{part}"] for part in _ARRAYS)
             return TritTensor(weight, scale, codebook, *measured)
         except Exception as error:  # a damaged archive raises many kinds
-            raise _damaged(path) from error
+            raise damaged(path) from error
 
     def replaced(self, tensor: PlannedTensor, config: Config) -> np.ndarray | None:
         """As `Encodings.replaced`."""
@@ -89,7 +88,7 @@ class TrainedEncodings:
         except OutputError:
             raise
         except Exception as error:  # a damaged archive raises many kinds
-            raise _damaged(path) from error
+            raise damaged(path) from error
 
     def encoder(self, config: Config) -> dict[str, Any]:
         """As `Encodings.encoder`."""
@@ -112,9 +111,5 @@ def _record_of(path: Path) -> dict[str, Any]:
         if not isinstance(record["measured"], dict) or not isinstance(record["training"], dict):
             raise ValueError
     except Exception as error:  # a damaged archive raises many kinds
-        raise _damaged(path) from error
+        raise damaged(path) from error
     return record
-
-
-def _damaged(path: Path) -> OutputError:
-    return OutputError(f"{path}: damaged; delete the output folder and start again")
