@@ -59,8 +59,7 @@ class MeasuredModel:
         skeleton = Skeleton(plan.source, plan.quantized)
         self._skeleton, self._codec, self._threads = skeleton, plan.codec, threads
         self._device = torch.device(device)
-        skeleton.fill("", self._device)
-        _share_tied(skeleton.model)
+        skeleton.fill_all(self._device)
         self.model = skeleton.model
         self._blocks = [self.model.get_submodule(name) for name in skeleton.blocks]
         found = {**skeleton.planned, **skeleton.tables}
@@ -206,17 +205,9 @@ def _constant(output: Any) -> Callable[..., Any]:
     return lambda *_, **__: output
 
 
-def _share_tied(model: Any) -> None:
-    """Give parameters that are others, by transformers' account, those others' memory."""
-    for name, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if model.get_parameter(name).device.type == "meta":
-            module, _, leaf = name.rpartition(".")
-            model.get_submodule(module)._parameters[leaf] = model.get_parameter(origin)
-
-
 def memory_bytes(plan: Plan, tokens: int) -> int:
     """About what measuring takes: float32 weights, encodings, logits, the blocks' outputs."""
-    config = {**plan.source.config, **(plan.source.config.get("text_config") or {})}
+    config = plan.source.text_config
 
     def number(*names: str) -> int:
         return next((int(config[n]) for n in names if isinstance(config.get(n), int)), 0)

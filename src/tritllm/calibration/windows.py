@@ -16,8 +16,7 @@ CONTEXT = 2048  # by default, or as many as the model takes
 
 def context_of(source: Source, context: int | None) -> int:
     """Tokens a window: what is asked for, or as many as the model takes, at most `CONTEXT`."""
-    text_config = source.config.get("text_config")
-    config = {**source.config, **(text_config if isinstance(text_config, dict) else {})}
+    config = source.text_config
     most = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
     if source.model_type in _OFFSET:
         most -= _OFFSET[source.model_type]

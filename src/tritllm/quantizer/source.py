@@ -42,6 +42,12 @@ class Source:
         return str(self.config.get("model_type", "unknown"))
 
     @property
+    def text_config(self) -> dict[str, Any]:
+        """config.json, with what it says of the language model alone in place of the rest."""
+        nested = self.config.get("text_config")
+        return {**self.config, **(nested if isinstance(nested, dict) else {})}
+
+    @property
     def tensors(self) -> list[TensorEntry]:
         """All tensors in the order they are stored."""
         return [entry for shard in self.shards for entry in shard.header.entries.values()]
