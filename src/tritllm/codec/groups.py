@@ -166,7 +166,7 @@ def relative_weights(column_weights: np.ndarray) -> np.ndarray:
 
 def gather_statistics(weight: np.ndarray, column_weights: np.ndarray | None = None) -> Groups:
     """First pass over a matrix. Raises ValueError naming the first NaN or infinity."""
-    exponent = _exponent(weight)
+    exponent = exponent_of(weight)
     column_weight = None if column_weights is None else relative_weights(column_weights)
     empty = np.empty(0, np.float32)
     groups = Groups(weight, exponent, empty, 0.0, column_weight, empty)
@@ -184,8 +184,11 @@ def gather_statistics(weight: np.ndarray, column_weights: np.ndarray | None = No
     return replace(groups, order=order, energy=energy, prominence=prominence)
 
 
-def _exponent(weight: np.ndarray) -> int:
-    """floor(log2) of the largest magnitude, 0 for a matrix of zeros."""
+def exponent_of(weight: np.ndarray) -> int:
+    """floor(log2) of the largest magnitude, 0 for a matrix of zeros.
+
+    Raises ValueError for a value that is not finite.
+    """
     largest = np.float32(0)
     for rows in row_blocks(weight.shape):
         block = np.abs(weight[rows].astype(np.float32))

@@ -70,13 +70,13 @@ class EvaluatedModel:
     def identity(self) -> dict[str, Any]:
         """What changes when the model does: its config, sizes and times of its weight files."""
         files = LocalFiles(self.path if self.path.is_dir() else self.path.parent)
+        sizes = files.sizes()
         names = [
             name
-            for name in files.sizes()
+            for name in sizes
             if name in (CONFIG, MANIFEST, self.path.name)
             or (self.path.is_dir() and name.endswith((".safetensors", *WEIGHT_SUFFIXES)))
         ]
-        sizes = files.sizes()
         return {
             "path": str(self.path.resolve()),
             "planes": self.planes,

@@ -12,7 +12,7 @@ from tritllm.codec.calibrated.curvature import Curvature
 from tritllm.codec.calibrated.row_panels import each_panel
 from tritllm.codec.calibrated.steps import lower_planes, sampled_rows
 from tritllm.codec.encoded import Encoded
-from tritllm.codec.groups import ordered_sum, row_blocks
+from tritllm.codec.groups import exponent_of, ordered_sum, row_blocks
 from tritllm.format.layout import groups_of
 from tritllm.format.trits import (
     ENTRIES,
@@ -77,7 +77,7 @@ class Matrix:
             raise ValueError(
                 f"weight has {columns} columns, the curvature is of {curvature.columns}"
             )
-        exponent = _exponent(weight)
+        exponent = exponent_of(weight)
         source = _ordered(np.ldexp(weight.astype(np.float32), -exponent), curvature.order)
         target = source
         if cross is not None:
@@ -165,20 +165,6 @@ class Matrix:
         packed = pack_trits(levels_to_trits(level[:, :columns], depth))
         error, energy = _squares(self.weight, level, codebook[-1][index])
         return Encoded(packed, pack_scale_index(index), codebook, error, energy)
-
-
-def _exponent(weight: np.ndarray) -> int:
-    largest = np.float32(0)
-    for rows in row_blocks(weight.shape):
-        block = np.abs(weight[rows].astype(np.float32))
-        if not np.isfinite(block.max()):
-            row, column = np.argwhere(~np.isfinite(block))[0]
-            value = weight[rows][row, column]
-            raise ValueError(
-                f"weight[{rows.start + row}, {column}] is {value}, not a finite number"
-            )
-        largest = max(largest, block.max())
-    return int(np.frexp(largest)[1]) - 1 if largest else 0
 
 
 def _check_cross(cross: np.ndarray, shape: tuple[int, int]) -> None:

@@ -27,7 +27,8 @@ class MixedBlock:
     """Groups that need not be neighbours, with the factors of their own block of the Hessian.
 
     groups: which; columns: theirs; triangle: R with R R^T = that block, inverse: R^-1, feedback:
-    R over its diagonal, importance: its squared diagonal, float32.
+    R over its diagonal, group_feedback: each group's own part of that, importance: R's squared
+    diagonal, float32.
     """
 
     groups: np.ndarray
@@ -35,6 +36,7 @@ class MixedBlock:
     triangle: np.ndarray
     inverse: np.ndarray
     feedback: np.ndarray
+    group_feedback: np.ndarray
     importance: np.ndarray
 
 
@@ -48,13 +50,15 @@ def mixed_blocks(curvature: Curvature, turn: int) -> list[MixedBlock]:
             columns = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
             triangle = upper_triangle(curvature.hessian[np.ix_(columns, columns)])
             root = np.diagonal(triangle)
+            feedback = (triangle / root).astype(np.float32)
             blocks.append(
                 MixedBlock(
                     groups=groups,
                     columns=columns,
                     triangle=triangle.astype(np.float32),
                     inverse=np.linalg.inv(triangle).astype(np.float32),
-                    feedback=(triangle / root).astype(np.float32),
+                    feedback=feedback,
+                    group_feedback=_diagonal_blocks(feedback),
                     importance=np.square(root).reshape(-1, GROUP).astype(np.float32),
                 )
             )
@@ -147,7 +151,7 @@ class Panel:
                 target=aim,
                 given=aim,
                 coupling=mixed.feedback,
-                feedback=_diagonal_blocks(mixed.feedback),
+                feedback=mixed.group_feedback,
                 solve=None,
                 importance=mixed.importance,
                 steps=self.steps,

@@ -95,6 +95,7 @@ class Passes:
     def _each(self, fit: Fit, work: Callable[[Panel], None]) -> Fit:
         """What `work` makes of every panel."""
         level, index = fit.level.copy(), fit.index.copy()
+        isa = self.isa if self._native else "reference"
 
         def of(rows: slice) -> None:
             panel = Panel(
@@ -104,7 +105,7 @@ class Passes:
                 np.ascontiguousarray(index[:, rows]),
                 fit.steps,
                 self.limits.rows(rows),
-                self.isa if self._native else "reference",
+                isa,
             )
             work(panel)
             level[:, rows], index[:, rows] = panel.level, panel.index
