@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from tritllm.errors import SourceError as SourceError
     from tritllm.errors import TritError as TritError
     from tritllm.publish.card import card as card
-    from tritllm.publish.info import info as info
     from tritllm.publish.push import push as push
     from tritllm.run.bench import bench as bench
     from tritllm.run.demo import demo as demo
     from tritllm.run.doctor import doctor as doctor
     from tritllm.run.evaluate import evaluate as evaluate
     from tritllm.run.generate import generate as generate
+    from tritllm.run.info import info as info
     from tritllm.run.quantize import quantize as quantize
     from tritllm.run.serve import serve as serve
 
@@ -50,7 +50,7 @@ _MODULE_OF = {
     "encode_depths": "tritllm.codec",
     "evaluate": "tritllm.run.evaluate",
     "generate": "tritllm.run.generate",
-    "info": "tritllm.publish.info",
+    "info": "tritllm.run.info",
     "push": "tritllm.publish.push",
     "quantize": "tritllm.run.quantize",
     "serve": "tritllm.run.serve",

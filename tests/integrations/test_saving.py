@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from tritllm import FormatError, PackedCheckpoint, verify
 from tritllm.integrations.transformers import TritConfig, load_model
 from tritllm.publish.card import card
-from tritllm.publish.info import info
+from tritllm.run.info import info
 
 
 def tensors(folder) -> dict[str, torch.Tensor]:

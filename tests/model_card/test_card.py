@@ -17,7 +17,7 @@ from tritllm.model_card.licence import (
     licence_of_card,
 )
 from tritllm.publish.card import card as write_card
-from tritllm.publish.info import info
+from tritllm.run.info import info
 
 
 def front(text: str) -> str:

@@ -22,8 +22,8 @@ from support.model_folders import (
 
 from tritllm import quantize, verify
 from tritllm.errors import OutputError, SourceError, TritError
-from tritllm.publish.info import info
 from tritllm.publish.push import push
+from tritllm.run.info import info
 from tritllm.storage import hub_files
 from tritllm.storage.hub_files import HubFiles
 

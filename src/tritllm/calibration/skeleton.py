@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 
 from tritllm.errors import SourceError, TritError, first_line
@@ -25,22 +24,14 @@ from tritllm.integrations.transformers.compat import (
     get_model_conversion_mapping,
     name_in_model,
 )
+from tritllm.integrations.transformers.empty_model import (
+    TORCH_OF_SAFETENSORS,
+    empty_model,
+    filled_config,
+)
 from tritllm.integrations.transformers.experts import unfuse_experts
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.source import Source
-
-_TORCH_OF = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class Skeleton:
@@ -183,7 +174,7 @@ class Skeleton:
     def _read(self, name: str) -> torch.Tensor:
         """A tensor in the source's dtype, by the model's name for it."""
         shard, entry = self._entries[name]
-        if entry.dtype not in _TORCH_OF:
+        if entry.dtype not in TORCH_OF_SAFETENSORS:
             raise SourceError(
                 f"{shard}: tensor {entry.name}: dtype {entry.dtype} cannot be calibrated with; "
                 "convert the source to float16, bfloat16 or float32 first"
@@ -191,8 +182,8 @@ class Skeleton:
         data = np.empty(entry.nbytes, np.uint8)
         self.source.files.read_into(shard, entry.begin, data.data)
         if not data.size:
-            return torch.empty(entry.shape, dtype=_TORCH_OF[entry.dtype])
-        return torch.from_numpy(data).view(_TORCH_OF[entry.dtype]).reshape(entry.shape)
+            return torch.empty(entry.shape, dtype=TORCH_OF_SAFETENSORS[entry.dtype])
+        return torch.from_numpy(data).view(TORCH_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -207,16 +198,10 @@ def _build(source: Source) -> Any:
 
     name = source.files.name
     try:
-        config = type(transformers.AutoConfig.for_model(source.model_type)).from_dict(source.config)
+        config = filled_config(source.config)
         config.use_cache = False
-        architecture = (source.config.get("architectures") or [""])[0]
         with init_empty_weights(include_buffers=False):
-            if hasattr(transformers, architecture):
-                model = getattr(transformers, architecture)._from_config(
-                    config, dtype=torch.float32
-                )
-            else:
-                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = empty_model(config, torch.float32)
     except Exception as error:  # whatever a model's own code raises
         raise TritError(
             f"{name}: cannot be calibrated: transformers cannot build its model "

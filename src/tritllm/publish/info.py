@@ -1,22 +1,22 @@
-"""What a model page shows of a folder or a Hub repository, from its headers alone."""
+"""What a model page shows of a model, from its config and the headers of its files."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tritllm.errors import SourceError
-from tritllm.format.names import CONFIG, INDEX, MANIFEST
-from tritllm.format.quantization_config import is_packed_config
+from tritllm.format.names import INDEX
 from tritllm.format.safetensors_header import TensorEntry, read_header
 from tritllm.model_card.figures import architectures_of, measure
 from tritllm.model_card.licence import Licence, base_model_of_card, licence_of_card
-from tritllm.storage.model_files import ModelFiles, open_files
-from tritllm.storage.model_json import read_json, read_manifest
+from tritllm.serving.cache import cache_rule, number
+from tritllm.serving.need import ServingNeed
+from tritllm.storage.model_files import ModelFiles
+from tritllm.storage.model_json import read_json
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ModelInfo:
     encoder: what the writer says of how the digits were chosen, empty for nothing.
     weight_bytes: of all tensors in the files. float_bytes: the same model in 16-bit floats.
     cache_bytes_per_token: of keys and values in 16 bits, all layers.
+    serving: what serving takes, where that was asked for.
     """
 
     name: str
@@ -45,41 +46,33 @@ class ModelInfo:
     weight_bytes: int
     float_bytes: int
     cache_bytes_per_token: int | None
+    serving: ServingNeed | None = None
 
 
-def info(model: str, *, revision: str | None = None) -> ModelInfo:
-    """Describe a packed folder, any model folder in safetensors, or a Hub id.
+def describe(
+    name: str,
+    config: dict[str, Any],
+    entries: Sequence[TensorEntry],
+    card: str | None = None,
+    manifest: dict[str, Any] | None = None,
+) -> ModelInfo:
+    """Describe a model by what its files hold.
 
-    Of a Hub id only the config, the card and the headers are fetched.
-
-    Raises SourceError where there is no such model, FormatError for broken files and for packed
-    ones without their manifest.
+    config: config.json. entries: every tensor. card: README.md. manifest: of a packed folder.
     """
-    files = open_files(model, revision, stream=not os.path.isdir(model))
-    sizes = files.sizes()
-    config = read_json(files, sizes, CONFIG)
-    card = _text(files, sizes, "README.md")
-    entries = [
-        entry
-        for name in _shards(files, sizes)
-        for entry in read_header(
-            partial(files.read, name), sizes[name], f"{files.name}/{name}"
-        ).entries.values()
-    ]
     weight_bytes = sum(entry.nbytes for entry in entries)
-    packed_here = MANIFEST in sizes or is_packed_config(config)
-    manifest = read_manifest(files, sizes) if packed_here else None
     packed = measure(manifest) if manifest else None
     parameters = packed.parameters if packed else sum(entry.size for entry in entries)
-    text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else None
-    shape = text_config or config
+    nested = config.get("text_config")
+    shape = nested if isinstance(nested, dict) and nested else config
+    rule = cache_rule(shape)
     return ModelInfo(
-        name=files.name,
+        name=name,
         architecture=", ".join(architectures_of(config))
         or str(config.get("model_type", "unknown")),
         parameters=parameters,
         dtypes=_weights_by_dtype(entries),
-        context_length=_number(shape, "max_position_embeddings", "n_positions"),
+        context_length=number(shape, "max_position_embeddings", "n_positions") or None,
         licence=licence_of_card(card),
         base_model=base_model_of_card(card),
         depths=packed.depths if packed else {},
@@ -90,8 +83,30 @@ def info(model: str, *, revision: str | None = None) -> ModelInfo:
         encoder=manifest.get("encoder", {}) if manifest else {},
         weight_bytes=weight_bytes,
         float_bytes=2 * parameters,
-        cache_bytes_per_token=_cache_bytes(shape),
+        cache_bytes_per_token=None if isinstance(rule, str) else rule.bytes_per_token,
     )
+
+
+def stored_entries(files: ModelFiles) -> list[TensorEntry]:
+    """Every tensor of a model's safetensors files, from their headers.
+
+    Raises SourceError where weights are missing, FormatError for broken files.
+    """
+    sizes = files.sizes()
+    return [
+        entry
+        for name in _shards(files, sizes)
+        for entry in read_header(
+            partial(files.read, name), sizes[name], f"{files.name}/{name}"
+        ).entries.values()
+    ]
+
+
+def card_of(files: ModelFiles) -> str | None:
+    """The text of README.md, None where there is none."""
+    sizes = files.sizes()
+    name = "README.md"
+    return files.read(name, 0, sizes[name]).decode("utf-8", "replace") if name in sizes else None
 
 
 def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
@@ -108,29 +123,8 @@ def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
     return names
 
 
-def _text(files: ModelFiles, sizes: dict[str, int], name: str) -> str | None:
-    return files.read(name, 0, sizes[name]).decode("utf-8", "replace") if name in sizes else None
-
-
-def _weights_by_dtype(entries: list[TensorEntry]) -> dict[str, int]:
+def _weights_by_dtype(entries: Sequence[TensorEntry]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for entry in entries:
         counts[entry.dtype] += entry.size
     return dict(counts.most_common())
-
-
-def _cache_bytes(shape: dict[str, Any]) -> int | None:
-    layers = _number(shape, "num_hidden_layers", "n_layer")
-    heads = _number(shape, "num_attention_heads", "n_head")
-    hidden = _number(shape, "hidden_size", "n_embd")
-    if not (layers and heads and hidden):
-        return None
-    head_dim = _number(shape, "head_dim") or hidden // heads
-    numbers = (2, layers, _number(shape, "num_key_value_heads") or heads, head_dim, 2)
-    return math.prod(numbers)
-
-
-def _number(shape: dict[str, Any], *keys: str) -> int | None:
-    """The first of these fields that is a positive integer."""
-    values = (shape.get(key) for key in keys)
-    return next((value for value in values if type(value) is int and value > 0), None)

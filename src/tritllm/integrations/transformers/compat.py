@@ -17,6 +17,7 @@ from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
     rename_source_key,
+    revert_weight_conversion,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -25,7 +26,8 @@ from transformers.quantizers import auto
 
 __all__ = [
     "AttentionMaskInterface", "Conv1D", "ConversionOps", "WeightConverter", "WeightRenaming",
-    "allow_loading_attributes", "attention_of", "commit_of", "compile_on_any_device",
+    "allow_loading_attributes", "attention_of", "checkpoint_state", "commit_of",
+    "compile_on_any_device",
     "experts_gate", "forget_conversions", "get_model_conversion_mapping", "keep_in_float32",
     "kept_in_float32", "name_in_model", "sdpa_attention_forward", "sdpa_mask", "server_class",
     "untie",
@@ -46,6 +48,15 @@ def attention_of(config: Any) -> str | None:
     """The name of the attention that a model uses, or that its user asked for; None if neither."""
     name: str | None = config._attn_implementation
     return name
+
+
+def checkpoint_state(model: Any) -> dict[str, Any]:
+    """The tensors that a new model's `save_pretrained` writes, under their names in the file."""
+    state = model.state_dict()
+    for name in (*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())):
+        state.pop(name, None)
+    reverted: dict[str, Any] = revert_weight_conversion(model, state)
+    return reverted
 
 
 def commit_of(config: Any) -> str | None:

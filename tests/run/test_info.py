@@ -17,7 +17,7 @@ from support.model_folders import (
 )
 
 from tritllm import FormatError, TritError, quantize
-from tritllm.publish.info import info
+from tritllm.run.info import info
 
 PARAMETERS = sum(int(np.prod(shape)) for shape, _ in llama().values())
 CONFIG = {
@@ -137,13 +137,23 @@ def test_a_broken_folder_is_one_line(source, name, content):
     assert str(raised.value).isprintable()
 
 
-def test_no_weights_and_no_folder(tmp_path, source):
-    for path in source.glob("*.safetensors*"):
-        path.unlink()
+def test_weights_that_should_be_there_and_no_folder(tmp_path, source):
+    (source / "model.safetensors.index.json").unlink()
+    for path in source.glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
     with pytest.raises(TritError, match="safetensors weights missing"):
         info(str(source))
     with pytest.raises(TritError, match="no such folder"):
         info(str(tmp_path / "nowhere"))
+
+
+def test_a_packed_folder_that_lost_its_weights_is_not_taken_for_a_config(source, tmp_path):
+    quantize(str(source), ["uniform-d1"], tmp_path / "out")
+    packed = tmp_path / "out/uniform-d1/packed"
+    for path in packed.glob("*.safetensors*"):
+        path.unlink()
+    with pytest.raises(TritError, match="weights missing"):
+        info(str(packed))
 
 
 def test_a_manifest_without_a_tensor_of_its_kind(source, tmp_path):

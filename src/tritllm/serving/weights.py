@@ -1,0 +1,178 @@
+"""What a model's tensors become on one GPU of several: bytes at each depth, and allowed degrees.
+
+The default rule of `tritllm quantize` decides what is packed. Tensor parallelism is that of vLLM
+(Megatron-LM's): of a block's matrices the last is cut by columns, the others by rows; embeddings
+and lm_head by the vocabulary; everything else is on every GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tritllm.format.layout import nbytes
+from tritllm.format.parallel import Parts, column_parts, head_parts, row_parts
+from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
+from tritllm.quantizer.decisions import Decision, decide, reason_to_keep
+from tritllm.quantizer.families import EMBEDDING, OUTPUT_LAYER
+from tritllm.serving.cache import number
+
+MatrixBytes = Callable[[int, int, int], int]  # of out_features, in_features, depth
+
+# Ends of modules' names: those whose columns are cut, and those cut by key and value heads.
+_BY_COLUMNS = re.compile(r".*\b(o_proj|down_proj|w2|c_proj|output\.dense|out_proj)")
+_BY_HEADS = re.compile(r".*\b[kv]_proj")
+_FLOAT_BYTES = 2
+_FLOATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A quantized matrix: its module's last name, N, K, and how it is cut.
+
+    cut: "rows", "columns" or "heads" (rows, of which each GPU has whole key and value heads).
+    depth: at which a file holds it; None for a model that is not packed.
+    """
+
+    leaf: str
+    rows: int
+    columns: int
+    cut: str
+    depth: int | None = None
+
+    def parts(self, degree: int) -> Parts:
+        """What becomes of its dimension that is cut."""
+        return (column_parts if self.cut == "columns" else row_parts)(
+            self.columns if self.cut == "columns" else self.rows, degree
+        )
+
+
+@dataclass(frozen=True)
+class WeightParts:
+    """A model's tensors, by what becomes of them.
+
+    matrices: how often there is each of those that are quantized. kept_bytes: of all others in
+    their own dtype; vocabulary_bytes: of the embeddings and lm_head among them. kept_float_bytes
+    and vocabulary_float_bytes: the same where all floats are of 16 bits.
+    """
+
+    matrices: Mapping[Matrix, int] = field(default_factory=dict)
+    kept_bytes: int = 0
+    vocabulary_bytes: int = 0
+    kept_float_bytes: int = 0
+    vocabulary_float_bytes: int = 0
+
+    @property
+    def quantized(self) -> int:
+        """Weights in the matrices that are quantized."""
+        return sum(count * m.rows * m.columns for m, count in self.matrices.items())
+
+    @property
+    def float_bytes(self) -> int:
+        """Of the whole model, floats in 16 bits."""
+        return _FLOAT_BYTES * self.quantized + self.kept_float_bytes
+
+    def packed_bytes(self, depth: int | None, size: MatrixBytes = nbytes) -> int:
+        """Of the whole model with its matrices packed at a depth; None: at their own.
+
+        size: of one matrix; the file's by default.
+        """
+        return self.kept_bytes + sum(
+            count * size(m.rows, m.columns, _depth(m, depth)) for m, count in self.matrices.items()
+        )
+
+    def gpu_bytes(
+        self, depth: int | None, degree: int, key_value_heads: int, size: MatrixBytes | None
+    ) -> int:
+        """On each of `degree` GPUs. size: of one packed part; None: floats of 16 bits."""
+        total = 0
+        for matrix, count in self.matrices.items():
+            rows, columns = matrix.rows, matrix.columns
+            if matrix.cut == "columns":
+                columns = math.ceil(columns / degree)
+            else:
+                each = min(degree, key_value_heads) if matrix.cut == "heads" else degree
+                rows = math.ceil(rows / each)
+            one = (
+                _FLOAT_BYTES * rows * columns
+                if size is None
+                else size(rows, columns, _depth(matrix, depth))
+            )
+            total += count * one
+        kept = self.kept_float_bytes if size is None else self.kept_bytes
+        vocabulary = self.vocabulary_float_bytes if size is None else self.vocabulary_bytes
+        return total + kept - vocabulary + math.ceil(vocabulary / degree)
+
+
+def parts_of_source(entries: Iterable[TensorEntry], model_type: str) -> WeightParts:
+    """What `tritllm quantize` would make of a source's tensors by default.
+
+    Raises SourceError for a tensor that is named as a linear weight and cannot be one.
+    """
+    return _collect((entry, decide(entry, model_type), None) for entry in entries)
+
+
+def parts_of_packed(manifest: Mapping[str, Any]) -> WeightParts:
+    """What a packed folder holds, by its manifest."""
+    found: list[tuple[TensorEntry, Decision, int | None]] = []
+    for name, record in manifest["tensors"].items():
+        shape = tuple(record["shape"])
+        if "depth" in record:
+            entry = TensorEntry(name, "F16", (shape[1], record["in_features"]), 0, 0)
+            found.append((entry, Decision(True, ""), record["depth"]))
+        elif "kept" in record:
+            nbytes = math.prod(shape) * ITEM_BYTES[record["dtype"]]
+            entry = TensorEntry(name, record["dtype"], shape, 0, nbytes)
+            found.append((entry, Decision(False, record["kept"]), None))
+    return _collect(found)
+
+
+def degree_parts(parts: WeightParts, config: Mapping[str, Any], degree: int) -> Parts:
+    """Whether vLLM can cut the model for so many GPUs; the reason is what decides it.
+
+    config: of the text model. The size is that of what the reason speaks of.
+    """
+    heads = number(config, "num_attention_heads", "n_head")
+    key_value_heads = number(config, "num_key_value_heads") or heads
+    found = [head_parts(heads, key_value_heads, degree)] if heads else []
+    cut = [matrix for matrix in parts.matrices if matrix.cut != "heads"]
+    # Those cut by columns first, the widest of them at the head: it says most.
+    for matrix in sorted(cut, key=lambda matrix: (matrix.cut == "columns", matrix.columns)):
+        made = matrix.parts(degree)
+        found.insert(0, Parts(made.size, f"{matrix.leaf}: {made.reason}"))
+    found.sort(key=lambda made: made.size is not None)  # what cannot be cut comes first
+    return found[0] if found else Parts(None, "no matrix of the model is quantized")
+
+
+def _depth(matrix: Matrix, depth: int | None) -> int:
+    chosen = matrix.depth if depth is None else depth
+    if chosen is None:
+        raise ValueError(f"{matrix.leaf}: no depth given, and the model has none")
+    return chosen
+
+
+def _collect(tensors: Iterable[tuple[TensorEntry, Decision, int | None]]) -> WeightParts:
+    matrices: Counter[Matrix] = Counter()
+    kept = vocabulary = kept_float = vocabulary_float = 0
+    for entry, decision, depth in tensors:
+        if decision.quantize:
+            rows, columns = entry.shape[::-1] if decision.transposed else entry.shape
+            matrices[_matrix(entry.name, rows, columns, depth)] += 1
+            continue
+        floats = _FLOAT_BYTES * entry.size if entry.dtype in _FLOATS else entry.nbytes
+        kept, kept_float = kept + entry.nbytes, kept_float + floats
+        if len(entry.shape) == 2 and reason_to_keep(entry) in (EMBEDDING, OUTPUT_LAYER):
+            vocabulary, vocabulary_float = vocabulary + entry.nbytes, vocabulary_float + floats
+    return WeightParts(matrices, kept, vocabulary, kept_float, vocabulary_float)
+
+
+def _matrix(name: str, rows: int, columns: int, depth: int | None) -> Matrix:
+    module = name.removesuffix(".weight")
+    cut = "columns" if _BY_COLUMNS.fullmatch(module) else "rows"
+    if _BY_HEADS.fullmatch(module):
+        cut = "heads"
+    return Matrix(module.rpartition(".")[2], rows, columns, cut, depth)
