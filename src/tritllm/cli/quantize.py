@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tritllm.cli.console import console, progress_bar
+from tritllm.cli.console import console, errors, progress_bar
 from tritllm.cli.options import CodecThreads
 from tritllm.cli.quantize_text import CalibrationLines, ProgressLines, print_plan, print_reports
 from tritllm.errors import TritError
@@ -138,6 +138,16 @@ def command(
         ),
     ] = None,
     threads: CodecThreads = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|auto",
+            help="Have the shards done by the machines of a Ray cluster: auto for the one that "
+            "this machine belongs to, or HOST:PORT. Source and output are folders that all "
+            "machines see at the same paths. The same bytes; --threads are then processors a "
+            "shard.",
+        ),
+    ] = None,
     allow_low_coverage: Annotated[
         bool,
         typer.Option(
@@ -204,11 +214,13 @@ def command(
                 tune=tune,
                 steps=steps,
                 threads=threads,
+                ray=ray,
                 allow_low_coverage=allow_low_coverage,
                 dry_run=dry_run,
                 on_plan=print_plan,
                 on_progress=on_progress,
                 on_calibration=on_calibration,
+                on_notice=lambda line: errors.print(line, markup=False, soft_wrap=True),
             )
         except KeyboardInterrupt:
             if not begun:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.source import Source
+from tritllm.quantizer.source import Source, SourceShard
+from tritllm.storage.model_files import ModelFiles
 from tritllm.version import __version__
 
 
@@ -54,15 +55,19 @@ def fingerprint_of(source: Source, settings: Settings) -> dict[str, Any]:
         "revision": source.files.revision,
         "source_config": hashlib.sha256(repr(sorted(source.config.items())).encode()).hexdigest(),
         "shards": {
-            shard.name: {
-                "size": shard.size,
-                "header_sha256": hashlib.sha256(shard.header.raw).hexdigest(),
-                "modified": source.files.stamp(shard.name),
-            }
-            for shard in source.shards
+            shard.name: fingerprint_of_shard(source.files, shard) for shard in source.shards
         },
         **({"depth_maps": maps} if maps else {}),
         **({"calibration": dict(calibration)} if calibration is not None else {}),
+    }
+
+
+def fingerprint_of_shard(files: ModelFiles, shard: SourceShard) -> dict[str, Any]:
+    """What tells a source shard from another one of its name, its weights unread."""
+    return {
+        "size": shard.size,
+        "header_sha256": hashlib.sha256(shard.header.raw).hexdigest(),
+        "modified": files.stamp(shard.name),
     }
 
 

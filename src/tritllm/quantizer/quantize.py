@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tritllm.codec import ENCODERS, engine
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.machine import processors
+from tritllm.quantizer.attempts import remove_attempts, take_over_attempts
 from tritllm.quantizer.configs import Config, parse_config, parse_overrides
 from tritllm.quantizer.coverage import check_coverage
 from tritllm.quantizer.encodings import CalibrationProgress, Calibrator, Encodings
@@ -30,10 +32,11 @@ from tritllm.quantizer.output_folder import (
     remove_calibration,
 )
 from tritllm.quantizer.plan import KINDS, Plan, make_plan
-from tritllm.quantizer.report import Report
+from tritllm.quantizer.report import Report, peak_memory_bytes
 from tritllm.quantizer.resources import check_disk, check_memory, resource_errors
 from tritllm.quantizer.run_lock import FOLDER, RunLock
 from tritllm.quantizer.shard_pass import Progress, ShardPass
+from tritllm.quantizer.shard_workers import ShardWorkers
 from tritllm.quantizer.source import open_source
 from tritllm.quantizer.write_folder import finish_config
 from tritllm.storage.model_files import open_files
@@ -57,6 +60,7 @@ def quantize(
     allow_low_coverage: bool = False,
     dry_run: bool = False,
     calibrator: Calibrator | None = None,
+    workers: ShardWorkers | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_calibration: Callable[[CalibrationProgress], None] | None = None,
@@ -81,6 +85,7 @@ def quantize(
             (without embeddings and output layer) are quantized.
         dry_run: stop after the plan.
         calibrator: chooses digits by running the model; default is to encode every matrix alone.
+        workers: do the shards elsewhere; default is this process. Only without a calibrator.
         on_plan: called with the plan before anything is written.
         on_progress: called after each tensor.
         on_calibration: called by the calibrator as it goes on.
@@ -97,6 +102,8 @@ def quantize(
         raise TritError(f"unknown codec {codec!r}; known: {', '.join(ENCODERS)}")
     if calibrator and codec != "v3":
         raise TritError(f"codec {codec} takes no calibration; leave --codec out, which means v3")
+    if calibrator and workers:
+        raise ValueError("workers do not know what a calibrator has found")
     _check_text(model, str(out), *include, *exclude, *depth)
     out = Path(out)
     parsed = _parse_configs(configs, depth)
@@ -118,15 +125,19 @@ def quantize(
             check_folder(plan, out)
         written = [out / FOLDER, *(out / config.name for config in parsed)]
         check_disk(plan.disk_bytes - sum(map(bytes_below, written)), out)
-        check_memory(plan.peak_memory)
-        run = _Run(plan, out, threads or processors(), calibrator, on_progress, on_calibration)
-        with resource_errors():
+        if not workers:
+            check_memory(plan.peak_memory)
+        run = _Run(
+            plan, out, threads or processors(), calibrator, workers, on_progress, on_calibration
+        )
+        with resource_errors(), workers or nullcontext():
             return run.to_its_end(started)
     if not finished:
         check_disk(plan.disk_bytes, out)
         check_memory(plan.peak_memory)
     elif (out / FOLDER).exists():  # of a run that was killed in its very last steps
         with RunLock(out) as lock:
+            remove_attempts(out)
             remove_calibration(out)
             lock.remove()
     return finished
@@ -159,6 +170,7 @@ class _Run:
     out: Path
     threads: int
     calibrator: Calibrator | None
+    workers: ShardWorkers | None
     on_progress: Callable[[Progress], None] | None
     on_calibration: Callable[[CalibrationProgress], None] | None
 
@@ -169,23 +181,34 @@ class _Run:
             finished = finished_reports(plan, out)  # by another, between the first look and now
             if not finished:
                 with Journal(out, plan.fingerprint) as journal:
+                    take_over_attempts(plan, out, journal)
                     encodings = self._calibrated()
-                    shards = ShardPass(
-                        plan, out, journal, self.threads, self.on_progress, encodings
-                    )
-                    for shard in plan.source.shards:
-                        shards.process(shard)
+                    peaks = [self._process_shards(journal, encodings), peak_memory_bytes()]
                     finished = [
                         finish_config(
                             plan, config, out, journal.records, time.monotonic() - started,
+                            max((peak for peak in peaks if peak is not None), default=None),
                             encodings,
                         )
                         for config in plan.configs
                     ]  # fmt: skip
                     journal.remove()  # from here on the run is complete
+            remove_attempts(out)
             remove_calibration(out)
             lock.remove()
         return finished
+
+    def _process_shards(self, journal: Journal, encodings: Encodings | None) -> int | None:
+        """Peak memory in bytes of other processes; None where there is none."""
+        if self.workers:
+            return self.workers.process(self.plan, self.out, journal, self.on_progress)
+        shards = ShardPass(self.plan, self.out, journal, self.threads, encodings)
+        for shard in self.plan.source.shards:
+            with closing(shards.process(shard)) as steps:
+                for step in steps:
+                    if self.on_progress:
+                        self.on_progress(step)
+        return None
 
     def _calibrated(self) -> Encodings | None:
         if self.calibrator is None:

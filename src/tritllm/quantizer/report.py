@@ -28,6 +28,7 @@ def make_report(
     config: Config,
     results: dict[str, dict[str, Any]],
     seconds: float,
+    peak_memory: int | None,
     encoder: dict[str, Any],
     notes: dict[str, Any],
 ) -> Report:
@@ -35,7 +36,8 @@ def make_report(
 
     results: of each tensor, what the journal holds of it under this config: depth and nmse of a
     quantized one, whether a kept one was trained. seconds: of the last, uninterrupted stretch of
-    the run, over all its configs. encoder, notes: what a calibrator says of its work; empty
+    the run, over all its configs. peak_memory: bytes, the most that a process of the run took; None
+    where the system does not say. encoder, notes: what a calibrator says of its work; empty
     without one.
     """
     quantized = {
@@ -85,7 +87,7 @@ def make_report(
             if not t.tied_to
         ),
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory,
         "quantized": quantized,
         "kept": kept,
         "not_copied": plan.source.not_copied,

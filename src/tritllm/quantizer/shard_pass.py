@@ -8,7 +8,7 @@ sets the pace, and the plan says how much of the source is held at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import Encodings
-from tritllm.quantizer.journal import Journal
+from tritllm.quantizer.journal import Journal, is_finished
 from tritllm.quantizer.pipeline import InOrder, ReadAhead
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.shard_outputs import Record, ShardOutputs
@@ -71,26 +71,26 @@ class ShardPass:
         out: Path,
         journal: Journal,
         threads: int,
-        on_progress: Callable[[Progress], None] | None,
         encodings: Encodings | None = None,
     ) -> None:
         self.plan = plan
         self.out = out
         self.journal = journal
         self.threads = threads
-        self.on_progress = on_progress
         self.encodings = encodings
         self.total_bytes = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
         self.done_bytes = 0
         self._spare: np.ndarray | None = None
 
-    def process(self, shard: SourceShard) -> None:
-        """Write the output shards of a source shard; a shard that is done is passed over."""
-        records = [record for record in self.journal.records if record["shard"] == shard.name]
+    def process(self, shard: SourceShard) -> Generator[Progress, None, None]:
+        """Write the output shards of a source shard, yielding after each tensor; a shard that is
+        done is passed over. To close the generator is to stop: what is committed stays.
+        """
+        records = self.journal.of_shard(shard.name)
         tensors = self.plan.tensors[shard.name]
         done = len(records) - sum("shard_sha256" in record for record in records)
         self.done_bytes += sum(tensor.entry.nbytes for tensor in tensors[:done])
-        if records and "shard_sha256" in records[-1]:
+        if is_finished(records):
             return
         digest = self._digest_of_done(shard, tensors[:done], records)
         with (
@@ -102,13 +102,13 @@ class ShardPass:
             ) as pieces,
             InOrder() as behind,
         ):
-            self._encode_and_write(shard, pieces, outputs, behind)
+            yield from self._encode_and_write(shard, pieces, outputs, behind)
             end: list[Record] = [{"shard": shard.name, "shard_sha256": digest.hexdigest()}]
             behind.submit(self._commit, outputs, end)
 
     def _encode_and_write(
         self, shard: SourceShard, pieces: ReadAhead[_Piece], outputs: ShardOutputs, behind: InOrder
-    ) -> None:
+    ) -> Iterator[Progress]:
         pending: list[Record] = []
         uncommitted = 0
         own = hashlib.sha256()
@@ -141,8 +141,7 @@ class ShardPass:
                 behind.submit(self._commit, outputs, pending)
                 pending, uncommitted = [], 0
             self.done_bytes += entry.nbytes
-            if self.on_progress:
-                self.on_progress(Progress(tensor, self.done_bytes, self.total_bytes, decibels))
+            yield Progress(tensor, self.done_bytes, self.total_bytes, decibels)
         behind.submit(self._commit, outputs, pending)
 
     def _read(

@@ -44,9 +44,13 @@ def finish_config(
     out: Path,
     records: list[dict[str, Any]],
     seconds: float,
+    peak_memory: int | None,
     encodings: Encodings | None = None,
 ) -> Report:
-    """Complete the folders of one config and give them their names; again, after a kill."""
+    """Complete the folders of one config and give them their names; again, after a kill.
+
+    seconds, peak_memory: as `make_report` takes them.
+    """
     encoder = encodings.encoder(config) if encodings else {}
     if config.nested:
         encoder["nested"] = list(config.nested)
@@ -58,7 +62,7 @@ def finish_config(
         if result:
             hashes |= result["sha256"]
             results[record["tensor"]] = result
-    report = make_report(plan, config, results, seconds, encoder, notes)
+    report = make_report(plan, config, results, seconds, peak_memory, encoder, notes)
     manifest = _manifest(plan, config, records, hashes, results, encoder)
     licence = licence_of_card(plan.source.read_text("README.md"))
     notice = licence_notice(licence)
@@ -107,6 +111,7 @@ def _manifest(
 ) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     headers: dict[str, str] = {}
+    digests = {r["shard"]: r["shard_sha256"] for r in records if "shard_sha256" in r}
     for shard in plan.source.shards:
         header = plan.headers(config, "packed")[shard.name]
         headers[shard.name] = hashlib.sha256(header.raw).hexdigest()
@@ -146,7 +151,7 @@ def _manifest(
         "source": {
             "model": public_name(plan),
             "revision": plan.source.files.revision,
-            "shards": {r["shard"]: r["shard_sha256"] for r in records if "shard_sha256" in r},
+            "shards": {shard.name: digests[shard.name] for shard in plan.source.shards},
         },
         "headers": headers,
         "tensors": tensors,

@@ -26,6 +26,7 @@ from tritllm.quantizer.fingerprint import Settings
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.report import Report
 from tritllm.quantizer.shard_pass import Progress
+from tritllm.quantizer.shard_workers import ShardWorkers
 from tritllm.run.mixed_depths import choose_depths
 from tritllm.run.training_options import text_of, with_training
 from tritllm.storage.model_files import open_files
@@ -63,11 +64,13 @@ def quantize(
     tune: bool = False,
     steps: int | None = None,
     threads: int | None = None,
+    ray: str | None = None,
     allow_low_coverage: bool = False,
     dry_run: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_calibration: Callable[[CalibrationProgress], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> list[Report]:
     """Quantize a model under several configs in one pass; resumes an interrupted run.
 
@@ -104,13 +107,18 @@ def quantize(
         tune: train the whole calibrated model to predict what the float model predicts: steps,
             norms, biases, then levels.
         steps: of training: of each block (default is 100) and of the whole model (600).
-        threads: for the codec; default is the number of processors granted.
+        threads: for the codec; default is the number of processors granted. With `ray`: processors
+            a shard; default is so many that all shards are done at once, if there are enough.
+        ray: "auto" for the Ray cluster that this machine belongs to, or its HOST:PORT; its machines
+            do the shards, and see source and output at the same paths. The bytes are the same.
+            Not with a text to calibrate on; what depths cost is measured on this machine.
         allow_low_coverage: go on where the family is unknown, or fewer than half of the parameters
             (without embeddings and output layer) are quantized.
         dry_run: stop after the plan.
         on_plan: called with the plan before anything is written.
         on_progress: called after each tensor.
         on_calibration: called while the model is calibrated, stage by stage.
+        on_notice: called with a line about the cluster: what it offers, a worker that died.
 
     Returns one report a config (none for a dry run).
 
@@ -126,6 +134,9 @@ def quantize(
     calibrator: Calibrator | None = None
     text = text_of(calibrate, qat, all_configs, tune, steps)
     option = "--calibrate" if qat is None else "--qat"
+    if text is not None and ray is not None:
+        raise TritError(f"{option} runs the model, on one machine; leave --ray out")
+    workers = None if ray is None else _workers(ray, threads, on_notice)
     if text is not None:
         calibrated = _calibrator(text, option, tokens, context, seed, device)
         calibrator = with_training(calibrated, all_configs, qat is not None, tune, steps)
@@ -173,6 +184,7 @@ def quantize(
         allow_low_coverage=allow_low_coverage,
         dry_run=dry_run,
         calibrator=calibrator,
+        workers=workers,
         on_plan=on_plan,
         on_progress=on_progress,
         on_calibration=on_calibration,
@@ -180,6 +192,14 @@ def quantize(
     for report in reports if picture else ():
         _draw(Path(out), report)
     return reports
+
+
+def _workers(
+    address: str, threads: int | None, on_notice: Callable[[str], None] | None
+) -> ShardWorkers:
+    from tritllm.cluster.ray_workers import RayWorkers
+
+    return RayWorkers(address, threads, on_notice)
 
 
 def _draw(out: Path, report: Report) -> None:

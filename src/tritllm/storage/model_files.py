@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tritllm.errors import SourceError, TritError, first_line
 from tritllm.extras import require
@@ -51,6 +51,10 @@ class LocalFiles:
         self._fault = fault
         self.name = name or str(folder.resolve())
         self.revision = revision
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the whole path: another process may work in another folder."""
+        return {**self.__dict__, "folder": self.folder.absolute()}
 
     def sizes(self) -> dict[str, int]:
         """As `ModelFiles.sizes`."""
