@@ -15,25 +15,25 @@ from tritllm.format.parallel import column_parts, head_parts, row_parts
 
 
 @given(st.integers(1, 600), st.integers(1, 9))
-def test_columns_are_cut_where_the_bytes_can_be(columns, parts):
+def test_the_reason_says_whether_parts_are_of_whole_groups(columns, parts):
     planes, scale, _ = (np.full(s, 121, np.uint8) for s in packed_shapes(1, columns, 1))
     found = column_parts(columns, parts)
-    if columns % parts:
-        assert found.size is None
+    assert found.size == (None if columns % parts else columns // parts)
+    if found.size is None:
         return
-    size = columns // parts
-    with nullcontext() if found.size else pytest.raises(ValueError, match="multiple of 16"):
-        for start in range(0, columns, size):
-            cut_columns(planes, scale, columns, start, start + size)
-    assert found.size in (size, None)
+    within = "part of a group of 16" in found.reason
+    with pytest.raises(ValueError, match="multiple of 16") if within else nullcontext():
+        for start in range(0, columns, found.size):
+            cut_columns(planes, scale, columns, start, start + found.size)
 
 
 @pytest.mark.parametrize(
     ("columns", "parts", "size", "reason"),
     [
         (29568, 8, 3696, "29,568 columns / 16 = 1,848 groups: divisible by 8"),
-        (29568, 16, None, "29,568 columns / 16 = 1,848 groups: not divisible by 16"),
-        (72, 2, None, "72 columns are not a multiple of 16, so they cannot be cut"),
+        (29568, 16, 1848, "29,568 columns / 16 = 1,848, part of a group of 16"),
+        (29568, 5, None, "29,568 columns: not divisible by 5"),
+        (72, 2, 36, "72 columns / 2 = 36, part of a group of 16"),
         (72, 1, 72, "72 columns stay whole"),
     ],
 )

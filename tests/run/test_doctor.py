@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -125,6 +126,73 @@ def test_the_remedy_for_a_library_that_was_not_built(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     _, error = library._load.__wrapped__()
     assert error.endswith("does not exist; install tritllm again where there is a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "mark", "says"),
+    [
+        ((9, 0), True, "ok", r"H100, compute capability 9\.0, Triton 3\.\d.*"),
+        ((7, 5), True, "--", r"H100, compute capability 7\.5: packed layers need 8\.0 or above"),
+        ((8, 0), False, "--", r"H100, compute capability 8\.0; Triton is missing, so torch .*"),
+    ],
+)
+def test_a_gpu(doctor, monkeypatch, capability, triton, mark, says):
+    torch = pytest.importorskip("torch")
+    find, version = importlib.util.find_spec, importlib.metadata.version
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n: triton or None if n == "triton" else find(n)
+    )
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda n: "3.7.1" if n == "triton" else version(n)
+    )
+    found, text = doctor()["gpu"]
+    assert found == mark
+    assert re.fullmatch(says, text), text
+
+
+def test_no_gpu_is_no_fault_and_a_broken_driver_is(doctor, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert doctor()["gpu"] == ["ok", f"none found: torch {torch.__version__} has no CUDA"]
+
+    def broken() -> bool:
+        raise RuntimeError("CUDA driver version is insufficient\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    assert doctor()["gpu"] == ["--", "cannot be asked: CUDA driver version is insufficient"]
+
+
+@pytest.mark.parametrize(
+    ("points", "chosen", "mark", "says"),
+    [
+        (["tritllm"], None, "ok", "0.33.0, with tritllm's plugin"),
+        (["tritllm"], "other,tritllm", "ok", "0.33.0, with tritllm's plugin"),
+        (["other"], None, "--", "0.33.0, without tritllm's plugin: install tritllm again"),
+        (["tritllm"], "a", "--", "0.33.0, which leaves out tritllm's plugin: VLLM_PLUGINS=a"),
+    ],
+)
+def test_vllm_and_its_plugin(doctor, monkeypatch, points, chosen, mark, says):
+    find, version = importlib.util.find_spec, importlib.metadata.version
+    found = [importlib.metadata.EntryPoint(name, "a:b", "group") for name in points]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: True if n == "vllm" else find(n))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda n: "0.33.0" if n == "vllm" else version(n)
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    environment = {} if chosen is None else {"VLLM_PLUGINS": chosen}
+    assert doctor(**environment)["vllm"] == [mark, says]
+
+
+def test_vllm_that_is_not_there(doctor, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "vllm" else find(n))
+    assert doctor()["vllm"][0] == "--"
+    assert doctor()["vllm"][1].endswith("pip install vllm")
 
 
 def test_a_package_that_is_missing_and_how_to_get_it(doctor, monkeypatch):

@@ -71,7 +71,8 @@ def test_all_of_it_is_on_one_gpu():
         (1, 320, "down_proj: 320 columns stay whole"),
         (2, 160, "down_proj: 320 columns / 16 = 20 groups: divisible by 2"),
         (4, 80, "down_proj: 320 columns / 16 = 20 groups: divisible by 4"),
-        (8, None, "down_proj: 320 columns / 16 = 20 groups: not divisible by 8"),
+        (8, 40, "down_proj: 320 columns / 8 = 40, part of a group of 16"),
+        (3, None, "down_proj: 320 columns: not divisible by 3"),
     ],
 )
 def test_degrees(degree, size, reason):

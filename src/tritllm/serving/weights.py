@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tritllm.format.layout import nbytes
+from tritllm.format.layout import groups_of, nbytes
 from tritllm.format.parallel import Parts, column_parts, head_parts, row_parts
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
+from tritllm.format.trits import GROUP
 from tritllm.quantizer.decisions import Decision, decide, reason_to_keep
 from tritllm.quantizer.families import EMBEDDING, OUTPUT_LAYER
 from tritllm.serving.cache import number
@@ -93,7 +94,7 @@ class WeightParts:
         for matrix, count in self.matrices.items():
             rows, columns = matrix.rows, matrix.columns
             if matrix.cut == "columns":
-                columns = math.ceil(columns / degree)
+                columns = _widest_part(columns, degree)
             else:
                 each = min(degree, key_value_heads) if matrix.cut == "heads" else degree
                 rows = math.ceil(rows / each)
@@ -146,6 +147,12 @@ def degree_parts(parts: WeightParts, config: Mapping[str, Any], degree: int) -> 
         found.insert(0, Parts(made.size, f"{matrix.leaf}: {made.reason}"))
     found.sort(key=lambda made: made.size is not None)  # what cannot be cut comes first
     return found[0] if found else Parts(None, "no matrix of the model is quantized")
+
+
+def _widest_part(columns: int, degree: int) -> int:
+    """Columns that a GPU may hold of K: its equal part, with the groups that it shares whole."""
+    part = math.ceil(columns / degree)
+    return part if part % GROUP == 0 else min(GROUP * (groups_of(part) + 1), columns)
 
 
 def _depth(matrix: Matrix, depth: int | None) -> int:
