@@ -41,17 +41,31 @@ def cut_columns(
     Raises ValueError unless 0 <= start < stop <= K, start is a multiple of 16, and stop is one or
     is K; also for a byte that is not five trits where the trits have to move.
     """
+    return (
+        cut_plane_columns(weight, in_features, start, stop),
+        cut_scale_columns(scale, in_features, start, stop),
+    )
+
+
+def cut_plane_columns(weight: np.ndarray, in_features: int, start: int, stop: int) -> np.ndarray:
+    """The planes' part of `cut_columns`, which raises the same."""
+    _check_columns(in_features, start, stop)
+    return _cut_trits(weight, in_features, start, stop)
+
+
+def cut_scale_columns(scale: np.ndarray, in_features: int, start: int, stop: int) -> np.ndarray:
+    """The scale indices' part of `cut_columns`, which raises the same."""
+    _check_columns(in_features, start, stop)
+    return _cut_trits(scale, 3 * groups_of(in_features), 3 * (start // GROUP), 3 * groups_of(stop))
+
+
+def _check_columns(in_features: int, start: int, stop: int) -> None:
     _check_range("columns", start, stop, in_features)
     for end in (start, stop):
         if end % GROUP and end != in_features:
             raise ValueError(
                 f"columns {start}..{stop} of {in_features}: a cut must be at a multiple of {GROUP}"
             )
-    groups = groups_of(in_features)
-    return (
-        _cut_trits(weight, in_features, start, stop),
-        _cut_trits(scale, 3 * groups, 3 * (start // GROUP), 3 * groups_of(stop)),
-    )
 
 
 def _check_range(what: str, start: int, stop: int, size: int) -> None:

@@ -1,0 +1,127 @@
+"""Which matrices a folder holds for a fused layer, and what is refused, without vLLM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from support.packed_matrices import random_matrix, write_matrices
+
+from tritllm.errors import FormatError, TritError
+from tritllm.integrations.vllm.plugin import is_too_old
+from tritllm.integrations.vllm.stored import (
+    check_tensor_parallel,
+    modules_in_file,
+    read_stored,
+)
+
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture
+def stored_of(tmp_path):
+    def read(depths, planes=None):
+        matrices = {name: random_matrix((16, 48), depth) for name, depth in depths.items()}
+        return read_stored(str(write_matrices(tmp_path / "f", matrices)), None, planes=planes)
+
+    return read
+
+
+@pytest.fixture
+def packed(tiny, tmp_path):
+    """A copy of a packed model's folder."""
+    folder = tmp_path / "packed"
+    shutil.copytree(tiny("llama", 2) / "packed", folder)
+    return folder
+
+
+def line_of(call, kind=TritError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_fused_layer_is_made_of_the_files_matrices(stored_of):
+    stored = stored_of({"a.q_proj": 2, "a.k_proj": 2, "a.v_proj": 2, "b.qkv_proj": 1})
+    assert modules_in_file("a.qkv_proj", FUSED, stored) == ["a.q_proj", "a.k_proj", "a.v_proj"]
+    assert modules_in_file("b.qkv_proj", FUSED, stored) == ["b.qkv_proj"]
+    assert modules_in_file("a.o_proj", FUSED, stored) == ["a.o_proj"]
+    names = [m.name for m in stored.of_modules(["a.q_proj", "a.k_proj"])]
+    assert names == ["a.q_proj.weight", "a.k_proj.weight"]
+    assert stored.of_modules(["a.o_proj"]) == []
+
+
+def test_depths_that_differ_within_a_fused_layer(stored_of):
+    stored = stored_of({"a.q_proj": 2, "a.k_proj": 3, "a.v_proj": 2})
+    message = line_of(lambda: stored.of_modules(["a.q_proj", "a.k_proj"]), FormatError)
+    for part in ("model.safetensors", "a.q_proj.weight", "a.k_proj.weight", "planes: 2"):
+        assert part in message
+    stored.planes = 2
+    assert [stored.depth_read(m) for m in stored.of_modules(["a.q_proj", "a.k_proj"])] == [2, 2]
+
+
+def test_only_a_part_of_a_fused_layer_is_packed(stored_of):
+    stored = stored_of({"a.gate_proj": 2})
+    message = line_of(lambda: stored.of_modules(["a.gate_proj", "a.up_proj"]), FormatError)
+    assert "a.gate_proj.weight is packed and a.up_proj is not" in message
+
+
+def test_modules_take_the_names_of_vllms_model(stored_of):
+    stored = stored_of({"model.x": 1, "model.vision.y": 1})
+    renamed = stored.renamed(
+        lambda name: None if "vision" in name else name.replace("model.", "language_model.model.")
+    )
+    assert list(renamed.matrices) == ["language_model.model.x"]
+
+
+def test_a_degree_that_does_not_divide_the_columns(packed):
+    stored = read_stored(str(packed), None)
+    plan = {"layers.*.mlp.down_proj": "rowwise", "layers.*.mlp.up_proj": "colwise"}
+    for degree in (1, 2, 8):
+        check_tensor_parallel(stored.matrices, plan, degree)
+    message = line_of(lambda: check_tensor_parallel(stored.matrices, plan, 5))
+    assert "down_proj.weight: 72 columns cannot be shared by 5 ranks" in message
+    assert "1, 2, 3, 4, 6, 8, 9, 12" in message
+
+
+def test_a_folder_without_shards_and_one_with_too_few(packed):
+    (packed / "model.safetensors").rename(packed / "gone")
+    assert "no safetensors files" in line_of(lambda: read_stored(str(packed), None), FormatError)
+    index = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
+    (packed / "gone").rename(packed / "model.safetensors")
+    (packed / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = line_of(lambda: read_stored(str(packed), None), FormatError)
+    assert "model-2.safetensors: missing" in message
+
+
+def test_files_that_are_not_the_manifests(packed):
+    text = (packed / "tritllm.json").read_text()
+    (packed / "tritllm.json").write_text(text.replace('"uniform-d2"', '"uniform-d3"'))
+    assert "tritllm.json" in line_of(lambda: read_stored(str(packed), None), FormatError)
+
+
+def test_verify_compares_every_byte(packed):
+    read_stored(str(packed), None, verify=True)
+    path = packed / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    read_stored(str(packed), None)
+    assert "SHA-256" in line_of(lambda: read_stored(str(packed), None, verify=True), FormatError)
+
+
+def test_only_a_folder_can_be_verified():
+    message = line_of(lambda: read_stored("owner/name", None, verify=True))
+    assert "owner/name" in message
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("0.31.2", True), ("0.32.0", False), ("0.33.0+cu130", False), ("1.0", False), ("dev", False)],
+)
+def test_which_vllm_is_too_old(version, expected):
+    assert is_too_old(version) is expected
