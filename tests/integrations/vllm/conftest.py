@@ -12,6 +12,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+from support.packed_matrices import write_matrices
+from support.vllm_layers import FUSED
+
+from tritllm.integrations.vllm.stored import read_stored
 
 SHARING = (  # modules of vLLM that have taken the two functions by name
     "vllm.distributed",
@@ -68,3 +72,27 @@ def as_rank(_vllm_world, monkeypatch) -> Callable[[int, int], None]:
     torch.set_num_threads(1)
     become(0, 1)
     return become
+
+
+@pytest.fixture(params=["torch", "exact", "int8"])
+def mode(request, monkeypatch) -> str:
+    """What computes packed layers."""
+    monkeypatch.setenv("TRITLLM_LINEAR", request.param)
+    return request.param
+
+
+@pytest.fixture
+def config_of(tmp_path, as_rank):
+    """config_of(matrices, planes): vLLM's config of a folder that holds the matrices."""
+
+    def make(matrices, planes=None):
+        from tritllm.integrations.transformers.config import TritConfig
+        from tritllm.integrations.vllm.config import TritVllmConfig
+
+        config = TritVllmConfig(TritConfig(planes=planes))
+        folder = write_matrices(tmp_path / "packed", matrices)
+        config.stored = read_stored(str(folder), None, planes=planes)
+        config.packed_modules_mapping = FUSED
+        return config
+
+    return make

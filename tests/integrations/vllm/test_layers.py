@@ -4,63 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.packed_matrices import random_matrix, write_matrices
-
-from tritllm.integrations.vllm.stored import read_stored
-from tritllm.ops.numpy_arrays import torch_parts
+from support.packed_matrices import random_matrix
+from support.vllm_layers import assert_close, finish, load, some_input, weight_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
-SUFFIXES = ("weight", "weight_scale", "weight_codebook")
-QKV = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-TOLERANCE = {"torch": 5e-6, "exact": 5e-6, "int8": 2e-2}  # of the largest result
-
-
-@pytest.fixture(params=["torch", "exact", "int8"])
-def mode(request, monkeypatch):
-    monkeypatch.setenv("TRITLLM_LINEAR", request.param)
-    return request.param
-
-
-@pytest.fixture
-def config_of(tmp_path, as_rank):
-    """config_of(matrices, planes): vLLM's config of a folder that holds the matrices."""
-
-    def make(matrices, planes=None):
-        from tritllm.integrations.transformers.config import TritConfig
-        from tritllm.integrations.vllm.config import TritVllmConfig
-
-        config = TritVllmConfig(TritConfig(planes=planes))
-        folder = write_matrices(tmp_path / "packed", matrices)
-        config.stored = read_stored(str(folder), None, planes=planes)
-        config.packed_modules_mapping = QKV
-        return config
-
-    return make
-
-
-def load(layer, matrix, *shard) -> None:
-    """What vLLM does with the three tensors of a stored matrix."""
-    for name, tensor in zip(SUFFIXES, torch_parts(matrix)):
-        parameter = getattr(layer, name)
-        parameter.weight_loader(parameter, tensor, *shard)
-
-
-def finish(layer):
-    layer.quant_method.process_weights_after_loading(layer)
-    return layer
-
-
-def weight_of(matrix, planes=None) -> torch.Tensor:
-    return torch.from_numpy(matrix.decode(planes=planes))
-
-
-def some_input(columns: int, rows: int = 3) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns))
-
-
-def assert_close(found, expected, mode) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= TOLERANCE[mode] * expected.abs().max()
 
 
 @pytest.mark.parametrize("degree", [1, 2, 8])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from support.packed_matrices import random_matrix, write_matrices
+from support.vllm_layers import FUSED
 
 from tritllm.errors import FormatError, TritError
 from tritllm.integrations.vllm.plugin import is_too_old
@@ -15,9 +16,6 @@ from tritllm.integrations.vllm.stored import (
     modules_in_file,
     read_stored,
 )
-
-FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-DOWN = "model.layers.1.mlp.down_proj"
 
 
 @pytest.fixture
@@ -86,6 +84,13 @@ def test_a_degree_that_does_not_divide_the_columns(packed):
     message = line_of(lambda: check_tensor_parallel(stored.matrices, plan, 5))
     assert "down_proj.weight: 72 columns cannot be shared by 5 ranks" in message
     assert "1, 2, 3, 4, 6, 8, 9, 12" in message
+
+
+def test_a_degree_that_does_not_divide_the_columns_of_experts(tiny):
+    stored = read_stored(str(tiny("qwen3_moe", 2) / "packed"), None)
+    message = line_of(lambda: check_tensor_parallel(stored.matrices, None, 3))
+    assert "experts.0.down_proj.weight: 40 columns cannot be shared by 3 ranks" in message
+    check_tensor_parallel(stored.matrices, None, 3, experts_are_cut=False)
 
 
 def test_a_folder_without_shards_and_one_with_too_few(packed):

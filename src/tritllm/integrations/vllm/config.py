@@ -12,9 +12,10 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
-from tritllm.errors import TritError
+from tritllm.errors import FormatError, TritError
 from tritllm.format.quantization_config import METHOD
 from tritllm.integrations.transformers.config import TritConfig
+from tritllm.integrations.vllm.experts_method import TritExpertsMethod
 from tritllm.integrations.vllm.linear_method import TritLinearMethod
 from tritllm.integrations.vllm.stored import (
     StoredMatrices,
@@ -22,6 +23,7 @@ from tritllm.integrations.vllm.stored import (
     modules_in_file,
     read_stored,
     tp_plan_of,
+    where,
 )
 from tritllm.ops.backends.cpu import describe
 
@@ -85,17 +87,37 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
                 return TritLinearMethod(matrices, self.stored.depth_read(matrices[0]))
             return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
         if isinstance(layer, RoutedExperts):
-            return None
+            return self._experts_method(layer, prefix)
         return None
+
+    def _experts_method(self, layer: Any, prefix: str) -> TritExpertsMethod | None:
+        """The method of a block's experts, whose matrices have names of their own in the file."""
+        names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
+        experts = range(layer.moe_config.num_logical_experts)
+        gate_up = [f"{prefix}.{e}.{name}" for e in experts for name in names[:2]]
+        first = self.stored.of_modules(gate_up)
+        second = self.stored.of_modules([f"{prefix}.{e}.{names[2]}" for e in experts])
+        if bool(first) != bool(second):
+            raise FormatError(
+                f"{where((first or second)[0])} is packed and other matrices of {prefix} are not, "
+                "but vLLM runs them as one; quantize all, or none (--include, --exclude)"
+            )
+        return TritExpertsMethod(layer.moe_config, first, second, self.stored) if first else None
 
     def _check_degree(self) -> None:
         """Once a process: the tensor-parallel degree is known when the first layer is built."""
         config = get_current_vllm_config_or_none()
         if config is None:
             return
-        degree = config.parallel_config.tensor_parallel_size
+        parallel = config.parallel_config
+        degree = parallel.tensor_parallel_size
         if degree != self._checked_degree:
-            check_tensor_parallel(self.stored.matrices, self._tp_plan, degree)
+            check_tensor_parallel(
+                self.stored.matrices,
+                self._tp_plan,
+                degree,
+                experts_are_cut=not parallel.enable_expert_parallel,
+            )
             self._checked_degree = degree
 
     def get_name(self) -> str:

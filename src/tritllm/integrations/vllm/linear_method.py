@@ -95,9 +95,9 @@ class TritLinearMethod(LinearMethodBase):  # type: ignore[misc]
             Packed(planes.data, scale.data, own, layer.columns.width, part_rows), planes.stored
         )
         layer.call = call
-        layer.weight = _frozen(memory)
-        layer.weight_scale = None if scale_kept is None else _frozen(scale_kept)
-        layer.weight_codebook = _frozen(own.clone())
+        layer.weight = frozen(memory)
+        layer.weight_scale = None if scale_kept is None else frozen(scale_kept)
+        layer.weight_codebook = frozen(own.clone())
 
     def _check_loaded(self, layer: nn.Module) -> None:
         rows = sum(layer.part_rows)
@@ -124,7 +124,8 @@ class TritLinearMethod(LinearMethodBase):  # type: ignore[misc]
         return layer
 
 
-def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+def frozen(tensor: torch.Tensor) -> nn.Parameter:
+    """What a layer keeps of a tensor."""
     return nn.Parameter(tensor, requires_grad=False)
 
 

@@ -39,7 +39,7 @@ class _Loaded:
 class RowsParameter(_Loaded, BasevLLMParameter):  # type: ignore[misc]
     """Planes uint8 [r, N, B] (rows in dimension 1) or scale indices uint8 [N, S] (in 0) of a rank.
 
-    filled: how many of the rows have been loaded.
+    filled: how many of the rows have been loaded. loaded: the parts of which some have.
     """
 
     def __new__(cls, shape: tuple[int, ...], **_: Any) -> RowsParameter:
@@ -59,6 +59,7 @@ class RowsParameter(_Loaded, BasevLLMParameter):  # type: ignore[misc]
         self.output_dim = len(shape) - 2
         self.suffix = SCALE if len(shape) == 2 else ""
         self.filled = 0
+        self.loaded: set[int] = set()
 
     def load_rows(self, loaded: torch.Tensor, first: int, at: int, rows: int, part: int) -> None:
         """Copy rows first.. of a stored tensor to the rows at.. of this one.
@@ -86,6 +87,7 @@ class RowsParameter(_Loaded, BasevLLMParameter):  # type: ignore[misc]
             raise FormatError(f"{self.stored(part)}: {error}") from None
         own.narrow(self.output_dim, at, rows).copy_(cut)
         self.filled += rows
+        self.loaded.add(part)
 
     def load_all_rows(self, loaded_weight: torch.Tensor) -> None:
         """Rows are not cut: row-parallel and replicated layers."""
@@ -147,14 +149,17 @@ class StepsParameter(_Loaded, PerTensorScaleParameter):  # type: ignore[misc]
     def _load_into_shard_id(
         self, loaded_weight: torch.Tensor, shard_id: str | int, **_: Any
     ) -> None:
-        part = self._shard_id_as_int(shard_id)
+        self.load_part(loaded_weight, self._shard_id_as_int(shard_id))
+
+    def load_part(self, loaded_weight: torch.Tensor, part: int) -> None:
+        """Take the codebook of a part. Raises FormatError as `steps_of`."""
         self.data[part] = steps_of(loaded_weight, self.depth, self.stored(part))
         self.loaded.add(part)
 
     def load_all_rows(self, loaded_weight: torch.Tensor) -> None:
         """Every part is of one stored matrix."""
         for part in range(self.data.shape[0]):
-            self._load_into_shard_id(loaded_weight, part)
+            self.load_part(loaded_weight, part)
 
     load_row_parallel_weight = load_all_rows
     load_column_parallel_weight = load_all_rows

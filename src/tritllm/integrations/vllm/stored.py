@@ -19,6 +19,7 @@ from tritllm.errors import FormatError, TritError
 from tritllm.storage.model_files import LocalFiles, ModelFiles, open_files
 
 _WEIGHT = ".weight"
+_DOWNS_OF_EXPERTS = ("*.experts.*.down_proj", "*.experts.*.w2")
 
 
 @dataclass
@@ -120,13 +121,19 @@ def read_stored(
 
 
 def check_tensor_parallel(
-    matrices: Mapping[str, StoredMatrix], plan: Mapping[str, str] | None, degree: int
+    matrices: Mapping[str, StoredMatrix],
+    plan: Mapping[str, str] | None,
+    degree: int,
+    *,
+    experts_are_cut: bool = True,
 ) -> None:
     """Raise TritError for a matrix whose columns cannot be shared by so many ranks.
 
     plan: transformers' `base_model_tp_plan` of the model: pattern of modules to how they are cut.
+    experts_are_cut: not where each rank has experts of its own.
     """
-    cut = [f"*{name}" for name, how in (plan or {}).items() if how == "rowwise"]
+    cut = [f"*{name}" for name, how in (plan or {}).items() if how.startswith("rowwise")]
+    cut += _DOWNS_OF_EXPERTS if experts_are_cut else ()
     for module, matrix in matrices.items():
         if matrix.in_features and any(fnmatchcase(module, pattern) for pattern in cut):
             check_columns(matrix, matrix.in_features, degree)

@@ -22,15 +22,27 @@ class Call:
     """What a product needs beside its tensors.
 
     layout: of the prepared memory; 0 where there is none and the planes are decoded at each call.
-    part_rows: rows of the parts, where they have a codebook each.
+    nbytes: of that memory. part_rows: rows of the parts, where they have a codebook each.
     """
 
     layout: int
+    nbytes: int
     depth: int
     in_features: int
     out_features: int
     exact: bool
     part_rows: list[int] | None
+
+    def numbers(self) -> list[int]:
+        """As an operator takes it."""
+        first = (self.layout, self.nbytes, self.depth, self.in_features, self.out_features)
+        return [*first, int(self.exact), *(self.part_rows or ())]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> Call:
+        """The call again."""
+        layout, nbytes, depth, in_features, out_features, exact, *parts = numbers
+        return cls(layout, nbytes, depth, in_features, out_features, bool(exact), parts or None)
 
     def run(
         self,
@@ -42,7 +54,7 @@ class Call:
     ) -> torch.Tensor:
         """X [..., K] -> [..., N].
 
-        memory: prepared, uint8 [bytes], and scale is None; or the planes.
+        memory: prepared, uint8 [nbytes], and scale is None; or the planes.
         """
         if self.layout:
             return linear_prepared(
@@ -76,6 +88,7 @@ def prepare(
     parts = None if packed.part_rows is None else list(packed.part_rows)
     call = Call(
         0 if made is None else made.layout,
+        0 if made is None else made.memory.numel(),
         planes.shape[0],
         packed.in_features,
         planes.shape[1],
