@@ -141,7 +141,8 @@ def test_quantize_prints_plan_tensors_and_report(source, tmp_path, command_line)
     assert 5 < len(lines) <= 21
     assert re.fullmatch(
         r" \d\d %  \d+\.\d\d kB of \d+\.\d\d kB  .*\.\w+_proj\.weight"
-        r"  SQNR dB:  uniform-d1 \d+\.\d\d  uniform-d2 \d+\.\d\d",
+        r"  SQNR dB:  uniform-d1 \d+\.\d\d  uniform-d2 \d+\.\d\d"
+        r"  about \d+ s left",
         lines[2],
     )
     assert lines[-1].startswith("100 %")

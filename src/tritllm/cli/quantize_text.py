@@ -20,22 +20,40 @@ WORST = 10  # weights named one by one at the end
 _STEP_PERCENT = 5
 
 
+class TimeLeft:
+    """An estimate from how long what is done has taken since the first call."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, float] | None = None  # time, and what was done then
+
+    def ending(self, done: float, total: float) -> str:
+        """What a line of progress ends in; empty where there is nothing to tell."""
+        now = time.monotonic()
+        began, before = self._began = self._began or (now, done)
+        if not before < done < total:
+            return ""
+        return f"  about {duration((now - began) * (total - done) / (done - before))} left"
+
+
 class ProgressLines:
     """A line on standard error every few percent, where no terminal shows a bar."""
 
     def __init__(self) -> None:
         self._next = 0
+        self._left = TimeLeft()
 
     def show(self, step: Progress) -> None:
         """Say how far the run is, if it is time to."""
         percent = 100 * step.done_bytes // max(step.total_bytes, 1)
+        ending = self._left.ending(step.done_bytes, step.total_bytes)
         if errors.is_terminal or percent < self._next:
             return
         self._next = percent - percent % _STEP_PERCENT + _STEP_PERCENT
         decibels = "".join(f"  {name} {value:.2f}" for name, value in step.sqnr_db.items())
         errors.print(
             f"{percent:3} %  {size(step.done_bytes)} of {size(step.total_bytes)}  "
-            f"{step.tensor.entry.name}{'  SQNR dB:' if decibels else ''}{decibels}",
+            f"{step.tensor.entry.name}{'  SQNR dB:' if decibels else ''}{decibels}"
+            f"{ending}",
             markup=False,
             soft_wrap=True,
         )
@@ -47,13 +65,13 @@ class CalibrationLines:
     def __init__(self) -> None:
         self._activity = ""
         self._next = 0
-        self._began = (0.0, 0.0)  # time, and what was done then
+        self._left = TimeLeft()
 
     def show(self, step: CalibrationProgress) -> str:
         """The text to show beside a bar; printed, if it is time to, where no terminal shows one."""
-        now = time.monotonic()
         if step.activity != self._activity:
-            self._activity, self._next, self._began = step.activity, 0, (now, step.done)
+            self._activity, self._next, self._left = step.activity, 0, TimeLeft()
+        ending = self._left.ending(step.done, step.total)
         losses = "".join(
             f"  {name} {step.loss_before[name]:.3g} -> {after:.3g}"
             for name, after in step.loss_after.items()
@@ -62,16 +80,8 @@ class CalibrationLines:
         percent = int(100 * step.done / step.total) if step.total else 100
         if not errors.is_terminal and percent >= self._next:
             self._next = percent - percent % _STEP_PERCENT + _STEP_PERCENT
-            left = self._seconds_left(now, step)
-            ending = "" if left is None else f"  about {duration(left)} left"
             errors.print(f"{percent:3} %  {text}{ending}", markup=False, soft_wrap=True)
         return text
-
-    def _seconds_left(self, now: float, step: CalibrationProgress) -> float | None:
-        began, done = self._began
-        if step.done <= done:
-            return None
-        return (now - began) * (step.total - step.done) / (step.done - done)
 
 
 def print_plan(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 from tritllm.errors import TritError, first_line
 
@@ -32,9 +33,8 @@ def connect(address: str) -> bool:
             f"--ray {address}: a Ray client cannot write to the cluster's folders; run the command "
             "on a machine of the cluster with --ray auto, or by `ray job submit`"
         )
-    given = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if given not in ("", "auto"):
-        _check_answers(address, given)
+    if (known := _address_of_this_machine() if address == "auto" else address) is not None:
+        _check_answers(address, known)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except ConnectionError as error:
@@ -44,6 +44,18 @@ def connect(address: str) -> bool:
     except (RuntimeError, ValueError, OSError) as error:
         raise TritError(f"--ray {address}: {first_line(error)}") from None
     return True
+
+
+def _address_of_this_machine() -> str | None:
+    """Where Ray will look for the cluster of "auto": its environment variable, or the file that the
+    last `ray start` left, if there is one; else it looks for processes.
+    """
+    if (address := os.environ.get("RAY_ADDRESS", "auto")) not in ("", "auto"):
+        return address
+    try:
+        return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/ray_current_cluster").read_text()
+    except OSError:
+        return None
 
 
 def _check_answers(asked: str, address: str) -> None:

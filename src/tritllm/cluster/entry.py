@@ -2,8 +2,9 @@
 a worker may be another one, or missing. So nothing of tritllm is imported before its version is
 known to be the driver's.
 
-Messages to the driver, in order: ("begun", machine), then ("step", Progress) after each tensor, and
-last ("done", peak memory in bytes or None) or ("failed", name of an error's class, its line).
+Messages to the driver, in order: ("begun", machine, Ray's name for it); ("step", Progress) after
+each tensor; at last ("done", peak memory in bytes or None) or ("failed", an error's class, its
+line).
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def place() -> tuple[str, str]:
+    """The name of this machine, and Ray's for it."""
+    import ray
+
+    return socket.gethostname(), ray.get_runtime_context().get_node_id()
+
+
 def shard_task(
     expected: dict[str, str], payload: bytes, shard: str, folder: str, threads: int
 ) -> Iterator[tuple[Any, ...]]:
@@ -34,7 +42,7 @@ def shard_task(
 
     expected: the driver's `versions()`. payload: the pickled plan. folder: of the attempt.
     """
-    yield "begun", socket.gethostname()
+    yield "begun", *place()
     for package, version in versions().items():
         if version != expected[package]:
             line = (

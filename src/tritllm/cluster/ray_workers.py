@@ -1,42 +1,29 @@
-"""The shards of a run, handed out to a Ray cluster; what they report, in one place.
+"""`ShardWorkers` on the machines of a Ray cluster.
 
 The driver, which is the process that was started by hand, plans, makes the folder of each attempt,
 and moves finished shards to their place (`quantizer.attempts`). The workers need to see the source
-and the output folder at the same paths. A shard whose worker died is given to another.
+and the output folder at the driver's paths.
 """
 
 from __future__ import annotations
 
 import pickle
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tritllm import errors
 from tritllm.cluster import entry
 from tritllm.cluster.connection import connect
+from tritllm.cluster.fan_out import FanOut
 from tritllm.cluster.nodes import processors_a_shard
-from tritllm.errors import TritError, first_line
 from tritllm.extras import require
 from tritllm.quantizer.attempts import Attempt
 from tritllm.quantizer.journal import Journal, is_finished
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.shard_pass import Progress
 
-TRIES = 4  # of a shard whose workers die, before the run stops
 _WORKER_BYTES = 150 << 20  # of Ray in each worker
-_PATIENCE_SECONDS = 20.0  # until the user is told that nothing has begun
-
-
-@dataclass
-class _Running:
-    """A shard that was handed out. machine: where it has begun."""
-
-    attempt: Attempt
-    machine: str = ""
 
 
 class RayWorkers:
@@ -89,10 +76,9 @@ class RayWorkers:
         if not todo:
             return None
         memory = plan.memory.peak + _WORKER_BYTES
-        cpus = processors_a_shard(ray.nodes(), len(todo), memory, self._threads)
-        machines = sum(
-            node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()
-        )
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        cpus = processors_a_shard(nodes, len(todo), memory, self._threads)
+        machines = sum(node["Resources"].get("CPU", 0) >= 1 for node in nodes)
         self._notice(
             f"{len(todo)} shard(s) on a Ray cluster of {machines} machine(s), each with {cpus} "
             f"processor(s) and {memory / 1e9:.2f} GB of memory"
@@ -107,122 +93,14 @@ class RayWorkers:
         )
         payload = ray.put(pickle.dumps(plan))
 
-        def hand_out(shard: str) -> tuple[Any, _Running]:
-            attempt = Attempt.begin(plan, out.absolute(), shard)
-            arguments = (entry.versions(), payload, shard, str(attempt.folder), cpus)
-            return task.remote(*arguments), _Running(attempt)
+        def start(attempt: Attempt) -> Any:
+            return task.remote(entry.versions(), payload, attempt.shard, str(attempt.folder), cpus)
 
-        run = _Pass(plan, journal, hand_out, on_progress, self._notice)
-        run.done = {shard.name: 0 for shard in todo}
-        for shard in sorted(todo, key=lambda shard: -shard.size):  # the longest first
-            run.hand_out(shard.name)
+        longest_first = sorted(todo, key=lambda shard: -shard.size)
+        fan_out = FanOut(plan, out.absolute(), journal, start, on_progress, self._notice)
         try:
-            while run.running:
-                run.step()
+            return fan_out.process([shard.name for shard in longest_first])
         except BaseException:
-            for stream in run.running:
+            for stream in fan_out.running:
                 ray.cancel(stream, force=True)
             raise
-        return run.peak
-
-
-class _Pass:
-    """One call of `process`: what is handed out, and what has come back.
-
-    done: by shard not finished before, the bytes of the source that are done.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        journal: Journal,
-        hand_out: Callable[[str], tuple[Any, _Running]],
-        on_progress: Callable[[Progress], None] | None,
-        notice: Callable[[str], None],
-    ) -> None:
-        self.plan = plan
-        self.journal = journal
-        self.running: dict[Any, _Running] = {}  # by the stream of messages
-        self.done: dict[str, int] = {}
-        self.peak: int | None = None
-        self._hand_out = hand_out
-        self._on_progress = on_progress
-        self._notice = notice
-        self._tries: dict[str, int] = {}
-        self._total = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
-        self._begun_at: float | None = time.monotonic()  # None once something has begun
-
-    def hand_out(self, shard: str) -> None:
-        """Have a shard done by some worker."""
-        self._tries[shard] = self._tries.get(shard, 0) + 1
-        stream, running = self._hand_out(shard)
-        self.running[stream] = running
-
-    def step(self) -> None:
-        """Wait for a message of any worker, a second at most, and act upon it."""
-        import ray
-
-        ready, _ = ray.wait(list(self.running), num_returns=1, timeout=1.0, fetch_local=False)
-        if not ready:
-            self._say_if_nothing_begins()
-        for stream in ready:
-            running = self.running[stream]
-            try:
-                message = ray.get(next(stream))
-            except StopIteration:
-                del self.running[stream]
-                raise TritError(
-                    f"{running.attempt.shard}: its worker stopped without a word"
-                ) from None
-            except ray.exceptions.RayTaskError:
-                raise  # a fault of tritllm's own, with its traceback
-            except ray.exceptions.RayError as error:
-                del self.running[stream]
-                self._worker_died(running, first_line(error))
-            else:
-                self._receive(stream, running, message)
-
-    def _receive(self, stream: Any, running: _Running, message: tuple[Any, ...]) -> None:
-        kind, *details = message
-        shard = running.attempt.shard
-        if kind == "begun":
-            (running.machine,) = details
-            self._begun_at = None
-        elif kind == "step":
-            step: Progress = details[0]
-            self.done[shard] = step.done_bytes
-            if self._on_progress:
-                self._on_progress(replace(step, done_bytes=self._done_bytes()))
-        elif kind == "failed":
-            name, line = details
-            raise getattr(errors, name)(f"{line} (on the machine {running.machine})")
-        else:
-            del self.running[stream]
-            peaks = [peak for peak in (self.peak, details[0]) if peak is not None]
-            self.peak = max(peaks, default=None)
-            running.attempt.adopt(self.plan, self.journal)
-
-    def _done_bytes(self) -> int:
-        """Of the source, in this run and before it."""
-        before = self._total - sum(
-            tensor.entry.nbytes for shard in self.done for tensor in self.plan.tensors[shard]
-        )
-        return before + sum(self.done.values())
-
-    def _worker_died(self, running: _Running, reason: str) -> None:
-        shard, tries = running.attempt.shard, self._tries[running.attempt.shard]
-        where = f"on the machine {running.machine}" if running.machine else "before it began"
-        running.attempt.discard()
-        if tries == TRIES:
-            raise TritError(
-                f"{shard}: its worker died {tries} times, at last {where}: {reason}; finished "
-                "shards are kept: see to the machines, and run the same command again"
-            )
-        self._notice(f"{shard}: its worker died {where} ({reason}); it is done anew elsewhere")
-        self.done[shard] = 0
-        self.hand_out(shard)
-
-    def _say_if_nothing_begins(self) -> None:
-        if self._begun_at and time.monotonic() - self._begun_at > _PATIENCE_SECONDS:
-            self._begun_at = None
-            self._notice("no shard has begun: processors or memory of the cluster are taken")

@@ -74,8 +74,9 @@ class Attempt:
         """
         if not self.is_finished(plan):
             raise OutputError(
-                f"{self.folder}: {self.shard} is said to be finished, but is not in this folder as "
-                "it is seen here; is it shared by all machines?"
+                f"{self.folder}: a worker says that {self.shard} is finished here, and it is not "
+                "to be seen; either the machines do not share this folder, or another run has "
+                "begun in it"
             )
         for config in plan.configs:
             for kind in plan.kinds:
