@@ -14,7 +14,7 @@ export TRITLLM_REQUIRE_NATIVE = 1
 # cmake, ninja, clang-format and, where the machine has no compiler, that one come from VENV.
 export PATH := $(abspath $(RUN)):$(PATH)
 
-.PHONY: demo test test-format test-types test-native test-python develop install clean
+.PHONY: demo test test-format test-types test-native test-python test-vllm develop install clean
 
 demo: install
 	"$(RUN)/tritllm" demo
@@ -36,6 +36,10 @@ test-native: install
 
 test-python: install
 	"$(RUN)/pytest" -n 2 --dist loadfile
+
+# A real vLLM on the CPU serves packed models; in an environment of its own, which takes 3.4 GB.
+test-vllm:
+	$(PYTHON) checks/vllm_serving.py
 
 ifeq ($(EDITABLE),)
 install: $(VENV)/.installed
@@ -65,4 +69,4 @@ $(VENV)/.editable: $(SETTINGS) | $(VENV)/.compiler
 	touch "$@"
 
 clean:
-	rm -rf "$(VENV)" build dist demo-out
+	rm -rf "$(VENV)" .venv-vllm build dist demo-out
