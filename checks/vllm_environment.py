@@ -28,7 +28,7 @@ def make(folder: Path) -> Path:
     if not python.exists():
         print(f"an environment for vLLM in {folder} ...", flush=True)
         venv.create(folder, with_pip=True)
-    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "-qq", "--disable-pip-version-check"]
     done = folder / f".vllm-{VLLM}"
     if not done.exists():
         print(f"installing {' and '.join(REQUIREMENTS)}: some minutes, 3.4 GB ...", flush=True)

@@ -22,6 +22,7 @@ from support.model_folders import (
 
 from tritllm import quantize, verify
 from tritllm.errors import OutputError, SourceError, TritError
+from tritllm.integrations.vllm.stored import read_stored
 from tritllm.publish.push import push
 from tritllm.run.info import info
 from tritllm.storage import hub_files
@@ -307,6 +308,22 @@ def test_info_of_a_packed_repository(hub, source, tmp_path):
     assert there.depths.keys() == {2}
     assert there.weight_bytes == here.weight_bytes
     assert there.sqnr_mean_db == here.sqnr_mean_db
+
+
+def test_packed_matrices_of_a_repository_are_known_from_its_headers(hub, source, tmp_path):
+    quantize(str(source), ["uniform-d2"], tmp_path / "out")
+    packed = tmp_path / "out/uniform-d2/packed"
+    hub.add("me/packed", packed)
+    there, here = read_stored("me/packed", None), read_stored(str(packed), None)
+    assert there.matrices.keys() == here.matrices.keys() != set()
+    for name, matrix in there.matrices.items():
+        assert matrix.parts == here.matrices[name].parts
+        assert matrix.in_features == here.matrices[name].in_features
+        assert matrix.file.startswith("me/packed/model-")
+    headers = sum(
+        16 + int.from_bytes((packed / name).read_bytes()[:8], "little") for name in shard_names(3)
+    )
+    assert hub.bytes_of(".safetensors") == headers
 
 
 def test_the_command_line_streams(hub, source, tmp_path, command_line):

@@ -1,22 +1,18 @@
-"""The quantization config that vLLM makes of a packed model's config.json."""
+"""The quantization config that vLLM makes of a packed model's config.json.
+
+What only a packed model needs is imported when there is one: vLLM loads the plugin for every model.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from vllm.config import get_current_vllm_config_or_none
-from vllm.model_executor.layers.fused_moe import RoutedExperts
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from tritllm.errors import FormatError, TritError
 from tritllm.format.quantization_config import METHOD
-from tritllm.integrations.transformers.config import TritConfig
-from tritllm.integrations.vllm.experts_method import TritExpertsMethod
-from tritllm.integrations.vllm.linear_method import TritLinearMethod
 from tritllm.integrations.vllm.stored import (
     StoredMatrices,
     check_tensor_parallel,
@@ -25,7 +21,6 @@ from tritllm.integrations.vllm.stored import (
     tp_plan_of,
     where,
 )
-from tritllm.ops.backends.cpu import describe
 
 LEAST_CAPABILITY = 80  # compute capability of a GPU, times ten
 
@@ -36,11 +31,11 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
     What is packed, and how deep, is read from the headers of the model's files and held against
     their manifest before any process loads a weight.
 
-    fields: config.json's quantization_config, or what `--hf-overrides` puts in its place; of it
-    only what concerns this load counts: `planes`, and `verify` for a local folder.
+    fields: a TritConfig of config.json's quantization_config, or of what `--hf-overrides` puts in
+    its place; of it only what concerns this load counts: `planes`, and `verify` for a local folder.
     """
 
-    def __init__(self, fields: TritConfig) -> None:
+    def __init__(self, fields: Any) -> None:
         super().__init__()
         self.fields = fields
         self.stored = StoredMatrices({}, fields.planes)
@@ -52,6 +47,8 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
         """Raises TritError for a field that does not exist or has a wrong value, or a GPU that is
         too old.
         """
+        from tritllm.integrations.transformers.config import TritConfig
+
         fields = TritConfig(**config)
         if fields.lm_head_depth is not None:
             raise TritError(
@@ -69,9 +66,7 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
             model_name, revision, planes=self.fields.planes, verify=self.fields.verify
         )
         self._tp_plan = tp_plan_of(hf_config)
-        stored = getattr(hf_config, "quantization_config", None)
-        if isinstance(stored, dict):  # part of the key under which vLLM keeps compiled graphs
-            stored["_computed_by"] = describe()
+        _mark(hf_config)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Take on the names that vLLM's model gives its modules."""
@@ -79,6 +74,12 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         """What computes a layer; None for one that is not packed, but for linear layers."""
+        from vllm.model_executor.layers.fused_moe import RoutedExperts
+        from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        from tritllm.integrations.vllm.linear_method import TritLinearMethod
+
         self._check_degree()
         if isinstance(layer, LinearBase | ParallelLMHead):
             modules = modules_in_file(prefix, self.packed_modules_mapping, self.stored)
@@ -90,8 +91,10 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
             return self._experts_method(layer, prefix)
         return None
 
-    def _experts_method(self, layer: Any, prefix: str) -> TritExpertsMethod | None:
+    def _experts_method(self, layer: Any, prefix: str) -> Any:
         """The method of a block's experts, whose matrices have names of their own in the file."""
+        from tritllm.integrations.vllm.experts_method import TritExpertsMethod
+
         names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
         experts = range(layer.moe_config.num_logical_experts)
         gate_up = [f"{prefix}.{e}.{name}" for e in experts for name in names[:2]]
@@ -106,6 +109,8 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def _check_degree(self) -> None:
         """Once a process: the tensor-parallel degree is known when the first layer is built."""
+        from vllm.config import get_current_vllm_config_or_none
+
         config = get_current_vllm_config_or_none()
         if config is None:
             return
@@ -137,6 +142,20 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
     def get_config_filenames() -> list[str]:
         """All is in config.json."""
         return []
+
+
+def _mark(hf_config: Any) -> None:
+    """Say in a model's config what computes it, so that vLLM keeps graphs that it has compiled for
+    one way of computing from those for another: the config is part of their key.
+    """
+    from tritllm.ops.backends.cpu import describe
+    from tritllm.version import __version__
+
+    texts = getattr(hf_config, "text_config", None)
+    for config in (hf_config, texts):
+        stored = getattr(config, "quantization_config", None)
+        if isinstance(stored, dict):
+            stored["_computed_by"] = f"tritllm {__version__}: {describe()}"
 
 
 def _check_gpu(capability: Any) -> None:

@@ -15,15 +15,12 @@ def register() -> None:
     """
     import vllm
     from vllm.model_executor.layers.quantization import (
-        get_quantization_config,
+        QUANTIZATION_METHODS,
         register_quantization_config,
     )
 
-    try:
-        get_quantization_config(METHOD)
+    if METHOD in QUANTIZATION_METHODS:
         return
-    except ValueError:  # not known yet
-        pass
     if is_too_old(vllm.__version__):
         from tritllm.integrations.vllm.too_old import TooOldConfig as Config
     else:
