@@ -22,13 +22,15 @@ from tritllm.storage.model_json import read_json, read_manifest
 class StoredMatrix:
     """The name and file of an X.weight, and its shape [d, N, ceil(K/5)].
 
-    in_features: K, where a manifest told it; the shapes alone tell it only to a byte.
+    in_features: K, where a manifest told it; the shapes alone tell it only to a byte. transposed:
+    whether it told that the float model stores the weight as [in_features, out_features].
     """
 
     name: str
     file: str
     parts: tuple[TensorEntry, TensorEntry, TensorEntry]
     in_features: int | None = None
+    transposed: bool = False
 
     @property
     def depth(self) -> int:
@@ -85,10 +87,12 @@ def stored_in(files: ModelFiles) -> dict[str, StoredMatrix]:
         headers[name] = read_header(partial(files.read, name), sizes[name], where)
     entries, file_of = _entries({f"{files.name}/{name}": h for name, h in headers.items()})
     records = _check_manifest(files, headers) if MANIFEST in sizes else {}
-    return {
-        name: replace(matrix, in_features=records.get(name, {}).get("in_features"))
-        for name, matrix in _matrices(entries, file_of).items()
-    }
+    matrices = _matrices(entries, file_of)
+    for name, matrix in matrices.items():
+        if name in records:
+            told = {key: records[name][key] for key in ("in_features", "transposed")}
+            matrices[name] = replace(matrix, **told)
+    return matrices
 
 
 def _header(file: str) -> Header:

@@ -170,5 +170,8 @@ def test_the_files_are_read_when_vllm_makes_its_config(config_class, tiny, tmp_p
     assert "model.layers.0.self_attn.q_proj" in config.stored.matrices
     again = config_class.from_config(hf_config.quantization_config)  # with what was added to it
     assert again.fields.planes is None
+    config.fields.depth = {"model.layers.9.mlp.up_proj": 2}
+    message = refusal(lambda: config.maybe_update_config(str(folder)), FormatError)
+    assert "model.layers.9.mlp.up_proj.weight_codebook is missing" in message
     (folder / "model.safetensors").unlink()
     assert str(folder) in refusal(lambda: config.maybe_update_config(str(folder)), FormatError)

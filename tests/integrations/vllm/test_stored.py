@@ -119,6 +119,12 @@ def test_verify_compares_every_byte(packed):
     assert "SHA-256" in line_of(lambda: read_stored(str(packed), None, verify=True), FormatError)
 
 
+def test_a_model_that_stores_its_weights_transposed(tiny):
+    message = line_of(lambda: read_stored(str(tiny("gpt2", 2) / "packed"), None))
+    assert "model.safetensors: tensor transformer.h.0.attn.c_attn.weight" in message
+    assert "serve the dequantized model" in message
+
+
 def test_only_a_folder_can_be_verified():
     message = line_of(lambda: read_stored("owner/name", None, verify=True))
     assert "owner/name" in message

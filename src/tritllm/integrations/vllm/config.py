@@ -61,10 +61,18 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Read what the model's files hold. Called once, before any other process is started."""
+        """Read what the model's files hold. Called once, before any other process is started.
+
+        Raises TritError and FormatError as `read_stored`, and FormatError where the config has a
+        depth for a module that no file has packed.
+        """
+        from tritllm.integrations.transformers.stored_layers import check_depths_stored
+
         self.stored = read_stored(
             model_name, revision, planes=self.fields.planes, verify=self.fields.verify
         )
+        weights = {matrix.name: matrix for matrix in self.stored.matrices.values()}
+        check_depths_stored(self.fields, weights, [model_name])
         self._tp_plan = tp_plan_of(hf_config)
         _mark(hf_config)
 

@@ -102,8 +102,8 @@ def read_stored(
 
     verify: compare every hash of the manifest first; of a folder alone.
 
-    Raises TritError where the files cannot be reached, FormatError where their headers, index and
-    manifest do not agree.
+    Raises TritError where the files cannot be reached, or hold what vLLM cannot run packed,
+    FormatError where their headers, index and manifest do not agree.
     """
     if Path(model).is_dir():
         if verify:
@@ -117,6 +117,12 @@ def read_stored(
             )
         files = open_files(model, revision, stream=True)
     matrices = stored_in(files)
+    for matrix in matrices.values():
+        if matrix.transposed:  # vLLM's loaders would transpose the packed bytes
+            raise TritError(
+                f"{where(matrix)}: the float model stores it transposed, as GPT-2 does, and vLLM "
+                "cannot run that packed; serve the dequantized model"
+            )
     return StoredMatrices({n.removesuffix(_WEIGHT): m for n, m in matrices.items()}, planes)
 
 
