@@ -23,6 +23,7 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "NO_COLOR": "1",
     "COLUMNS": "200",
+    "TRITON_INTERPRET": "1",  # read when triton is first imported, which torch does, too
 }
 
 hypothesis.settings.register_profile(

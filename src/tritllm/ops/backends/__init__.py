@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tritllm.ops.backends import cpu, default
+from tritllm.ops.backends import cpu, cuda, default
 from tritllm.ops.backends.backend import Backend, Prepared
 from tritllm.ops.definitions import LIBRARY, Packed
 
-BACKENDS: tuple[Backend, ...] = (default.BACKEND, cpu.BACKEND)
+BACKENDS: tuple[Backend, ...] = (default.BACKEND, cpu.BACKEND, cuda.BACKEND)
 
 for _backend in BACKENDS:
     for _operator, _kernel in _backend.kernels.items():

@@ -26,13 +26,14 @@ class Backend:
         key: torch's dispatch key, such as "CPU" or "CUDA".
         kernels: operator's name -> function of the operator's arguments.
         device: type of the devices for which `prepare` makes memory; None: it makes none.
-        prepare: makes memory of portable tensors. It raises ValueError for bytes that are no trits
-            and RuntimeError where it cannot run.
+        prepare: makes memory of portable tensors; None for what its layout has no
+            room for. It raises ValueError for bytes that are no trits and RuntimeError where it
+            cannot run.
         available: whether `prepare` and what reads its memory can run here.
     """
 
     key: str
     kernels: dict[str, Callable[..., Any]]
     device: str | None = None
-    prepare: Callable[[Packed], Prepared] | None = None
+    prepare: Callable[[Packed], Prepared | None] | None = None
     available: Callable[[], bool] = lambda: True

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 
-from tritllm.format.layout import groups_of
-from tritllm.format.trits import GROUP, TRITS_PER_BYTE
+from tritllm.format.trits import GROUP
 from tritllm.ops.backends.backend import Backend
 from tritllm.ops.definitions import LinearArguments, Packed, check_packed
-
-BLOCK_WEIGHTS = 1 << 22  # dequantized at a time: 16 MB of float32
+from tritllm.ops.portable import BLOCK_WEIGHTS, entries, levels
 
 
 def _dequantize(
@@ -76,27 +73,7 @@ def _decode_rows(
     planes: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, in_features: int
 ) -> torch.Tensor:
     """w_hat float32 [n, K] of packed rows: planes [r, n, B], scale [n, S]."""
-    groups = groups_of(in_features)
-    level = _unpack(planes[0], in_features)
-    for plane in planes[1:]:
-        level = level * 3 + _unpack(plane, in_features)
-    trits = _unpack(scale, 3 * groups).view(-1, groups, 3).int()
-    index = trits[..., 0] * 9 + trits[..., 1] * 3 + trits[..., 2] + 13
-    step = steps.index_select(0, index.view(-1)).view(-1, groups)
+    entry = entries(scale, in_features)
+    step = steps.index_select(0, entry.view(-1)).view_as(entry)
     step = step.repeat_interleave(GROUP, dim=1)[:, :in_features]
-    return level.float() * step
-
-
-def _unpack(packed: torch.Tensor, n: int) -> torch.Tensor:
-    """Bytes uint8 [m, ceil(n/5)] -> trits int8 [m, n]."""
-    digits = _trits_of_byte(packed.device).index_select(0, packed.reshape(-1).int())
-    return digits.view(packed.shape[0], -1)[:, :n]
-
-
-@cache
-def _trits_of_byte(device: torch.device) -> torch.Tensor:
-    """int8 [256, 5]."""
-    with torch.inference_mode(False):
-        byte = torch.arange(256, dtype=torch.int32).clamp_(max=242)
-        digits = [byte // 3**i % 3 - 1 for i in range(TRITS_PER_BYTE)]
-        return torch.stack(digits, dim=1).to(device, torch.int8)
+    return levels(planes, in_features).float() * step
