@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tritllm.checkpoint.agreement import check_headers
 from tritllm.errors import FormatError
-from tritllm.format.json_object import shortened
 from tritllm.format.layout import CODEBOOK, SCALE, check, parts_of
-from tritllm.format.names import INDEX, MANIFEST
+from tritllm.format.names import MANIFEST
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
 from tritllm.storage.model_files import LocalFiles, ModelFiles
-from tritllm.storage.model_json import read_json, read_manifest
+from tritllm.storage.model_json import read_manifest
 
 
 @dataclass(frozen=True)
@@ -59,39 +57,29 @@ def stored_matrices(files: Sequence[str]) -> dict[str, StoredMatrix]:
             here = {
                 Path(f).name: header for f, header in headers.items() if Path(f).parent == folder
             }
-            _check_manifest(LocalFiles(folder, name=str(folder), fault=FormatError), here)
+            _check_manifest(folder, here)
     return _matrices(entries, file_of)
 
 
 def stored_in(files: ModelFiles) -> dict[str, StoredMatrix]:
-    """The same of every shard of a model where it lies: a folder, or a Hub repository in place.
+    """The same of a packed folder or Hub repository, read where it lies.
 
-    Raises FormatError as `stored_matrices`, and where there is no shard or the index names one that
-    is missing.
+    Raises FormatError as `stored_matrices`, and without a manifest: then the folder is not whole.
     """
     sizes = files.sizes()
-    names = [name for name in sizes if name.endswith(".safetensors") and "/" not in name]
-    if not names:
-        raise FormatError(f"{files.name}: no safetensors files there; a packed model has no others")
-    if INDEX in sizes:
-        weight_map = read_json(files, sizes, INDEX).get("weight_map")
-        for tensor, name in weight_map.items() if isinstance(weight_map, dict) else ():
-            if name not in names:
-                raise FormatError(
-                    f"{files.name}/{shortened(name)}: missing; {INDEX} says that tensor "
-                    f"{shortened(tensor)} is there; fetch the folder again"
-                )
+    manifest = read_manifest(files, sizes)
     headers = {}
-    for name in names:
+    for name in manifest["headers"]:
         where = f"{files.name}/{name}"
+        if name not in sizes:
+            raise FormatError(f"{where}: missing, or not a regular file")
         headers[name] = read_header(partial(files.read, name), sizes[name], where)
+    check_headers(manifest, headers, files.name)
     entries, file_of = _entries({f"{files.name}/{name}": h for name, h in headers.items()})
-    records = _check_manifest(files, headers) if MANIFEST in sizes else {}
     matrices = _matrices(entries, file_of)
     for name, matrix in matrices.items():
-        if name in records:
-            told = {key: records[name][key] for key in ("in_features", "transposed")}
-            matrices[name] = replace(matrix, **told)
+        told = {key: manifest["tensors"][name][key] for key in ("in_features", "transposed")}
+        matrices[name] = replace(matrix, **told)
     return matrices
 
 
@@ -132,18 +120,14 @@ def _matrices(
     return found
 
 
-def _check_manifest(files: ModelFiles, headers: Mapping[str, Header]) -> Mapping[str, Any]:
-    """The manifest's record of every tensor.
+def _check_manifest(folder: Path, headers: Mapping[str, Header]) -> None:
+    """Raise FormatError where the folder's manifest does not tell what its shards' headers tell.
 
-    headers: of all shards, by the name of their file. Raises FormatError where the manifest does
-    not tell what they tell.
+    headers: by the name of their file.
     """
+    files = LocalFiles(folder, name=str(folder), fault=FormatError)
     manifest = read_manifest(files, files.sizes())
     for name in manifest["headers"]:
         if name not in headers:
-            raise FormatError(
-                f"{files.name}/{name}: in the manifest, but not among the model's files"
-            )
-    check_headers(manifest, headers, files.name)
-    records: Mapping[str, Any] = manifest["tensors"]
-    return records
+            raise FormatError(f"{folder / name}: in the manifest, but not among the model's files")
+    check_headers(manifest, headers, str(folder))

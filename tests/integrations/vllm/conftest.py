@@ -12,10 +12,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
-from support.packed_matrices import write_matrices
+from support.packed_matrices import store_matrices
 from support.vllm_layers import FUSED
-
-from tritllm.integrations.vllm.stored import read_stored
 
 SHARING = (  # modules of vLLM that have taken the two functions by name
     "vllm.distributed",
@@ -90,8 +88,7 @@ def config_of(tmp_path, as_rank):
         from tritllm.integrations.vllm.config import TritVllmConfig
 
         config = TritVllmConfig(TritConfig(planes=planes))
-        folder = write_matrices(tmp_path / "packed", matrices)
-        config.stored = read_stored(str(folder), None, planes=planes)
+        config.stored = store_matrices(tmp_path / "packed", matrices, planes)
         config.packed_modules_mapping = FUSED
         return config
 

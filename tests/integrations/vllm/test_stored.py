@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
-from support.packed_matrices import random_matrix, write_matrices
+from safetensors.numpy import load_file, save_file
+from support.packed_matrices import random_matrix, store_matrices
 from support.vllm_layers import FUSED
 
 from tritllm.errors import FormatError, TritError
@@ -22,7 +22,7 @@ from tritllm.integrations.vllm.stored import (
 def stored_of(tmp_path):
     def read(depths, planes=None):
         matrices = {name: random_matrix((16, 48), depth) for name, depth in depths.items()}
-        return read_stored(str(write_matrices(tmp_path / "f", matrices)), None, planes=planes)
+        return store_matrices(tmp_path / "f", matrices, planes)
 
     return read
 
@@ -93,14 +93,22 @@ def test_a_degree_that_does_not_divide_the_columns_of_experts(tiny):
     check_tensor_parallel(stored.matrices, None, 3, experts_are_cut=False)
 
 
-def test_a_folder_without_shards_and_one_with_too_few(packed):
+def test_a_folder_that_is_not_whole(packed):
     (packed / "model.safetensors").rename(packed / "gone")
-    assert "no safetensors files" in line_of(lambda: read_stored(str(packed), None), FormatError)
-    index = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
-    (packed / "gone").rename(packed / "model.safetensors")
-    (packed / "model.safetensors.index.json").write_text(json.dumps(index))
     message = line_of(lambda: read_stored(str(packed), None), FormatError)
-    assert "model-2.safetensors: missing" in message
+    assert "model.safetensors: missing" in message
+    (packed / "gone").rename(packed / "model.safetensors")
+    (packed / "tritllm.json").unlink()
+    assert "tritllm.json" in line_of(lambda: read_stored(str(packed), None), FormatError)
+
+
+def test_a_scale_that_is_missing(packed):
+    path = packed / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight_scale"]
+    save_file(tensors, path)
+    message = line_of(lambda: read_stored(str(packed), None), FormatError)
+    assert "model.safetensors: tensor model.layers.1.mlp.up_proj.weight_scale is missing" in message
 
 
 def test_files_that_are_not_the_manifests(packed):

@@ -22,8 +22,6 @@ from tritllm.integrations.vllm.stored import (
     where,
 )
 
-LEAST_CAPABILITY = 80  # compute capability of a GPU, times ten
-
 
 class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
     """Which layers run packed, and how many planes are read.
@@ -143,8 +141,10 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """As `from_config` checks it."""
-        return LEAST_CAPABILITY
+        """As `from_config` checks it, times ten."""
+        from tritllm.ops.backends.cuda import MIN_CAPABILITY
+
+        return 10 * MIN_CAPABILITY[0] + MIN_CAPABILITY[1]
 
     @staticmethod
     def get_config_filenames() -> list[str]:
@@ -157,20 +157,25 @@ def _mark(hf_config: Any) -> None:
     one way of computing from those for another: the config is part of their key.
     """
     from tritllm.ops.backends.cpu import describe
+    from tritllm.ops.triton_kernels.layout import LAYOUT
     from tritllm.version import __version__
+
+    how = f"tritllm {__version__}: {describe()}; CUDA layout {LAYOUT}"
 
     texts = getattr(hf_config, "text_config", None)
     for config in (hf_config, texts):
         stored = getattr(config, "quantization_config", None)
         if isinstance(stored, dict):
-            stored["_computed_by"] = f"tritllm {__version__}: {describe()}"
+            stored["_computed_by"] = how
 
 
 def _check_gpu(capability: Any) -> None:
     """Raise TritError for a GPU that is too old. capability: major and minor, None without one."""
-    if capability is not None and 10 * capability[0] + capability[1] < LEAST_CAPABILITY:
+    from tritllm.ops.backends.cuda import MIN_CAPABILITY
+
+    if capability is not None and tuple(capability) < MIN_CAPABILITY:
+        own, least = (".".join(map(str, version)) for version in (capability, MIN_CAPABILITY))
         raise TritError(
-            f"this GPU has compute capability {capability[0]}.{capability[1]}, and packed models "
-            f"need {LEAST_CAPABILITY / 10:.1f} or newer (NVIDIA Ampere); serve them on another, "
-            "or on the CPU"
+            f"this GPU has compute capability {own}, and packed models need {least} or newer "
+            "(NVIDIA Ampere); serve them on another, or on the CPU"
         )

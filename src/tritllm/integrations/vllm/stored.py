@@ -103,7 +103,7 @@ def read_stored(
     verify: compare every hash of the manifest first; of a folder alone.
 
     Raises TritError where the files cannot be reached, or hold what vLLM cannot run packed,
-    FormatError where their headers, index and manifest do not agree.
+    FormatError where there is no manifest or the headers do not agree with it.
     """
     if Path(model).is_dir():
         if verify:
