@@ -7,12 +7,12 @@ import pickle
 import socket
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 from support.attempts import finish_attempt, plan_of
 from support.model_folders import shard_names, write_family
 
-import tritllm
 from tritllm import quantize
 from tritllm.cluster import entry
 from tritllm.cluster.connection import connect
@@ -21,8 +21,10 @@ from tritllm.cluster.nodes import processors_a_shard
 from tritllm.errors import OutputError, SourceError, TritError
 from tritllm.quantizer.attempts import Attempt
 from tritllm.quantizer.journal import Journal
+from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.quantize import quantize as core_quantize
 from tritllm.quantizer.run_lock import RunLock
+from tritllm.quantizer.shard_pass import Progress
 
 GB = 10**9
 needs_ray = pytest.mark.usefixtures("ray")
@@ -247,25 +249,38 @@ def test_a_worker_tells_of_each_tensor_and_of_its_memory(tmp_path, source):
 # What the driver makes of it
 
 
+class Fanned(NamedTuple):
+    """started, asked: the attempts begun, and how many losses were known."""
+
+    fan: FanOut
+    plan: Plan
+    journal: Journal
+    started: list[Attempt]
+    asked: list[int]
+    notices: list[str]
+    steps: list[Progress]
+
+
 @pytest.fixture
 def fan_out(tmp_path, source):
-    """FanOut of a run, whose workers never answer; what it notes; its progress."""
+    """A run of two shards, which are handed out as streams 1 and 2."""
     plan, out = plan_of(source, "uniform-d1"), tmp_path / "out"
-    notices, steps, started = [], [], []
+    notices, steps, started, asked = [], [], [], []
 
-    def start(attempt):
+    def start(attempt, losses):
         started.append(attempt)
+        asked.append(losses)
         return len(started)
 
     with RunLock(out), Journal(out, plan.fingerprint) as journal:
         fan = FanOut(plan, out, journal, start, steps.append, notices.append)
         for shard in shard_names(2):
             fan.hand_out(shard)
-        yield fan, plan, journal, started, notices, steps
+        yield Fanned(fan, plan, journal, started, asked, notices, steps)
 
 
 def test_a_shard_is_given_up_after_a_few_dead_workers(fan_out):
-    fan, _, _, started, notices, _ = fan_out
+    fan, started, notices = fan_out.fan, fan_out.started, fan_out.notices
     first = shard_names(2)[0]
     for stream in (1, *range(3, TRIES + 1)):
         fan.receive(stream, ("begun", f"box{stream}", "f00d"))
@@ -278,26 +293,47 @@ def test_a_shard_is_given_up_after_a_few_dead_workers(fan_out):
     assert {attempt.shard for attempt in started} == set(shard_names(2))
 
 
+def test_a_lost_machines_shard_and_what_has_not_begun_are_handed_out_again(fan_out):
+    fan, started = fan_out.fan, fan_out.started
+    cancelled = []
+    fan.see({"a", "b"}, cancelled.append)
+    fan.receive(1, ("begun", "box1", "b"))
+    fan.see({"a", "b", "c"}, cancelled.append)  # one more
+    assert len(started) == 2
+    fan.see({"a", "c"}, cancelled.append)
+    assert fan_out.notices == [
+        f"{started[0].shard}: its worker died on the machine box1 (Ray has lost the machine); "
+        "it is done anew"
+    ]
+    assert cancelled == [2]
+    assert [attempt.shard for attempt in started] == [*shard_names(2), *shard_names(2)]
+    assert [attempt.folder.exists() for attempt in started] == [False, False, True, True]
+    assert fan_out.asked == [0, 0, 1, 1]
+    fan.receive(3, ("begun", "box2", "c"))
+    fan.see({"a", "c"}, cancelled.append)
+    assert len(started) == 4
+
+
 def test_a_workers_error_is_raised_with_its_machine(fan_out):
-    fan = fan_out[0]
+    fan = fan_out.fan
     fan.receive(1, ("begun", "box7", "f00d"))
     with pytest.raises(SourceError, match=r"^shard: damaged \(on the machine box7\)$"):
         fan.receive(1, ("failed", "SourceError", "shard: damaged"))
 
 
 def test_a_worker_that_says_it_is_done_without_a_trace_is_not_believed(fan_out):
-    fan, _, journal, *_ = fan_out
+    fan, journal = fan_out.fan, fan_out.journal
     with pytest.raises(OutputError, match="not to be seen"):
         fan.receive(1, ("done", 1))
     assert journal.records == []
 
 
 def test_progress_counts_all_shards_and_takes_back_what_died(fan_out):
-    fan, plan, journal, started, _, steps = fan_out
+    fan, plan, journal, started, _, _, steps = fan_out
     first, second = shard_names(2)
     size = {name: sum(t.entry.nbytes for t in plan.tensors[name]) for name in (first, second)}
     (tensor, *_) = plan.tensors[first]
-    step = tritllm.quantizer.shard_pass.Progress(tensor, 100, 200)
+    step = Progress(tensor, 100, 200)
     fan.receive(1, ("step", step))
     fan.receive(2, ("step", step))
     assert [step.done_bytes for step in steps] == [100, 200]

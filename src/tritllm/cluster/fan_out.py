@@ -35,7 +35,8 @@ class _Running:
 class FanOut:
     """Hands shards out and takes them back; for the holder of the `RunLock`.
 
-    start: begins `entry.shard_task` on some worker and returns the stream of its messages.
+    start: begins `entry.shard_task` on some worker and returns the stream of its messages; its
+        second argument counts how often machines were lost.
     running: by stream, what is handed out.
     """
 
@@ -44,7 +45,7 @@ class FanOut:
         plan: Plan,
         out: Path,
         journal: Journal,
-        start: Callable[[Attempt], Any],
+        start: Callable[[Attempt, int], Any],
         on_progress: Callable[[Progress], None] | None,
         notice: Callable[[str], None],
     ) -> None:
@@ -56,6 +57,8 @@ class FanOut:
         self._on_progress = on_progress
         self._notice = notice
         self._tries: dict[str, int] = {}
+        self._machines: set[str] = set()  # Ray's names of those that were alive at the last look
+        self._losses = 0
         self._done: dict[str, int] = {}  # by shard handed out, bytes of the source
         self._total = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
         self._peak: int | None = None
@@ -75,7 +78,7 @@ class FanOut:
         self._tries[shard] = self._tries.get(shard, 0) + 1
         self._done[shard] = 0
         attempt = Attempt.begin(self._plan, self._out, shard)
-        self.running[self._start(attempt)] = _Running(attempt)
+        self.running[self._start(attempt, self._losses)] = _Running(attempt)
 
     def _step(self) -> None:
         """Wait for a message of any worker, a second at most, and act upon it."""
@@ -84,7 +87,7 @@ class FanOut:
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             self._looked_at = time.monotonic()
             self._say_if_nothing_begins()
-            self._give_up_dead_machines()
+            self._look_for_dead_machines()
         ready, _ = ray.wait(list(self.running), num_returns=1, timeout=1.0, fetch_local=False)
         for stream in ready:
             try:
@@ -143,13 +146,27 @@ class FanOut:
             self._waits_since = None
             self._notice("no shard has begun: processors or memory of the cluster are taken")
 
-    def _give_up_dead_machines(self) -> None:
-        """Do anew what was begun on machines that Ray has lost: it keeps waiting for a worker whose
-        connection is not closed, as that of a machine without power.
-        """
+    def _look_for_dead_machines(self) -> None:
         import ray
 
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self.see({node["NodeID"] for node in ray.nodes() if node["Alive"]}, ray.cancel)
+
+    def see(self, alive: set[str], cancel: Callable[[Any], None]) -> None:
+        """Hand out again what was begun on machines that Ray has lost, and what has not begun.
+
+        Ray keeps waiting, minutes long, where a connection is not closed, as that to a machine
+        without power: for what runs there, and for what it was about to send there.
+        """
+        lost, self._machines = self._machines - alive, alive
+        if not lost:
+            return
+        self._losses += 1
         for stream, running in list(self.running.items()):
-            if running.node and running.node not in alive:
+            if not running.node:
+                cancel(stream)
+                del self.running[stream]
+                running.attempt.discard()
+                self._tries[running.attempt.shard] -= 1
+                self.hand_out(running.attempt.shard)
+            elif running.node not in alive:
                 self.worker_died(stream, "Ray has lost the machine")

@@ -84,17 +84,18 @@ class RayWorkers:
             f"processor(s) and {memory / 1e9:.2f} GB of memory"
         )
         ray.cloudpickle.register_pickle_by_value(entry)
-        task = ray.remote(entry.shard_task).options(
-            num_cpus=cpus,
-            memory=memory,
-            max_retries=0,  # each try has a folder of its own, which is made here
-            num_returns="streaming",
-            scheduling_strategy="SPREAD",
-        )
+        task = ray.remote(entry.shard_task)
         payload = ray.put(pickle.dumps(plan))
 
-        def start(attempt: Attempt) -> Any:
-            return task.remote(entry.versions(), payload, attempt.shard, str(attempt.folder), cpus)
+        def start(attempt: Attempt, losses: int) -> Any:
+            return task.options(
+                num_cpus=cpus,
+                # Those that ask for the same wait in one line, which may wait for a lost machine.
+                memory=memory + losses,
+                max_retries=0,  # each try has a folder of its own, which is made here
+                num_returns="streaming",
+                scheduling_strategy="SPREAD",
+            ).remote(entry.versions(), payload, attempt.shard, str(attempt.folder), cpus)
 
         longest_first = sorted(todo, key=lambda shard: -shard.size)
         fan_out = FanOut(plan, out.absolute(), journal, start, on_progress, self._notice)
