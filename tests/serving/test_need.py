@@ -127,6 +127,7 @@ def test_gpus_are_the_fewest_that_hold_weights_cache_and_reserve():
                 assert (fit.tensor_parallel, fit.pipeline_parallel) == (expected, 1), (row, fit)
             else:
                 assert fit.pipeline_parallel == 2
+    assert "1.7 GB (cards of 24 and 48 GB) or 3.8 GB (80 and 141 GB)" in need.assumption
     floats = [(fit.tensor_parallel, fit.pipeline_parallel) for fit in need.rows[0].fits]
     assert floats == [(8, 2), (8, 1), (4, 1), (2, 1)]
 
