@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 from support.native_library import needs_library
@@ -129,28 +131,36 @@ def test_the_remedy_for_a_library_that_was_not_built(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("capability", "triton", "mark", "says"),
+    ("capability", "triton", "asked", "mark", "says"),
     [
-        ((9, 0), True, "ok", r"H100, compute capability 9\.0, Triton 3\.\d.*"),
-        ((7, 5), True, "--", r"H100, compute capability 7\.5: packed layers need 8\.0 or above"),
-        ((8, 0), False, "--", r"H100, compute capability 8\.0; Triton is missing, so torch .*"),
+        ((9, 0), True, "int8", "ok", r"9\.0: Triton [\d.]+ kernels on H100"),
+        ((9, 0), True, "torch", "ok", r"9\.0: torch, which decodes .*: TRITLLM_LINEAR=torch"),
+        ((7, 5), True, "int8", "--", r"7\.5: torch, which decodes .* the kernels need 8\.0 or .*"),
+        (
+            (8, 0),
+            False,
+            "int8",
+            "--",
+            r"8\.0: torch, which decodes .*: triton is not installed; .*",
+        ),
     ],
 )
-def test_a_gpu(doctor, monkeypatch, capability, triton, mark, says):
+def test_a_gpu(doctor, monkeypatch, capability, triton, asked, mark, says):
     torch = pytest.importorskip("torch")
-    find, version = importlib.util.find_spec, importlib.metadata.version
+    from tritllm.ops.backends import cuda
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n: triton or None if n == "triton" else find(n)
-    )
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda n: "3.7.1" if n == "triton" else version(n)
-    )
-    found, text = doctor()["gpu"]
+    monkeypatch.setattr(cuda, "find_spec", lambda name: triton or None)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.7.1"))
+    cuda.why_not.cache_clear()
+    try:
+        found, text = doctor(TRITLLM_LINEAR=asked)["gpu"]
+    finally:
+        cuda.why_not.cache_clear()
     assert found == mark
-    assert re.fullmatch(says, text), text
+    assert re.fullmatch(f"H100, compute capability {says}", text), text
 
 
 def test_no_gpu_is_no_fault_and_a_broken_driver_is(doctor, monkeypatch):

@@ -16,7 +16,9 @@ from tritllm import TritError, quantize
 from tritllm.cli.console import console
 from tritllm.cli.main import app
 from tritllm.integrations.transformers.load_model import load_model
+from tritllm.ops.definitions import Packed
 from tritllm.ops.trit_linear import TritLinear
+from tritllm.ops.triton_kernels import layout
 from tritllm.publish.info import stored_entries
 from tritllm.run.info import info
 from tritllm.storage.model_files import LocalFiles
@@ -77,7 +79,8 @@ def test_a_file_of_any_name_with_or_without_tritllms_part(quantized, tmp_path):
 
 
 @needs_library
-def test_memory_of_the_cpu_is_what_a_loaded_model_holds(tmp_path):
+def test_memory_is_what_a_loaded_model_holds(tmp_path):
+    """On the CPU; and what the GPU's kernels would hold, prepared here as well."""
     write_tiny(tmp_path / "source", "llama")
     quantize(str(tmp_path / "source"), ["uniform-d2"], tmp_path / "out", threads=1)
     packed = tmp_path / "out/uniform-d2/packed"
@@ -85,7 +88,15 @@ def test_memory_of_the_cpu_is_what_a_loaded_model_holds(tmp_path):
     layers = [module for module in model.modules() if isinstance(module, TritLinear)]
     prepared = sum(layer.prepared.nbytes for layer in layers)
     floats = sum(parameter.nbytes for parameter in model.parameters())
-    assert info(str(packed), serving=True).serving.rows[1].cpu_bytes == prepared + floats
+    on_gpu = sum(
+        layout.prepare(
+            Packed(layer.weight, layer.weight_scale, layer.weight_codebook[-1], layer.in_features)
+        ).nbytes
+        for layer in layers
+    )
+    row = info(str(packed), serving=True).serving.rows[1]
+    assert row.cpu_bytes == prepared + floats
+    assert row.gpu_bytes == on_gpu + floats
 
 
 LLAMA = {

@@ -105,7 +105,7 @@ def test_gpus_are_the_fewest_that_hold_weights_cache_and_reserve():
         place = "self_attn" if name in "qkvo" else "mlp"
         entries.append(entry(f"model.layers.{layer}.{place}.{name}_proj.weight", *shape))
     parts = parts_of_source(entries, "qwen2")
-    need = serving_need(parts, config, [32768], 4)
+    need = serving_need(parts, config, [32768], 4, nbytes)
     assert need.cache is not None
     assert need.cache[0].nbytes == 4 * 32768 * 80 * 8 * 128 * 2 * 2
     for row in need.rows:
@@ -134,14 +134,14 @@ def test_gpus_are_the_fewest_that_hold_weights_cache_and_reserve():
 
 def test_two_stages_where_one_is_not_enough_and_none_where_two_are_not():
     """256 bytes a token, on at most two GPUs each: 25.6 GB and 256 GB."""
-    row = serving_need(PARTS, CONFIG, [10**8, 10**9], 1).rows[1]
+    row = serving_need(PARTS, CONFIG, [10**8, 10**9], 1, nbytes).rows[1]
     fits = [(fit.tensor_parallel, fit.pipeline_parallel) for fit in row.fits]
     assert fits[:4] == [(2, 1), (1, 1), (1, 1), (1, 1)]
     assert fits[4:] == [(None, None), (None, None), (2, 2), (2, 2)]
 
 
 def test_an_unknown_cache_leaves_the_weights():
-    need = serving_need(PARTS, CONFIG | {"mamba_d_state": 16}, [8192], 1)
+    need = serving_need(PARTS, CONFIG | {"mamba_d_state": 16}, [8192], 1, nbytes)
     assert need.cache is None
     assert "mamba_d_state" in str(need.cache_unknown)
     assert [row.fits for row in need.rows] == [()] * 5

@@ -27,7 +27,6 @@ OPTIONAL = {
     "matplotlib": ("the demo's plot", "demo"),
     "ray": ("quantizing on several machines", "ray"),
 }
-LEAST_CAPABILITY = (8, 0)  # of a GPU that the kernels run on
 _VLLM_PLUGINS = "vllm.general_plugins"
 
 
@@ -84,28 +83,23 @@ def _kernels() -> Finding:
 
 
 def _gpu() -> Finding:
-    """Whether torch sees a GPU, and whether kernels for packed layers can run on it."""
+    """Whether torch sees a GPU, and what would compute packed layers on it."""
     subject = "gpu"
     if not importlib.util.find_spec("torch"):
         return Finding(subject, "not looked for: torch is not installed")
     try:
         import torch
 
+        from tritllm.ops.backends import cuda
+
         if not torch.cuda.is_available():
             built = "" if torch.version.cuda else f": torch {torch.__version__} has no CUDA"
             return Finding(subject, f"none found{built}")
-        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+        found = f"{torch.cuda.get_device_name()}, compute capability {capability}"
+        return _finding(subject, lambda: f"{found}: {cuda.describe()}", cuda.runs_as_requested)
     except (ImportError, OSError, RuntimeError) as error:  # a library or driver that does not work
         return Finding(subject, f"cannot be asked: {first_line(error)}", ok=False)
-    found = f"{name}, compute capability {capability[0]}.{capability[1]}"
-    if capability < LEAST_CAPABILITY:
-        least = ".".join(map(str, LEAST_CAPABILITY))
-        return Finding(subject, f"{found}: packed layers need {least} or above", ok=False)
-    if not importlib.util.find_spec("triton"):
-        return Finding(
-            subject, f"{found}; Triton is missing, so torch decodes at every call", ok=False
-        )
-    return Finding(subject, f"{found}, Triton {importlib.metadata.version('triton')}")
 
 
 def _vllm() -> Finding:

@@ -158,5 +158,7 @@ def _need(
 ) -> ServingNeed:
     if not parts.matrices:
         raise SourceError(f"{where}: no linear weight recognised, so nothing would be quantized")
+    from tritllm.ops.triton_kernels import layout
+
     cpu = products.size if native.available() else None
-    return serving_need(parts, text, context, sequences, cpu)
+    return serving_need(parts, text, context, sequences, layout.size, cpu)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from tritllm.format.layout import nbytes
 from tritllm.format.trits import DEPTHS
 from tritllm.serving.cache import CacheRule, cache_rule, number
 from tritllm.serving.weights import MatrixBytes, WeightParts, degree_parts
@@ -52,16 +51,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class DepthNeed:
-    """One row: a depth of 1..4, or None for 16-bit floats; `own` for a packed folder as it is.
+    """One row, by name: "16 bits" (floats), "d=1" to "d=4", or a packed folder "as packed".
 
-    Bytes: file, of all tensors; cpu, with the matrices as this machine's kernels hold them; gpu,
-    as the GPU's kernels do. None where that is not known here.
+    Bytes: file, of all tensors; cpu, with the matrices as this machine's kernels hold them, None
+    where there are none; gpu, as the GPU's kernels hold them.
     """
 
     name: str
     file_bytes: int
     cpu_bytes: int | None
-    gpu_bytes: int | None
+    gpu_bytes: int
     fits: tuple[Fit, ...]
 
 
@@ -86,8 +85,8 @@ def serving_need(
     config: Mapping[str, Any],
     contexts: Sequence[int],
     sequences: int,
+    gpu_size: MatrixBytes,
     cpu_size: MatrixBytes | None = None,
-    gpu_size: MatrixBytes | None = None,
 ) -> ServingNeed:
     """Count what serving takes.
 
@@ -96,9 +95,8 @@ def serving_need(
         config: of the text model, with every default filled in.
         contexts: tokens of each sequence, one column of the answer each.
         sequences: that are served at a time.
-        cpu_size: bytes of a packed matrix as the CPU's kernels hold it; None: no kernels here.
-        gpu_size: the same of the GPU's kernels; None: not known, then GPUs are counted with the
-            file's bytes.
+        gpu_size: bytes of a packed matrix as the GPU's kernels hold it.
+        cpu_size: the same of the CPU's kernels; None: there are none here.
     """
     rule = cache_rule(config)
     degrees = tuple(_degree(parts, config, gpus) for gpus in DEGREES)
@@ -108,25 +106,23 @@ def serving_need(
         (f"d={depth}", depth) for depth in DEPTHS
     ]  # fmt: skip
     reserve = _Reserve(config)
+    held: tuple[int, int | None, int]
     rows = []
     for name, depth in [("16 bits", None), *names]:
         floats = name == "16 bits"
-        size = None if floats else gpu_size or nbytes
         fits = [
-            _fit(parts, depth, size, rule, (context, sequences), gpu, allowed, reserve)
+            _fit(parts, depth, None if floats else gpu_size, rule, (context, sequences), gpu,
+                 allowed, reserve)
             for context in contexts
             for gpu in GPUS
             if isinstance(rule, CacheRule)
-        ]
-        rows.append(
-            DepthNeed(
-                name,
-                parts.float_bytes if floats else parts.packed_bytes(depth),
-                parts.float_bytes if floats else _held(parts, depth, cpu_size),
-                parts.float_bytes if floats else _held(parts, depth, gpu_size),
-                tuple(fits),
-            )
-        )
+        ]  # fmt: skip
+        if floats:
+            held = (parts.float_bytes,) * 3
+        else:
+            on_cpu = None if cpu_size is None else parts.packed_bytes(depth, cpu_size)
+            held = (parts.packed_bytes(depth), on_cpu, parts.packed_bytes(depth, gpu_size))
+        rows.append(DepthNeed(name, *held, tuple(fits)))
     return ServingNeed(
         sequences,
         tuple(rows),
@@ -194,10 +190,6 @@ def _fit(
         if weights + cache <= free:
             return Fit(gpu_gigabytes, context, degree, stages)
     return Fit(gpu_gigabytes, context, None, None)
-
-
-def _held(parts: WeightParts, depth: int | None, size: MatrixBytes | None) -> int | None:
-    return None if size is None else parts.packed_bytes(depth, size)
 
 
 def _degree(parts: WeightParts, config: Mapping[str, Any], gpus: int) -> Degree:

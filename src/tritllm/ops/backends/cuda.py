@@ -44,6 +44,11 @@ def available() -> bool:
     return why_not() is None
 
 
+def runs_as_requested() -> bool:
+    """Whether what `TRITLLM_LINEAR` asks for can run here."""
+    return mode.requested() == "torch" or available()
+
+
 def describe() -> str:
     """What computes packed layers on a CUDA device, and why, in a line.
 
