@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +225,32 @@ def test_a_worker_of_a_run_that_was_deleted_cannot_reach_the_next(tmp_path, sour
     with pytest.raises(OutputError, match="not seen here"):  # nor begin
         next(quantize_shard(plan, SECOND, late.folder, 1))
     assert {path.name for path in out.iterdir()} == {"uniform-d2"}
+
+
+class LockThatReachesNobody(RunLock):
+    """As on a file system whose locks hold for one machine."""
+
+    def _acquire(self, out: Path) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = SimpleNamespace(release=lambda: None)
+        return True
+
+
+@pytest.mark.parametrize("tensors", [3, 14])
+def test_of_two_drivers_the_first_stops_where_no_lock_reaches(
+    tmp_path, monkeypatch, source, whole, tensors
+):
+    monkeypatch.setattr("tritllm.quantizer.quantize.RunLock", LockThatReachesNobody)
+    out, seen = tmp_path / "out", []
+
+    def second_run(step):
+        seen.append(step)
+        if len(seen) == tensors:
+            quantize(str(source), CONFIGS, out, workers=WorkersHere())
+
+    with pytest.raises(OutputError, match="another run has begun in it"):
+        quantize(str(source), CONFIGS, out, workers=WorkersHere(), on_progress=second_run)
+    assert result_hashes(out) == whole
 
 
 # What a worker sees

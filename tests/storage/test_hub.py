@@ -9,6 +9,7 @@ from itertools import chain, pairwise, repeat
 
 import numpy as np
 import pytest
+from support.attempts import WorkersHere
 from support.fake_hub import FakeHub
 from support.model_folders import (
     hashes,
@@ -24,6 +25,7 @@ from tritllm import quantize, verify
 from tritllm.errors import OutputError, SourceError, TritError
 from tritllm.integrations.vllm.stored import read_stored
 from tritllm.publish.push import push
+from tritllm.quantizer.quantize import quantize as core_quantize
 from tritllm.run.info import info
 from tritllm.storage import hub_files
 from tritllm.storage.hub_files import HubFiles
@@ -109,6 +111,14 @@ def test_a_hub_id_gives_what_the_local_folder_gives(hub, source, tmp_path, strea
     assert "base_model: some-org/Tiny-Llama" in card
     assert "base_model_relation: quantized" in card
     verify(packed)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "snapshot"])
+def test_other_processes_read_the_hub_too(hub, source, tmp_path, stream):
+    hub.add(REPOSITORY, source)
+    for name, workers in (("here", None), ("apart", WorkersHere())):
+        core_quantize(REPOSITORY, ["uniform-d1"], tmp_path / name, stream=stream, workers=workers)
+    assert result_hashes(tmp_path / "apart") == result_hashes(tmp_path / "here")
 
 
 def test_streaming_fetches_each_byte_once_and_stores_nothing(hub, source, tmp_path):

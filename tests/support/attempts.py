@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def finish_attempt(plan: Plan, attempt: Attempt) -> None:
 
 
 class WorkersHere:
-    """`ShardWorkers`, one shard after the other, the last first."""
+    """`ShardWorkers`, one shard after the other, the last first, by a plan that was pickled."""
 
     def __enter__(self) -> WorkersHere:
         return self
@@ -49,7 +50,8 @@ class WorkersHere:
             if is_finished(journal.of_shard(shard.name)):
                 continue
             attempt = Attempt.begin(plan, out, shard.name)
-            for step in quantize_shard(plan, shard.name, attempt.folder, 1):
+            sent = pickle.loads(pickle.dumps(plan))
+            for step in quantize_shard(sent, shard.name, attempt.folder, 1):
                 if on_progress:
                     on_progress(step)
             attempt.adopt(plan, journal)
