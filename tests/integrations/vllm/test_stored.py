@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -10,7 +13,7 @@ from support.packed_matrices import random_matrix, store_matrices
 from support.vllm_layers import FUSED
 
 from tritllm.errors import FormatError, TritError
-from tritllm.integrations.vllm.plugin import is_too_old
+from tritllm.integrations.vllm.plugin import is_too_old, register
 from tritllm.integrations.vllm.stored import (
     check_tensor_parallel,
     modules_in_file,
@@ -144,3 +147,11 @@ def test_only_a_folder_can_be_verified():
 )
 def test_which_vllm_is_too_old(version, expected):
     assert is_too_old(version) is expected
+
+
+def test_the_entry_point_names_the_plugin():
+    settings = (Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8")
+    (name,) = re.findall(
+        r'\[project\.entry-points\."vllm\.general_plugins"\]\ntritllm = "(.+)"', settings
+    )
+    assert resolve_name(name) is register
