@@ -23,9 +23,9 @@ def experts_of(inner: int, depths=(2, 2, 3), prefix: str = "mlp.experts"):
     """Matrices of all experts by the names of the file."""
     found = {}
     for expert in range(EXPERTS):
-        for leaf, depth in zip(LEAVES, depths):
+        for number, (leaf, depth) in enumerate(zip(LEAVES, depths)):
             shape = (HIDDEN, inner) if leaf == "down_proj" else (inner, HIDDEN)
-            found[f"{prefix}.{expert}.{leaf}"] = random_matrix(shape, depth, expert)
+            found[f"{prefix}.{expert}.{leaf}"] = random_matrix(shape, depth, 3 * expert + number)
     return found
 
 
