@@ -13,6 +13,7 @@ from tritllm.errors import TritError
 from tritllm.integrations.transformers import load_model
 from tritllm.run import bench as benchmark
 from tritllm.run.bench import bench, weight_bytes
+from tritllm.run.generate import generate
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,14 @@ def test_too_long_a_prompt_and_a_wrong_dtype(speaking):
         bench(speaking, prompt_tokens=256, new_tokens=1)
     with pytest.raises(TritError, match="--dtype int8 is not one of auto, bfloat16"):
         bench(speaking, dtype="int8")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there(speaking, device):
+    with pytest.raises(TritError, match=rf"--device {device}: "):
+        bench(speaking, device=device)
+    with pytest.raises(TritError, match=rf"--device {device}: "):
+        generate(speaking, "A", device=device)
 
 
 def test_the_files_own_dtype(speaking):

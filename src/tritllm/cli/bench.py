@@ -11,7 +11,15 @@ import typer
 from rich.table import Table
 
 from tritllm.cli.console import console, errors, size
-from tritllm.cli.options import Compiled, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
+from tritllm.cli.options import (
+    Compiled,
+    Device,
+    Dtype,
+    LmHeadDepth,
+    PackedModel,
+    Planes,
+    TorchThreads,
+)
 from tritllm.run.bench import Benchmark, Speed, bench
 
 
@@ -28,11 +36,12 @@ def command(
     threads: TorchThreads = None,
     compare: Annotated[bool, typer.Option(help="Also measure the same model dequantized.")] = True,
     compiled: Compiled = False,
+    device: Device = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON, sizes in bytes.")
     ] = False,
 ) -> None:
-    """Measure prefill and decode speed, memory, and the share of the machine's memory bandwidth."""
+    """Measure prefill and decode speed, memory, and the share of the memory's bandwidth."""
     with errors.status("") as status:
         result = bench(
             folder,
@@ -44,6 +53,7 @@ def command(
             threads=threads,
             compare=compare,
             compiled=compiled,
+            device=device,
             on_step=status.update,
         )
     if as_json:
@@ -64,7 +74,7 @@ def _print(result: Benchmark) -> None:
         "weights in memory": lambda speed: size(speed.weight_bytes),
         "weights a token reads": lambda speed: size(speed.token_bytes),
         "share of memory bandwidth": lambda speed: f"{100 * speed.bandwidth_share:.0f} %",
-        "process in memory": lambda speed: size(speed.resident_bytes),
+        "memory in use": lambda speed: size(speed.resident_bytes),
     }
     for name, value in rows.items():
         table.add_row(name, *map(value, speeds))

@@ -9,7 +9,7 @@ import typer
 
 from tritllm.cli.console import errors, progress_bar
 from tritllm.cli.eval_text import print_evaluation
-from tritllm.cli.options import TorchThreads
+from tritllm.cli.options import Device, TorchThreads
 from tritllm.errors import TritError
 from tritllm.run.evaluate import evaluate
 
@@ -74,9 +74,7 @@ def command(
             "the next run with the same reference and text begins from there."
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Device that runs the models, as torch names it: cpu, cuda ...")
-    ] = "cpu",
+    device: Device = "cpu",
     threads: TorchThreads = None,
     tasks: Annotated[
         str,

@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from tritllm.cli.console import errors
-from tritllm.cli.options import Compiled, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
+from tritllm.cli.options import (
+    Compiled,
+    Device,
+    Dtype,
+    LmHeadDepth,
+    PackedModel,
+    Planes,
+    TorchThreads,
+)
 from tritllm.run.generate import generate
 
 
@@ -31,6 +39,7 @@ def command(
     dtype: Dtype = "auto",
     threads: TorchThreads = None,
     compiled: Compiled = False,
+    device: Device = "cpu",
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every hash against the manifest first.")
     ] = False,
@@ -49,6 +58,7 @@ def command(
         dtype=dtype,
         threads=threads,
         compiled=compiled,
+        device=device,
         verify=verify,
         on_text=lambda text: typer.echo(text, nl=False),
     )

@@ -22,6 +22,9 @@ Dtype = Annotated[
         "or float32."
     ),
 ]
+Device = Annotated[
+    str, typer.Option(help="Device that runs the model, as torch names it: cpu, cuda, cuda:1 ...")
+]
 TorchThreads = Annotated[
     int | None, typer.Option(min=1, help="Number of threads; by default torch's choice.")
 ]

@@ -12,7 +12,15 @@ from typing import Any
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.generate import TokenClock, generation_settings
-from tritllm.run.loading import check_dtype, check_packed, context_length, load, quiet, set_threads
+from tritllm.run.loading import (
+    check_device,
+    check_dtype,
+    check_packed,
+    context_length,
+    load,
+    quiet,
+    set_threads,
+)
 
 PROMPT_TOKENS = 512
 _BUFFER_BYTES = 1 << 29  # many times any cache
@@ -25,7 +33,7 @@ class Speed:
 
     weight_bytes: what its weights take in memory. token_bytes: of these, what one token reads (of
     a block's experts, those that a token chooses; not the embeddings). resident_bytes: the process,
-    after decoding. Speeds are in tokens a second at batch 1.
+    after decoding; on a GPU the most that torch had there. Speeds: tokens a second at batch 1.
     """
 
     name: str
@@ -65,6 +73,7 @@ def bench(
     threads: int | None = None,
     compare: bool = True,
     compiled: bool = False,
+    device: str = "cpu",
     on_step: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure prefill and decode at batch 1, through transformers' own generate.
@@ -80,6 +89,7 @@ def bench(
         threads: torch's; default is torch's own choice.
         compare: measure the dequantized model as well.
         compiled: compile the decode step of both; takes a minute or so for each.
+        device: that runs the models, as torch names it: "cpu", "cuda", ...
         on_step: called with what is being done.
 
     Raises TritError where the folder is not a packed model or a package is missing.
@@ -87,18 +97,19 @@ def bench(
     require("bench", "transformers", "torch", "transformers", "psutil")
     import torch
 
-    from tritllm.ops.backends import cpu
+    from tritllm.ops import backends
 
     check_dtype(dtype)
+    check_device(device)
     set_threads(threads)
     quiet()
     check_packed(folder, planes)
     tell = on_step or (lambda step: None)
 
     tell("measuring memory bandwidth")
-    bandwidth = read_bandwidth()
+    bandwidth = read_bandwidth(device)
     tell("loading the packed model")
-    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
+    model = load(folder, device, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
     dtype = str(model.dtype).removeprefix("torch.")
     prompt_tokens = _fitting(prompt_tokens, new_tokens, context_length(model))
     tell("running the packed model")
@@ -107,8 +118,10 @@ def bench(
     if compare:
         del model
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         tell(f"dequantizing to {dtype}")
-        model = load(folder, planes=planes, dtype=dtype)
+        model = load(folder, device, planes=planes, dtype=dtype)
         model.dequantize(getattr(torch, dtype))
         gc.collect()
         tell("running the dequantized model")
@@ -117,7 +130,7 @@ def bench(
         prompt_tokens,
         torch.get_num_threads(),
         bandwidth,
-        cpu.describe(),
+        backends.describe(torch.device(device).type),
         packed,
         dequantized,
     )
@@ -134,15 +147,15 @@ def _fitting(prompt_tokens: int | None, new_tokens: int, context: int | None) ->
     return prompt_tokens or min(PROMPT_TOKENS, room or PROMPT_TOKENS)
 
 
-def read_bandwidth() -> float:
-    """Bytes a second that torch's threads read: the best of some sums of a big array."""
+def read_bandwidth(device: str = "cpu") -> float:
+    """Bytes a second that torch's threads, or a device, read: the best of some sums of an array."""
     import torch
 
-    values = torch.zeros(_BUFFER_BYTES // 8, dtype=torch.int64)
+    values = torch.zeros(_BUFFER_BYTES // 8, dtype=torch.int64, device=device)
     best = float("inf")
     for _ in range(_READS):
         started = time.perf_counter()
-        values.sum()
+        values.sum().item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     return _BUFFER_BYTES / best
 
@@ -179,7 +192,10 @@ def _measure(
         )
     done = clock.result("", prompt_tokens)
     total, token = weight_bytes(model)
-    resident = psutil.Process().memory_info().rss
+    if model.device.type == "cuda":
+        resident = torch.cuda.max_memory_allocated(model.device)
+    else:
+        resident = psutil.Process().memory_info().rss
     return Speed(
         name, total, token, resident, done.prefill_speed, done.decode_speed or 0.0, bandwidth
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.loading import (
+    check_device,
     check_dtype,
     check_packed,
     check_text,
@@ -68,6 +69,7 @@ def generate(
     dtype: str = "auto",
     threads: int | None = None,
     compiled: bool = False,
+    device: str = "cpu",
     verify: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
@@ -87,6 +89,7 @@ def generate(
         dtype: of activations and unquantized weights; "auto" is the file's.
         threads: torch's; default is torch's own choice.
         compiled: compile the decode step; takes a minute or so first, pays for long texts.
+        device: that runs the model, as torch names it: "cpu", "cuda", ...
         verify: compare every hash with the manifest before the model runs.
         on_text: called with each piece of text as soon as it is final.
 
@@ -97,6 +100,7 @@ def generate(
     import torch
 
     check_dtype(dtype)
+    check_device(device)
     if not 0 <= seed < SEEDS:
         raise TritError(f"--seed {shown(seed)} is not 0..{SEEDS - 1}")
     check_text(prompt, "the prompt")
@@ -104,7 +108,9 @@ def generate(
     quiet()
     check_packed(folder, planes)
     tokenizer = load_tokenizer(folder)
-    model = load(folder, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, verify=verify)
+    model = load(
+        folder, device, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, verify=verify
+    )
     if chat and not tokenizer.chat_template:
         raise TritError(f"{folder}: its tokenizer has no chat template; leave out --chat")
     if chat:

@@ -21,6 +21,16 @@ def check_dtype(name: str) -> None:
         raise TritError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
 
 
+def check_device(name: str) -> None:
+    """Raise TritError for a device that torch does not know, or does not find here."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise TritError(f"--device {name}: {first_line(error)}") from None
+
+
 def check_text(text: str, what: str) -> None:
     """Raise TritError, which begins with `what`, for bytes of a command line that are not UTF-8."""
     try:
@@ -80,8 +90,8 @@ def check_packed(folder: str | Path, planes: int | None) -> None:
         )
 
 
-def load(folder: str | Path, **options: Any) -> Any:
-    """A packed model, ready to run.
+def load(folder: str | Path, device: str = "cpu", **options: Any) -> Any:
+    """A packed model, ready to run on a device.
 
     options: as `load_model` takes them.
 
@@ -89,6 +99,8 @@ def load(folder: str | Path, **options: Any) -> Any:
     """
     from tritllm.integrations.transformers.load_model import load_model
 
+    if device != "cpu":
+        options["device_map"] = device
     with one_line(folder):
         return load_model(folder, **options)
 

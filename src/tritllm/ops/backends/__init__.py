@@ -15,6 +15,15 @@ for _backend in BACKENDS:
 _PREPARING = {backend.device: backend for backend in BACKENDS if backend.device is not None}
 
 
+def describe(device: str) -> str:
+    """What computes packed layers on devices of a type ("cpu", "cuda"), and why, in a line.
+
+    Raises TritError where an environment variable asks for what cannot be.
+    """
+    backend = _PREPARING.get(device)
+    return backend.describe() if backend else "torch, which decodes the weights at every call"
+
+
 def prepare(packed: Packed) -> Prepared | None:
     """Memory in the layout of the tensors' device; None where it has none, or cannot run it.
 

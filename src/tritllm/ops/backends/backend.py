@@ -29,6 +29,7 @@ class Backend:
         prepare: makes memory of portable tensors; None for what its layout has no
             room for. It raises ValueError for bytes that are no trits and RuntimeError where it
             cannot run.
+        describe: what computes packed layers on such a device, and why, in a line.
         available: whether `prepare` and what reads its memory can run here.
     """
 
@@ -36,4 +37,5 @@ class Backend:
     kernels: dict[str, Callable[..., Any]]
     device: str | None = None
     prepare: Callable[[Packed], Prepared | None] | None = None
+    describe: Callable[[], str] = lambda: "torch"
     available: Callable[[], bool] = lambda: True

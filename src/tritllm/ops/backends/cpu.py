@@ -211,4 +211,6 @@ def scratch_memory(nbytes: int) -> torch.Tensor:
     return memory
 
 
-BACKEND = Backend("CPU", {"linear_prepared": linear_prepared}, "cpu", _prepare, native.available)
+BACKEND = Backend(
+    "CPU", {"linear_prepared": linear_prepared}, "cpu", _prepare, describe, native.available
+)

@@ -103,4 +103,6 @@ def linear_prepared(
     return y.to(x.dtype).view(*x.shape[:-1], out_features)
 
 
-BACKEND = Backend("CUDA", {"linear_prepared": linear_prepared}, "cuda", prepare, available)
+BACKEND = Backend(
+    "CUDA", {"linear_prepared": linear_prepared}, "cuda", prepare, describe, available
+)
