@@ -18,6 +18,7 @@ from tritllm.cluster import entry
 from tritllm.cluster.connection import connect
 from tritllm.cluster.fan_out import TRIES, FanOut
 from tritllm.cluster.nodes import processors_a_shard
+from tritllm.cluster.task import steps
 from tritllm.errors import OutputError, SourceError, TritError
 from tritllm.quantizer.attempts import Attempt
 from tritllm.quantizer.journal import Journal
@@ -100,15 +101,24 @@ def test_auto_where_there_is_no_cluster_says_how_to_start_one(tmp_path, monkeypa
         connect("auto")
 
 
-def test_a_cluster_of_another_version_is_named_in_one_line(monkeypatch, ray):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n"),
+         r"Version mismatch: The cluster was started with:$"),
+        (ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"),
+         r"Failed to .*, though .* answers; this machine must be one of the cluster's"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_be_joined_is_named_in_one_line(monkeypatch, ray, error, line):
     def as_ray_does(**_):
-        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n")
+        raise error
 
     monkeypatch.setattr(ray, "init", as_ray_does)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        with pytest.raises(TritError, match=r"--ray 127\.0\.0\.1:\d+: Version mismatch"):
+        with pytest.raises(TritError, match=r"^--ray 127\.0\.0\.1:\d+: " + line):
             connect(f"127.0.0.1:{listener.getsockname()[1]}")
 
 
@@ -233,10 +243,10 @@ def test_a_worker_tells_of_each_tensor_and_of_its_memory(tmp_path, source):
         attempt = Attempt.begin(plan, tmp_path, shard)
     payload = pickle.dumps(plan)
     arguments = (entry.versions(), payload, shard, str(attempt.folder), 1)
-    begun, *steps, done = entry.shard_task(*arguments)
+    begun, *told, done = entry.shard_task(*arguments)
     assert begun == ("begun", "box7", "f00d")
-    assert [kind for kind, _ in steps] == ["step"] * len(plan.tensors[shard])
-    assert steps[-1][1].done_bytes == sum(t.entry.nbytes for t in plan.tensors[shard])
+    assert [kind for kind, _ in told] == ["step"] * len(plan.tensors[shard])
+    assert told[-1][1].done_bytes == sum(t.entry.nbytes for t in plan.tensors[shard])
     assert done[0] == "done"
     assert done[1] > 1 << 20
     assert attempt.is_finished(plan)
@@ -258,14 +268,14 @@ class Fanned(NamedTuple):
     started: list[Attempt]
     asked: list[int]
     notices: list[str]
-    steps: list[Progress]
+    shown: list[Progress]
 
 
 @pytest.fixture
 def fan_out(tmp_path, source):
     """A run of two shards, which are handed out as streams 1 and 2."""
     plan, out = plan_of(source, "uniform-d1"), tmp_path / "out"
-    notices, steps, started, asked = [], [], [], []
+    notices, shown, started, asked = [], [], [], []
 
     def start(attempt, losses):
         started.append(attempt)
@@ -273,10 +283,10 @@ def fan_out(tmp_path, source):
         return len(started)
 
     with RunLock(out), Journal(out, plan.fingerprint) as journal:
-        fan = FanOut(plan, out, journal, start, steps.append, notices.append)
+        fan = FanOut(plan, out, journal, start, shown.append, notices.append)
         for shard in shard_names(2):
             fan.hand_out(shard)
-        yield Fanned(fan, plan, journal, started, asked, notices, steps)
+        yield Fanned(fan, plan, journal, started, asked, notices, shown)
 
 
 def test_a_shard_is_given_up_after_a_few_dead_workers(fan_out):
@@ -314,6 +324,19 @@ def test_a_lost_machines_shard_and_what_has_not_begun_are_handed_out_again(fan_o
     assert len(started) == 4
 
 
+def test_a_machine_without_the_native_library_is_told_of_once(monkeypatch, fan_out):
+    monkeypatch.setattr("tritllm.native.available", lambda: False)
+    monkeypatch.setattr("tritllm.native.load_error", lambda: "no libtritllm.so")
+    payload, folder = pickle.dumps(fan_out.plan), str(fan_out.started[0].folder)
+    notice = next(steps(payload, fan_out.started[0].shard, folder, 1))
+    for stream in (1, 2):
+        fan_out.fan.receive(stream, ("begun", "box7", "f00d"))
+        fan_out.fan.receive(stream, notice)
+    assert fan_out.notices == [
+        "much slower, without the native library: no libtritllm.so (on the machine box7)"
+    ]
+
+
 def test_a_workers_error_is_raised_with_its_machine(fan_out):
     fan = fan_out.fan
     fan.receive(1, ("begun", "box7", "f00d"))
@@ -329,20 +352,20 @@ def test_a_worker_that_says_it_is_done_without_a_trace_is_not_believed(fan_out):
 
 
 def test_progress_counts_all_shards_and_takes_back_what_died(fan_out):
-    fan, plan, journal, started, _, _, steps = fan_out
+    fan, plan, journal, started, _, _, shown = fan_out
     first, second = shard_names(2)
     size = {name: sum(t.entry.nbytes for t in plan.tensors[name]) for name in (first, second)}
     (tensor, *_) = plan.tensors[first]
     step = Progress(tensor, 100, 200)
     fan.receive(1, ("step", step))
     fan.receive(2, ("step", step))
-    assert [step.done_bytes for step in steps] == [100, 200]
+    assert [step.done_bytes for step in shown] == [100, 200]
     fan.worker_died(2, "power")
     fan.receive(1, ("step", step))
-    assert steps[-1].done_bytes == 100
+    assert shown[-1].done_bytes == 100
     finish_attempt(plan, started[0])
     fan.receive(1, ("done", 7))
     assert {record["shard"] for record in journal.records} == {first}
     fan.receive(3, ("step", step))
-    assert steps[-1].done_bytes == 200
+    assert shown[-1].done_bytes == 200
     assert size[first] > 100

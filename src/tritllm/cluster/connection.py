@@ -31,17 +31,21 @@ def connect(address: str) -> bool:
     if "://" in address:
         raise TritError(
             f"--ray {address}: a Ray client cannot write to the cluster's folders; run the command "
-            "on a machine of the cluster with --ray auto, or by `ray job submit`"
+            "on a machine of the cluster with --ray auto"
         )
     if (known := _address_of_this_machine() if address == "auto" else address) is not None:
         _check_answers(address, known)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except ConnectionError as error:
-        if address == "auto":
+        if known is None:
             raise TritError(f"--ray auto: no Ray cluster runs here; {HOW_TO_START}") from None
-        raise TritError(f"--ray {address}: {first_line(error)}; {HOW_TO_START}") from None
-    except (RuntimeError, ValueError, OSError) as error:
+        raise TritError(
+            f"--ray {address}: {first_line(error)}, though {known} answers; this machine must be "
+            "one of the cluster's (`ray start --address=HOST:6379`), and have its token if it asks "
+            "for one (RAY_AUTH_TOKEN)"
+        ) from None
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         raise TritError(f"--ray {address}: {first_line(error)}") from None
     return True
 

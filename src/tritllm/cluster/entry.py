@@ -2,9 +2,9 @@
 a worker may be another one, or missing. So nothing of tritllm is imported before its version is
 known to be the driver's.
 
-Messages to the driver, in order: ("begun", machine, Ray's name for it); ("step", Progress) after
-each tensor; at last ("done", peak memory in bytes or None) or ("failed", an error's class, its
-line).
+Messages to the driver, in order: ("begun", machine, Ray's name for it); perhaps ("notice", a line);
+("step", Progress) after each tensor; at last ("done", peak memory in bytes or None) or ("failed",
+an error's class, its line).
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class FanOut:
         self._tries: dict[str, int] = {}
         self._machines: set[str] = set()  # Ray's names of those that were alive at the last look
         self._losses = 0
+        self._said: set[str] = set()  # what machines have noted
         self._done: dict[str, int] = {}  # by shard handed out, bytes of the source
         self._total = sum(tensor.entry.nbytes for tensor in plan.all_tensors)
         self._peak: int | None = None
@@ -111,6 +112,10 @@ class FanOut:
             self._done[running.attempt.shard] = step.done_bytes
             if self._on_progress:
                 self._on_progress(replace(step, done_bytes=self._done_bytes()))
+        elif kind == "notice":
+            if (line := f"{details[0]} (on the machine {running.machine})") not in self._said:
+                self._said.add(line)
+                self._notice(line)
         elif kind == "failed":
             name, line = details
             raise getattr(errors, name)(f"{line} (on the machine {running.machine})")

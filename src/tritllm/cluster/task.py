@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tritllm import native
 from tritllm.codec import engine
 from tritllm.errors import TritError
 from tritllm.quantizer.attempts import quantize_shard
@@ -19,6 +20,8 @@ def steps(payload: bytes, shard: str, folder: str, threads: int) -> Iterator[tup
     try:
         with resource_errors():
             engine.check_environment()
+            if not native.available():
+                yield "notice", f"much slower, without the native library: {native.load_error()}"
             for step in quantize_shard(pickle.loads(payload), shard, Path(folder), threads):
                 yield "step", step
     except TritError as error:
