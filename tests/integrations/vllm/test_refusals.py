@@ -175,3 +175,37 @@ def test_the_files_are_read_when_vllm_makes_its_config(config_class, tiny, tmp_p
     assert "model.layers.9.mlp.up_proj.weight_codebook is missing" in message
     (folder / "model.safetensors").unlink()
     assert str(folder) in refusal(lambda: config.maybe_update_config(str(folder)), FormatError)
+
+
+def test_what_computes_is_part_of_the_key_of_compiled_graphs(config_class, tiny, monkeypatch):
+    found = []
+    for mode in ("int8", "exact", "torch"):
+        monkeypatch.setenv("TRITLLM_LINEAR", mode)
+        hf_config = SimpleNamespace(quantization_config={})
+        folder = str(tiny("llama", 2) / "packed")
+        config_class.from_config({}).maybe_update_config(folder, hf_config=hf_config)
+        found.append(str(hf_config.quantization_config))
+    assert len(set(found)) == 3
+
+
+def test_a_tensor_parallel_size_that_does_not_divide(config_class, tiny, monkeypatch):
+    import vllm.config
+
+    parallel = SimpleNamespace(tensor_parallel_size=5, enable_expert_parallel=False)
+    current = SimpleNamespace(parallel_config=parallel)
+    monkeypatch.setattr(vllm.config, "get_current_vllm_config_or_none", lambda: current)
+    config = config_class.from_config({})
+    hf_config = SimpleNamespace(base_model_tp_plan={"layers.*.mlp.down_proj": "rowwise"})
+    config.maybe_update_config(str(tiny("llama", 2) / "packed"), hf_config=hf_config)
+    message = refusal(lambda: config.get_quant_method(torch.nn.Identity(), "model.embed_tokens"))
+    assert "down_proj.weight: 72 columns cannot be shared by 5 ranks" in message
+    parallel.tensor_parallel_size = 2
+    assert config.get_quant_method(torch.nn.Identity(), "model.embed_tokens") is None
+
+
+def test_a_model_of_vllm_renames_modules(config_of):
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    config = config_of({"model.x": random_matrix((32, 48), 1)})
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"model.": "language_model.model."}))
+    assert list(config.stored.matrices) == ["language_model.model.x"]
