@@ -9,7 +9,8 @@ printed. The first run makes the environment (some minutes, 3.4 GB).
 
 Greedy tokens must be equal up to the first that differs, and there the reference must have had a
 tie: its logits of the two tokens less apart than a bound. The logarithms of the probabilities that
-both give to the likeliest tokens of a text must not be further apart than that bound, either.
+both give to the likeliest tokens of a text must not be further apart than that bound, either. Of a
+mixture of experts a few may be: where a router has a tie, a token goes to another expert.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from vllm_server import CheckError, Server
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "src" / "tritllm" / "demo_data"
 TIES = {"exact": 0.02, "int8": 0.4}  # nats; "exact": float32 activations in the packed products
+ROUTER_TIES = 0.05  # of the logprobs of a mixture of experts
 TOKENS, PROMPTS, TOGETHER = 48, 12, 32
 TOP = 5  # likeliest tokens that are asked for
 OUTPUT_LAYER = ("--include", "lm_head.weight", "--depth", "lm_head=4")
@@ -68,14 +70,20 @@ def answers_of(server: Server) -> Answers:
     )
 
 
-def compare(name: str, reference: Answers, found: Answers, bound: float) -> None:
-    """Print how far apart they are; raises CheckError where it is more than `bound` nats."""
+def compare(
+    name: str, reference: Answers, found: Answers, bound: float, elsewhere: float = 0
+) -> None:
+    """Print how far apart they are; raises CheckError where it is more than `bound` nats.
+
+    elsewhere: the share of the logprobs that may be further apart.
+    """
     apart = [
         abs(one[token] - two[token])
         for one, two in zip(reference.text, found.text, strict=True)
         for token in one.keys() & two.keys()
         if one[token] > -10
     ]
+    beyond = sum(nats > bound for nats in apart) / len(apart)
     ties = []
     for number, (one, two) in enumerate(zip(reference.tokens, found.tokens, strict=True)):
         margin = _first_difference(one, two, reference.likely[number])
@@ -85,10 +93,11 @@ def compare(name: str, reference: Answers, found: Answers, bound: float) -> None
     print(
         f"{name}: {PROMPTS - len(ties)} of {PROMPTS} continuations equal, {len(ties)} part at a "
         f"tie (at most {max(ties, default=0):.4f} nats); logprobs of {len(reference.text)} "
-        f"positions at most {worst:.4f} apart, {sum(apart) / len(apart):.5f} on average",
+        f"positions at most {worst:.4f} apart, {sum(apart) / len(apart):.5f} on average, "
+        f"{beyond:.1%} more than {bound}",
         flush=True,
     )
-    if worst > bound or max(ties, default=0) > bound:
+    if beyond > elsewhere or max(ties, default=0) > bound:
         raise CheckError(f"{name}: further apart than {bound}")
 
 
@@ -196,7 +205,10 @@ class Check:
             reference = answers_of(server)
         for ranks in (1, 2):
             with self.serve(folder / "packed", ranks=ranks, linear="exact") as server:
-                compare(f"experts, {ranks} ranks", reference, answers_of(server), TIES["exact"])
+                compare(
+                    f"experts, {ranks} ranks", reference, answers_of(server), TIES["exact"],
+                    ROUTER_TIES,
+                )  # fmt: skip
 
     def planes(self) -> None:
         """One plane of two, beside the model that it stands for."""
