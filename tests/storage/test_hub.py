@@ -309,6 +309,18 @@ def test_info_of_a_hub_id_fetches_headers_only(hub, source):
     }
 
 
+def test_info_of_what_serving_takes_fetches_the_config_alone(hub, tmp_path):
+    pytest.importorskip("transformers")
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 160,
+              "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}  # fmt: skip
+    tensors = {"model.embed_tokens.weight": np.zeros((2, 2), np.float16)}  # not the config's
+    hub.add(REPOSITORY, write_model(tmp_path / "source", config, [tensors], {}))
+    assert info(REPOSITORY, serving=True).serving.rows[0].file_bytes == 2 * (
+        2 * 100 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 160 + 2 * 64) + 64
+    )
+    assert {name for name, *_ in hub.fetched} == {"config.json"}
+
+
 def test_info_of_a_packed_repository(hub, source, tmp_path):
     quantize(str(source), ["uniform-d2"], tmp_path / "out")
     packed = tmp_path / "out/uniform-d2/packed"
