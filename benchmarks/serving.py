@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="asked for in each request")
     parser.add_argument("--vllm-options", default="")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped, too
     packed, model = (str(Path(folder).resolve()) for folder in (given.packed, given.model))
     here = ["transformers", *(["vllm"] if importlib.util.find_spec("vllm") else [])]
     for server in given.server or here:
