@@ -4,8 +4,9 @@
     python benchmarks/serving_tables.py --write    # puts them into docs/serving.md
 
 All figures are those of `tritllm info benchmarks/configs/MODEL.json`. The values in these files are
-the ones that the models' own config.json had on the Hub in November 2026; what does not change
-shapes is left out. CPU memory is in the layout that every processor can use (TRITLLM_ISA=scalar).
+those of the models' own config.json, as public copies have them; what does not change shapes is
+left out, and the test holds the number of parameters that follows. CPU memory is in the layout that
+every processor can use (TRITLLM_ISA=scalar).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 
 from benchmarks import serving_tables
 
-# Parameters as the models' pages on the Hub count them.
+# Parameters as the models are published with, to the digits that are given there.
 PARAMETERS = {
     "Llama-3.1-8B": 8_030_261_248,
     "Mistral-7B-v0.3": 7_248_023_552,
