@@ -238,7 +238,7 @@ class Check:
             shard.write_bytes(data)
 
         for change, expected in (
-            (cut_short, "model.safetensors: truncated"),
+            (cut_short, "model.safetensors: tensors end at byte"),
             (no_trits, "tensor model.layers.1.mlp.up_proj.weight: byte 250"),
         ):
             shutil.rmtree(broken, ignore_errors=True)
