@@ -165,11 +165,15 @@ def test_refusals() -> None:
         cuda.linear_prepared(activations(1, 16), made.memory, *call)
     with pytest.raises(TypeError, match="int32"):
         cuda.linear_prepared(torch.ones(1, 32, dtype=torch.int32), made.memory, *call)
-    for tensor, name in ((0, "planes"), (1, "scale")):
+    for tensor, name in ((0, "weight"), (1, "weight_scale")):
         damaged = list(w)
         damaged[tensor] = torch.full_like(w[tensor], 243)
         with pytest.raises(ValueError, match=f"{name}: byte 243 is not five trits"):
             cuda.prepare(Packed(*damaged))
+    damaged = packed(4, 83, 1)
+    damaged.planes[0, 2, -1] += 27  # of the last byte, trits 0 to 2 are weights
+    with pytest.raises(ValueError, match="weight: padding after trit 83 of a row is not zero"):
+        cuda.prepare(damaged)
 
 
 def test_without_a_gpu_torch_computes() -> None:

@@ -26,7 +26,7 @@ import torch
 
 from tritllm.format.layout import groups_of
 from tritllm.format.trits import ENTRIES, GROUP, max_level
-from tritllm.ops.check_packed_bytes import LARGEST_BYTE
+from tritllm.ops.check_packed_bytes import PACKED, check_packed_bytes
 from tritllm.ops.definitions import Packed, check_packed
 from tritllm.ops.portable import BLOCK_WEIGHTS, entries, levels
 
@@ -71,8 +71,8 @@ def blocks_of(out_features: int) -> int:
 def prepare(packed: Packed) -> torch.Tensor:
     """The memory, uint8 [size], on the tensors' device.
 
-    Raises ValueError for bytes that are no trits, shapes that do not fit each other, and more than
-    MOST_PARTS parts.
+    Raises ValueError for bytes that are no trits, padding that is not zero, shapes that do not fit
+    each other, and more than MOST_PARTS parts.
     """
     check_packed(packed)
     planes, scale, _, in_features, part_rows = packed
@@ -80,10 +80,11 @@ def prepare(packed: Packed) -> torch.Tensor:
     parts = part_rows or (rows,)
     if len(parts) > MOST_PARTS:
         raise ValueError(f"{len(parts)} parts are put together, at most {MOST_PARTS} fit")
-    for name, tensor in (("planes", planes), ("scale", scale)):
-        largest = int(tensor.max())
-        if largest > LARGEST_BYTE:
-            raise ValueError(f"{name}: byte {largest} is not five trits (0..{LARGEST_BYTE})")
+    for name, tensor in zip(PACKED, (planes, scale), strict=False):
+        try:
+            check_packed_bytes(name, tensor, in_features)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     device = planes.device
     memory = torch.empty(size(rows, in_features, depth), dtype=torch.uint8, device=device)
     *arrays, entry_array = _views(memory, rows, in_features, depth)
