@@ -28,27 +28,22 @@ def codes(*options: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("target", ["80", "90", "100"])
-def test_kernels_for_one_row(target: str) -> None:
-    pytest.importorskip("triton", reason="needs triton")
-    rows = codes("--targets", target, "--batches", "1")
-    assert [row["depth"] for row in rows] == [1, 2, 3, 4]
-    for row in rows:
-        assert row["stack"] == 0
-        assert row["registers"] <= 80, row  # so that six programs share a processor
-        assert 1 < row["instructions"] <= MOST_INSTRUCTIONS[row["depth"]], row
-
-
 @pytest.mark.parametrize(
-    ("target", "batches"), [("80", ("4", "16", "128")), ("90", ("128",)), ("100", ("128",))]
-)
-def test_kernels_of_the_largest_depth(target: str, batches: tuple[str, ...]) -> None:
+    ("target", "depths", "batches"),
+    [("80", "4", "1 4 16"), ("80", "1", "1"), ("90", "1 2 3 4", "1"), ("90", "4", "128"),
+     ("100", "4", "1 128")],
+)  # fmt: skip
+def test_compiled_kernels(target: str, depths: str, batches: str) -> None:
     pytest.importorskip("triton", reason="needs triton")
-    rows = codes("--targets", target, "--depths", "4", "--batches", *batches)
-    assert {str(row["batch"]) for row in rows} == set(batches)
-    assert len(rows) == len(batches) + ("16" in batches)  # one more for float32
+    rows = codes(
+        "--targets", target, "--depths", *depths.split(), "--batches", *batches.split()
+    )  # fmt: skip
+    kernels = len(batches.split()) + ("16" in batches)  # one more for float32
+    assert len(rows) == kernels * len(depths.split())
     for row in rows:
         assert row["stack"] == 0, row
-        assert row["registers"] <= 255
         assert row["shared"] <= SHARED_MEMORY, row
         assert row["tensor_core"] == (row["kernel"] == "matrix" and row["dtype"] == "bf16"), row
+        if row["batch"] == 1:
+            assert row["registers"] <= 80, row  # so that six programs share a processor
+            assert 1 < row["instructions"] <= MOST_INSTRUCTIONS[row["depth"]], row

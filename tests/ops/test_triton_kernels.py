@@ -96,17 +96,17 @@ def test_every_level_and_entry_counts(batch: int) -> None:
     """A weight or a scale read from a wrong place gives another product."""
     rng = np.random.default_rng(0)
     tensor = TritTensor(
-        rng.integers(0, 243, (4, 20, 64), np.uint8),
-        rng.integers(0, 243, (20, 12), np.uint8),
+        rng.integers(0, 243, (4, 20, 16), np.uint8),
+        rng.integers(0, 243, (20, 3), np.uint8),
         np.sort(rng.random((4, 27), np.float32), axis=1),
-        320,
+        80,
     )
     planes, scale, codebook = torch_parts(tensor)
-    w = Packed(planes, scale, codebook[-1], 320)
-    # One column a row of x: the product is a column of W. All places in a group, half the groups.
-    for begin in range(0, 320 - batch, 32 + batch):
+    w = Packed(planes, scale, codebook[-1], 80)
+    # One column a row of x: the product is a column of W. Together all places within a group.
+    for begin in range(0, 80 - batch + 1, 12):
         columns = torch.arange(begin, begin + batch)
-        x = torch.nn.functional.one_hot(columns, 320).float()
+        x = torch.nn.functional.one_hot(columns, 80).float()
         torch.testing.assert_close(product(x, w), expected(x, w), rtol=1e-4, atol=1e-4)
 
 
