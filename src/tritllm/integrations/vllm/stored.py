@@ -16,6 +16,7 @@ from typing import Any
 from tritllm.checkpoint.hashes import check_hashes
 from tritllm.checkpoint.packed_headers import StoredMatrix, stored_in
 from tritllm.errors import FormatError, TritError
+from tritllm.format.parallel import column_parts
 from tritllm.storage.model_files import LocalFiles, ModelFiles, open_files
 
 _WEIGHT = ".weight"
@@ -147,8 +148,8 @@ def check_tensor_parallel(
 
 def check_columns(matrix: StoredMatrix, columns: int, degree: int) -> None:
     """Raise TritError unless so many ranks can share a matrix's columns equally."""
-    if columns % degree:
-        degrees = [str(n) for n in range(1, 17) if columns % n == 0]
+    if column_parts(columns, degree).size is None:
+        degrees = [str(n) for n in range(1, 17) if column_parts(columns, n).size is not None]
         raise TritError(
             f"{where(matrix)}: {columns} columns cannot be shared by {degree} ranks; use a "
             f"tensor-parallel size of {', '.join(degrees)}"
