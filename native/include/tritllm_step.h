@@ -37,6 +37,8 @@ typedef struct {
     const void *prepared;
     int64_t size; /* bytes that the caller holds at `prepared` */
     tritllm_vector bias;
+    const float *steps; /* as in tritllm_product: 27 steps, or NULL */
+    int32_t depth;      /* as in tritllm_product: planes to read, or 0 */
 } tritllm_weight;
 
 /* One block. In all blocks of a step the first seven fields are equal. */

@@ -62,7 +62,7 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
         auto weight = [&](int j) {
             const size_t number = size_t(7 * i + j);
             return tritllm_weight{prepared[number].get(), model.matrices[number].prepared_size(isa),
-                                  j ? none : vector(4)};
+                                  j ? none : vector(4), nullptr, 0};
         };
         blocks.push_back({kHidden,
                           kWide,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -40,6 +41,7 @@ class Decoder:
     kv_heads: int
     head_dim: int
     dtype: np.dtype
+    steps: list[dict[str, np.ndarray]]
 
 
 def vector(values: np.ndarray | None, held: list[object]) -> decoder.Vector:
@@ -56,7 +58,7 @@ def random_decoder(
     rng = np.random.default_rng(seed)
     kind = np.dtype(DTYPES[dtype])
     held: list[object] = []
-    native, plain = [], []
+    native, plain, in_use = [], [], []
     queries, keys = heads * head_dim, kv_heads * head_dim
     shapes = {
         "q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries),
@@ -72,12 +74,14 @@ def random_decoder(
 
     for i in range(n_blocks):
         weights, products = [], {}
+        in_use.append({})
         for name, shape in shapes.items():
             w = random_weights(100 * seed + 10 * i + len(weights), *shape, depth)
             steps = (w.tensor.codebook / np.sqrt(shape[1])).astype(np.float32)
             w = type(w)(type(w.tensor)(w.tensor.weight, w.tensor.scale, steps, shape[1]), w.index)
             prepared = kernels.prepare(w.tensor, isa=isa)
             held.append(prepared)
+            in_use[-1][name] = steps[depth - 1]
             offset = rng.normal(size=shape[0]).astype(kind) if bias and name in "qkv" else None
             weights.append(
                 decoder.Weight(address(prepared.memory), prepared.nbytes, vector(offset, held))
@@ -96,7 +100,7 @@ def random_decoder(
                                              epsilon=EPSILON, scaling=head_dim**-0.5, dtype=kind)
         )  # fmt: skip
     blocks = (decoder.Block * n_blocks)(*native)
-    return Decoder(blocks, plain, held, hidden, heads, kv_heads, head_dim, kind)
+    return Decoder(blocks, plain, held, hidden, heads, kv_heads, head_dim, kind, in_use)
 
 
 @dataclass
@@ -261,6 +265,19 @@ def test_the_final_norm(isa):
     weight = np.linspace(0.5, 2, model.hidden, dtype=np.float32)
     plain, normed = run(model, call)[0], run(model, call, final=weight)[0]
     assert error(normed, decoder_reference.rms_norm(plain, weight, EPSILON)) < 1e-6
+
+
+def test_steps_and_planes_of_a_product(isa):
+    model = random_decoder(isa, 13, depth=2)
+    call = random_call(model, 13, 2, 9, masked=False)
+    weight, doubled = model.native[1].o, 2 * model.steps[1]["o"]
+    weight.steps, weight.depth = doubled.ctypes.data, 2
+    product = model.plain[1].o
+    model.plain[1] = dataclasses.replace(model.plain[1], o=lambda x: 2 * product(x))
+    assert error(run(model, call)[0], expected(model, call)[0]) < BOUND["float32"] * 2
+    weight.depth = 3  # more than there are
+    with pytest.raises(ValueError, match="does not fit"):
+        run(model, call)
 
 
 def test_blocks_that_do_not_fit_are_refused(isa):

@@ -100,8 +100,9 @@ struct Piece {
             product[i].prepared = w.prepared;
             product[i].size = w.size;
             product[i].rows = widths[i];
-            product[i].layout = product[i].depth = 0;
-            product[i].steps = nullptr;
+            product[i].layout = 0;
+            product[i].depth = w.depth;
+            product[i].steps = w.steps;
             product[i].bias = w.bias.data;
             product[i].bias_dtype = w.bias.dtype;
             product[i].y = result;

@@ -171,9 +171,15 @@ class Vector(ctypes.Structure):
 
 
 class Weight(ctypes.Structure):
-    """tritllm_weight: prepared memory, its bytes, and a bias."""
+    """tritllm_weight: prepared memory, its bytes, a bias, and which planes are read how."""
 
-    _fields_ = (("prepared", _POINTER), ("size", _INT64), ("bias", Vector))
+    _fields_ = (
+        ("prepared", _POINTER),
+        ("size", _INT64),
+        ("bias", Vector),
+        ("steps", _POINTER),
+        ("depth", _INT),
+    )
 
 
 class Block(ctypes.Structure):

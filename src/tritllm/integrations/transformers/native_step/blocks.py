@@ -141,15 +141,16 @@ def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block
                 block.norms.input.variance_epsilon,
                 block.attention.scaling,
                 *(vector(None if norm is None else norm.weight) for norm in block.norms),
-                *(
-                    block_step.Weight(
-                        linear.prepared.data_ptr(), linear.prepared.numel(), vector(linear.bias)
-                    )
-                    for linear in linears
-                ),
+                *(weight(linear) for linear in linears),
             )
         )
     return (block_step.Block * len(found))(*found)
+
+
+def weight(linear: Any) -> block_step.Weight:
+    """A packed layer's prepared memory, with all planes and the steps that it was prepared with."""
+    memory = linear.prepared
+    return block_step.Weight(memory.data_ptr(), memory.numel(), vector(linear.bias), None, 0)
 
 
 def vector(tensor: torch.Tensor | None) -> block_step.Vector:
