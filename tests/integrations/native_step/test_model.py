@@ -225,6 +225,58 @@ def test_a_cropped_cache_does_not_write_into_what_was_handed_out(folder):
     assert torch.equal(handed_out, before)
 
 
+@torch.no_grad()
+def test_a_cropped_cache_stays_in_its_memory_where_nobody_looked(folder):
+    """And where somebody did, the tokens that they were shown are not written again."""
+    model = load(folder("llama"))
+    past = model(ids(), use_cache=True).past_key_values
+    for token in (5, 6, 7):
+        model(torch.tensor([[token]]), past_key_values=past, use_cache=True)
+    rooms = [layer.room for layer in past.layers]
+    past.crop(-2)
+    assert past.get_seq_length() == 8
+    model(torch.tensor([[8]]), past_key_values=past, use_cache=True)
+    assert [layer.room for layer in past.layers] == rooms
+    assert past.layers[0].keys.shape[2] == 9
+    past.crop(-1)
+    model(torch.tensor([[8]]), past_key_values=past, use_cache=True)
+    assert past.layers[0].room is not rooms[0]
+
+
+@torch.no_grad()
+def test_a_layer_that_is_looked_at_is_transformers_own_in_copies(folder):
+    model = load(folder("llama"))
+    past = model(ids(), use_cache=True).past_key_values
+    stock_kind = type(past.layers[0])
+    model(torch.tensor([[5]]), past_key_values=past, use_cache=True)
+    layer = past.layers[1]
+    for other in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(other) is stock_kind
+        assert "room" not in vars(other)
+        assert torch.equal(other.keys, layer.keys)
+        assert torch.equal(other.values, layer.values)
+    before = layer.values
+    layer.keys = torch.zeros_like(layer.keys)
+    assert type(layer) is stock_kind
+    assert not layer.keys.any()
+    assert torch.equal(layer.values, before)
+
+
+@torch.no_grad()
+def test_a_cache_of_which_one_layer_was_cropped_is_copied(folder, steps):
+    found = []
+    for model in (load(folder("llama")), stock(load(folder("llama")))):
+        past = model(ids(), use_cache=True).past_key_values
+        model(torch.tensor([[5]]), past_key_values=past, use_cache=True)
+        past.layers[2].crop(-1)
+        past.layers[0].crop(-1)
+        past.layers[1].crop(-1)
+        past.layers[1].keys = past.layers[1].keys * 2
+        found.append(model(torch.tensor([[6]]), past_key_values=past, use_cache=True).logits)
+    assert len(steps) == 2
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def test_two_threads_at_once(folder):
     model = load(folder("qwen2"))
     expected = decode(model, 2, 40)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from operator import is_
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from tritllm.integrations.transformers.native_step.lazy_layer import LazyLayer, Room, become_lazy
 from tritllm.ops.backends.cpu import scratch_memory
 from tritllm.step import native_step as block_step
 
@@ -20,9 +20,9 @@ class PreallocatedCache:
     """The keys and values of a cache, with room for tokens to come.
 
     transformers' layer copies all keys and values for every token; here the layer's tensors are
-    views of the part that is filled, and the next token is written behind it. Whoever replaces
-    them, by whatever the cache offers, is noticed (`belongs_to`), and what they put there is
-    copied.
+    views of the part that is filled, made when someone looks (`LazyLayer`), and the next token is
+    written behind it. Whoever replaces them, by whatever the cache offers, is noticed
+    (`belongs_to`), and what they put there is copied.
     """
 
     def __init__(self, past: DynamicCache, block: block_step.Block) -> None:
@@ -30,26 +30,33 @@ class PreallocatedCache:
         batch, heads, self.tokens, width = layers[0].keys.shape
         wanted = self.tokens + max(_LEAST_ROOM, self.tokens // 4)
         self.capacity = -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
-        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._rooms: list[Room] = []
         for layer in layers:  # one at a time, so that the old memory can go
             memory = layer.keys.new_empty((2, batch, heads, self.capacity, width))
             memory[0, :, :, : self.tokens] = layer.keys
             memory[1, :, :, : self.tokens] = layer.values
-            self._held.append((memory[0], memory[1]))
-            self._publish_views(layer, self._held[-1])
-        self._published = _tensors(past)
+            self._rooms.append(Room(memory[0], memory[1], self.tokens))
+            become_lazy(layer, self._rooms[-1])
         self._stride = memory.stride()[1:4]
         self._batch, self._dtype = batch, memory.dtype
         pointers = ctypes.c_void_p * len(layers)
-        self._keys = pointers(*(keys.data_ptr() for keys, _ in self._held))
-        self._values = pointers(*(values.data_ptr() for _, values in self._held))
+        self._keys = pointers(*(room.keys.data_ptr() for room in self._rooms))
+        self._values = pointers(*(room.values.data_ptr() for room in self._rooms))
         self._scratch = block_step.scratch_size(block, batch, self.capacity)
 
     def belongs_to(self, past: DynamicCache) -> bool:
-        """Whether the cache holds what was published last, and there is room for another token."""
-        if self.tokens == self.capacity or len(past.layers) != len(self._held):
+        """Whether the cache's layers are in this memory, and there is room for another token.
+
+        Tokens that were taken off every layer are gone here, too.
+        """
+        rooms = self._rooms
+        if len(past.layers) != len(rooms):
             return False
-        return all(map(is_, _tensors(past), self._published))
+        self.tokens = rooms[0].tokens
+        for layer, room in zip(past.layers, rooms, strict=True):
+            if layer.__dict__.get("room") is not room or room.tokens != self.tokens:
+                return False
+        return self.tokens < self.capacity
 
     def accepts(self, hidden: torch.Tensor) -> bool:
         """Whether hidden states [B, 1, H] are of the cache's batch and dtype, on the CPU."""
@@ -61,7 +68,6 @@ class PreallocatedCache:
 
     def step(
         self,
-        past: DynamicCache,
         blocks: ctypes.Array[block_step.Block],
         final_norm: tuple[block_step.Vector, float],
         hidden: torch.Tensor,
@@ -71,8 +77,9 @@ class PreallocatedCache:
     ) -> None:
         """Run the blocks and the final norm on hidden [B, 1, H], in place.
 
+        The cache that this memory belongs to holds one token more afterwards.
+
         Args:
-            past: the cache that this memory belongs to; it holds one token more afterwards.
             blocks: the model's, in its order.
             final_norm: weight and epsilon.
             hidden: contiguous embeddings of the new tokens, of the cache's dtype.
@@ -92,15 +99,8 @@ class PreallocatedCache:
             *final_norm,
         )  # fmt: skip
         block_step.llama_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
-        self.tokens = tokens
-        for layer, held in zip(past.layers, self._held, strict=True):
-            self._publish_views(layer, held)
-        self._published = _tensors(past)
-
-    def _publish_views(self, layer: DynamicLayer, held: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Give transformers' layer the part that is filled."""
-        layer.keys = held[0].narrow(2, 0, self.tokens)
-        layer.values = held[1].narrow(2, 0, self.tokens)
+        for room in self._rooms:
+            room.tokens = tokens
 
 
 _preallocated: WeakKeyDictionary[DynamicCache, PreallocatedCache] = WeakKeyDictionary()
@@ -117,7 +117,9 @@ def preallocated(
         return None
     first = past.layers[0]
     for layer in past.layers:
-        if type(layer) is not DynamicLayer or not layer.is_initialized or not layer.keys.numel():
+        if type(layer) not in (DynamicLayer, LazyLayer) or not layer.is_initialized:
+            return None
+        if not layer.keys.numel():
             return None
         if layer.keys.shape != first.keys.shape or layer.values.shape != first.keys.shape:
             return None
@@ -126,7 +128,3 @@ def preallocated(
                 return None
     memory = _preallocated[past] = PreallocatedCache(past, blocks[0])
     return memory
-
-
-def _tensors(past: DynamicCache) -> list[torch.Tensor]:
-    return [tensor for layer in past.layers for tensor in (layer.keys, layer.values)]

@@ -125,7 +125,7 @@ class NativeStepModel(WatchedModule):
             return None
         hidden = hidden.contiguous()
         final_norm = vector(self.norm.weight), self.norm.variance_epsilon
-        cache.step(past, blocks, final_norm, hidden, cos, sin, mask)
+        cache.step(blocks, final_norm, hidden, cos, sin, mask)
         return hidden
 
     def __reduce_ex__(self, protocol: Any) -> Any:
