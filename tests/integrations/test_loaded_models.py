@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tritllm import native as library
 from tritllm.errors import TritError
 from tritllm.integrations.transformers import load_model
+from tritllm.integrations.transformers.layers import float_weight
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step
 
@@ -138,7 +139,7 @@ def test_autocast_with_gradients(tiny, mode, dtype):
         y = layer(x)
     (ours,) = torch.autograd.grad(y.float().sum(), x)
     assert (y.dtype, ours.dtype) == (dtype, torch.float32)
-    weight = layer.dequantized(torch.float32)
+    weight = float_weight(layer, torch.float32)
     expected = weight.sum(0).expand(3, -1)
     assert (ours - expected).norm() < 1e-2 * expected.norm()
 

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tritllm import FormatError, PackedCheckpoint, verify
 from tritllm.integrations.transformers import TritConfig, load_model
+from tritllm.integrations.transformers.layers import float_weight
 from tritllm.publish.card import card
 from tritllm.run.info import info
 
@@ -100,7 +101,7 @@ def test_lm_head_depth(tiny, tmp_path, torch_only, family):
     assert head.depth == 4
     plain = load_model(packed)
     expected = plain.get_output_embeddings().weight
-    assert (head.dequantized(torch.float32) - expected).norm() < 0.03 * expected.norm()
+    assert (float_weight(head, torch.float32) - expected).norm() < 0.03 * expected.norm()
     assert torch.equal(model.get_input_embeddings().weight, plain.get_input_embeddings().weight)
     model.save_pretrained(tmp_path)
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -114,7 +115,7 @@ def test_lm_head_depth(tiny, tmp_path, torch_only, family):
     again.dequantize()
     again.save_pretrained(tmp_path / "dequantized")
     last = AutoModelForCausalLM.from_pretrained(tmp_path / "dequantized")
-    assert torch.equal(last.get_output_embeddings().weight, head.dequantized(torch.float16))
+    assert torch.equal(last.get_output_embeddings().weight, float_weight(head, torch.float16))
 
 
 # --- On the fly -----------------------------------------------------------------------------------

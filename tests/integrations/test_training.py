@@ -11,6 +11,7 @@ from support.tiny_models import some_ids
 
 from tritllm import quantize
 from tritllm.integrations.transformers import load_model
+from tritllm.integrations.transformers.layers import float_weight
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
@@ -68,7 +69,7 @@ def pair(folder, mode):
     for name, module in list(plain.named_modules()):
         if isinstance(module, TritLinear):
             linear = torch.nn.Linear(module.in_features, module.out_features, bias=False)
-            linear.weight.data = module.dequantized(torch.float32)
+            linear.weight.data = float_weight(module, torch.float32)
             plain.set_submodule(name, linear)
     for model in (packed, plain):
         model.requires_grad_(False)

@@ -11,6 +11,7 @@ from itertools import count as _numbers
 
 _next = _numbers(1)
 _last = 0
+_last_of_planes = 0
 
 
 def note() -> None:
@@ -22,3 +23,14 @@ def note() -> None:
 def count() -> int:
     """The number of the last change; to be compared with `!=`, not ordered."""
     return _last
+
+
+def note_planes() -> None:
+    """Say that packed layers read another number of planes; what they hold is what it was."""
+    global _last_of_planes
+    _last_of_planes = next(_next)
+
+
+def planes_count() -> int:
+    """The number of the last such switch; to be compared with `!=`."""
+    return _last_of_planes

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from tritllm.codec import TritTensor
+from tritllm.errors import TritError
 from tritllm.format.layout import packed_shapes
+from tritllm.format.trits import DEPTHS
 from tritllm.ops import backends, changes
 from tritllm.ops import mode as modes
 from tritllm.ops.backends import cpu
 from tritllm.ops.check_packed_bytes import PACKED, faults_in_state
 from tritllm.ops.definitions import Packed, linear, linear_prepared
-from tritllm.ops.dtypes import NUMPY_OF_TORCH
 from tritllm.ops.gradients import goes_straight
 from tritllm.ops.numpy_arrays import torch_parts
 from tritllm.ops.tensor_versions import seen_of, uncounted
 from tritllm.storage.mapped_pages import release_pages
+
+MOST = "_most"  # the attribute of a layer that says how many planes it reads, if it holds as many
 
 
 class TritLinear(nn.Module):  # type: ignore[misc]
@@ -33,6 +35,9 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     float32, bfloat16, float16 or float64 (where native kernels compute in float32). The result has
     gradients for x and bias; the packed weight is frozen.
 
+    All `depth` planes are held and saved; the top `planes` of them are read, which can be set at
+    any time: a CPU's prepared memory serves all numbers, elsewhere torch decodes fewer than all.
+
     Where the layer's device has kernels and a layout of its own, memory in it (`prepared`) is made
     when the layer first runs, or by `prepare()` before. It is made again when what it was made from
     is replaced, moved, loaded or written in place; no copy, cast or pickle of a layer takes it
@@ -43,9 +48,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     Args:
         transposed: the model stores the float weight as [in_features, out_features] (GPT-2).
-        mode: "int8", "exact" or "torch" (mode.py); by default what TRITLLM_LINEAR says.
-
-    Raises TritError for an unknown mode.
+        mode: "int8", "exact" or "torch" (mode.py; TritError for another); by default what
+            TRITLLM_LINEAR says.
     """
 
     weight: torch.Tensor
@@ -69,7 +73,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         self.transposed = transposed
         self._mode = modes.requested() if mode is None else modes.checked(mode, "mode")
         self._seen: Any = None  # what the packed tensors were when `prepare` last looked
-        self._steps: torch.Tensor | None = None  # the codebook's row in use, a view
+        self._steps: tuple[torch.Tensor, ...] = ()  # the codebook's rows, views
+        self._most = DEPTHS[-1]
         self._layout = 0
         planes, scale, codebook = packed_shapes(out_features, in_features, depth)
         byte = {"dtype": torch.uint8, "device": device}
@@ -100,12 +105,24 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     @property
     def depth(self) -> int:
-        """Trit planes that are held and read."""
+        """Trit planes that are held, and saved."""
         return self.weight.shape[0]
 
     @property
+    def planes(self) -> int:
+        """Trit planes that are read, 1..depth; may be set. Raises TritError for another number."""
+        return min(self._most, self.depth)
+
+    @planes.setter
+    def planes(self, planes: int) -> None:
+        if planes not in range(1, self.depth + 1):
+            raise TritError(f"planes {planes!r:.40} is not 1..{self.depth}")
+        self.__dict__[MOST] = planes
+        changes.note_planes()
+
+    @property
     def mode(self) -> str:
-        """What computes the layer, as TRITLLM_LINEAR names it: "int8", "exact" or "torch"."""
+        """What computes: "int8", "exact" or "torch" (mode.py); may be set."""
         return self._mode
 
     @mode.setter
@@ -117,7 +134,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that computing reads: the prepared memory or the packed planes, and the bias."""
+        """Bytes held to compute with: the prepared memory or the packed planes, and the bias."""
         if self.prepared is not None:
             own = self.prepared.nbytes
         else:
@@ -143,18 +160,21 @@ class TritLinear(nn.Module):  # type: ignore[misc]
                 now = uncounted(planes, scale, codebook)
             if now != self._seen:
                 self.prepare()
-        prepared = buffers["prepared"]
-        if prepared is None:
-            return linear(x, planes, scale, codebook[-1], bias)
-        depth, exact = planes.shape[0], self._mode == "exact"
-        if not compiling and goes_straight(x, bias):
+        prepared, depth, exact = buffers["prepared"], planes.shape[0], self._mode == "exact"
+        read = min(self._most, depth)
+        if prepared is not None and not compiling and goes_straight(x, bias):
             return cpu.linear_prepared(
-                x, prepared, self._steps, self._layout, depth, self.in_features,
+                x, prepared, self._steps[read - 1], self._layout, read, self.in_features,
                 self.out_features, exact, bias,
             )  # fmt: skip
+        steps = codebook[read - 1]
+        if read < depth:
+            planes = planes[:read]
+        if prepared is None or (read < depth and not prepared.is_cpu):
+            return linear(x, planes, scale, steps, bias)
         return linear_prepared(
-            x, prepared, codebook[-1], self._layout, depth, self.in_features, self.out_features,
-            exact, bias, None, planes, scale,
+            x, prepared, steps, self._layout, read, self.in_features, self.out_features, exact,
+            bias, None, planes, scale,
         )  # fmt: skip
 
     def prepare(self) -> bool:
@@ -168,13 +188,13 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         """
         self._forget()
         planes, scale, codebook = self._packed()
-        made = None
-        if self._mode != "torch" and type(planes) is torch.Tensor:  # no DTensor, no fake
+        plain, made = type(planes) is torch.Tensor, None  # no DTensor, no fake
+        if plain and self._mode != "torch":
             made = backends.prepare(Packed(planes, scale, codebook[-1], self.in_features))
         self._seen = seen_of(planes, scale, codebook)
         if made is None:
             return False
-        self._steps = codebook[-1].detach()
+        self._steps = codebook.detach().contiguous().unbind()
         self._layout = made.layout
         self._keep(made.memory)
         changes.note()
@@ -188,7 +208,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         Every such change comes here, so that whoever keeps addresses of it learns (changes.py).
         """
         if "_seen" in self.__dict__:
-            self.__dict__.update(_seen=None, _steps=None)
+            self.__dict__.update(_seen=None, _steps=())
             self._keep(None)
         changes.note()
 
@@ -216,18 +236,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
             self.in_features,
         )
 
-    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """The float weight as the model stores it, of `dtype`, on the layer's device."""
-        rounded = dtype if dtype in NUMPY_OF_TORCH else torch.float32
-        values = self.tensor().decode(
-            dtype=NUMPY_OF_TORCH[rounded], threads=torch.get_num_threads()
-        )
-        bits = torch.from_numpy(values.view(np.uint16 if values.itemsize == 2 else np.float32))
-        weight = bits.view(rounded).to(dtype)
-        return (weight.t().contiguous() if self.transposed else weight).to(self.weight.device)
-
     def keep_planes(self, planes: int) -> None:
-        """Forget all but the top `planes` planes; on the CPU a view, so the rest is never read."""
+        """Hold the top `planes` planes at most; on the CPU a view, so the rest is never loaded."""
         if planes < self.depth:
             weight, codebook = self.weight[:planes], self.weight_codebook[:planes]
             on_cpu = weight.device.type == "cpu"
@@ -247,7 +257,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
             self._buffers["weight_codebook"] = codebook
         if kept and before == seen_of(*self._packed()):
             self._keep(prepared)
-            self._seen, self._steps = before, codebook[-1].detach()
+            self._seen, self._steps = before, codebook.detach().contiguous().unbind()
         elif prepared is not None:
             self._prepare_if_valid()
         return self
@@ -262,39 +272,29 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         except ValueError:
             self._forget()
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """As nn.Module, but nothing is loaded that the layer could not run; and it runs at once."""
         faults = faults_in_state(state_dict, prefix, self._buffers, self.in_features)
         if faults:
-            error_msgs.extend(faults)
+            rest[-1].extend(faults)  # torch's list of errors
             return
         had = self._buffers["prepared"] is not None
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         self._forget()
         if had:
             self._prepare_if_valid()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without prepared memory: a copy makes its own, in the layout of the machine it is on."""
-        state = dict(self.__dict__, _seen=None, _steps=None, _non_persistent_buffers_set=set())
+        state = dict(self.__dict__, _seen=None, _steps=(), _non_persistent_buffers_set=set())
         state["_buffers"] = {**self._buffers, "prepared": None}
         return state
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         how = "prepared" if self.prepared is not None else "portable"
+        read = "" if self.planes == self.depth else f", planes={self.planes}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"depth={self.depth}, bias={self.bias is not None}, {how}"
+            f"depth={self.depth}{read}, bias={self.bias is not None}, {how}"
         )

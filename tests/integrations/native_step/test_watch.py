@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize, prune
 from tritllm import quantize
 from tritllm.integrations.transformers import load_model
 from tritllm.integrations.transformers.native_step import model as native_model
+from tritllm.integrations.transformers.native_step.watch import WatchedModule
 from tritllm.ops import changes
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
@@ -279,7 +280,8 @@ def test_copies_pickles_and_saved_models_are_stock_throughout(model):
     )
     for other in copies:
         for module in other.modules():
-            assert not hasattr(module, "stock")
+            assert not isinstance(module, WatchedModule)
+            assert (module is other) == hasattr(module, "set_planes")
             assert {type(module._modules), type(module._parameters), type(module._buffers)} == {
                 dict
             }

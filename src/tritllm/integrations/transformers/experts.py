@@ -16,6 +16,7 @@ from torch import nn
 
 from tritllm.errors import TritError
 from tritllm.integrations.transformers.compat import WeightConverter, experts_gate
+from tritllm.integrations.transformers.layers import float_weight
 from tritllm.ops.trit_linear import TritLinear
 
 _MERGES = {("MergeModulelist", "Concatenate"): 2, ("MergeModulelist",): 1}
@@ -93,7 +94,7 @@ class TritExperts(nn.Module):  # type: ignore[misc]
             experts = []
             for index in range(self.num_experts):
                 layers = [self.get_submodule(f"{index}.{leaf}") for leaf in leaves]
-                experts.append(torch.cat([float_weight(layer, dtype) for layer in layers]))
+                experts.append(torch.cat([_as_floats(layer, dtype) for layer in layers]))
             return nn.Parameter(torch.stack(experts))
 
         fused.gate_up_proj = stack(self.names.gate, self.names.up)
@@ -101,11 +102,12 @@ class TritExperts(nn.Module):  # type: ignore[misc]
         return fused
 
 
-def float_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The float weight [N, K] of a packed or an ordinary layer."""
+def _as_floats(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [N, K] of a packed or an ordinary layer."""
     if isinstance(layer, TritLinear):
-        return layer.dequantized(dtype)
-    return layer.weight.detach().to(dtype)
+        return float_weight(layer, dtype)
+    weight: torch.Tensor = layer.weight.detach().to(dtype)
+    return weight
 
 
 def unfuse_experts(model: nn.Module, conversions: Sequence[Any]) -> list[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tritllm.errors import FormatError
 from tritllm.integrations.transformers.compat import Conv1D
+from tritllm.ops.dtypes import NUMPY_OF_TORCH
 from tritllm.ops.trit_linear import TritLinear
 
 
@@ -41,6 +43,17 @@ def float_layer(layer: TritLinear, dtype: torch.dtype) -> nn.Module:
             plain: Any = Conv1D(layer.out_features, layer.in_features)
         else:
             plain = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
-    plain.weight = nn.Parameter(layer.dequantized(dtype))
+    plain.weight = nn.Parameter(float_weight(layer, dtype))
     plain.bias = bias
     return plain
+
+
+def float_weight(layer: TritLinear, dtype: torch.dtype) -> torch.Tensor:
+    """The float weight of the planes that a packed layer reads, as the model stores it."""
+    rounded = dtype if dtype in NUMPY_OF_TORCH else torch.float32
+    values = layer.tensor().decode(
+        layer.planes, NUMPY_OF_TORCH[rounded], threads=torch.get_num_threads()
+    )
+    bits = torch.from_numpy(values.view(np.uint16 if values.itemsize == 2 else np.float32))
+    weight = bits.view(rounded).to(dtype)
+    return (weight.t().contiguous() if layer.transposed else weight).to(layer.weight.device)

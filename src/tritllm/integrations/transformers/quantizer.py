@@ -135,6 +135,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         from tritllm.integrations.transformers.description import describe_loaded
         from tritllm.integrations.transformers.native_step import use_native_step
         from tritllm.integrations.transformers.output_layer import pack_output_layer
+        from tritllm.integrations.transformers.packed_model import use_packed_model
 
         if self._faults:
             raise SourceError(f"{model.config.name_or_path}: {self._faults[0]}; fix the source")
@@ -153,6 +154,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         if not self._attention_asked:
             use_attention(model)
         use_native_step(model)
+        use_packed_model(model)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:

@@ -106,6 +106,8 @@ def _is_native_block(block: Block, config: Any, source: str) -> bool:
             return False
         if linear.prepared.device.type != "cpu" or linear.mode != block.linears.q.mode:
             return False
+        if not linear.weight_codebook.is_contiguous():
+            return False
     linears = block.linears
     if linears.q.in_features % block_step.WIDTH_MULTIPLE:
         return False
@@ -148,9 +150,16 @@ def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block
 
 
 def weight(linear: Any) -> block_step.Weight:
-    """A packed layer's prepared memory, with all planes and the steps that it was prepared with."""
-    memory = linear.prepared
-    return block_step.Weight(memory.data_ptr(), memory.numel(), vector(linear.bias), None, 0)
+    """A packed layer's prepared memory, and the planes that it reads now with their steps."""
+    memory, planes = linear.prepared, linear.planes
+    steps = None if planes == linear.depth else linear.weight_codebook[planes - 1].data_ptr()
+    return block_step.Weight(
+        memory.data_ptr(),
+        memory.numel(),
+        vector(linear.bias),
+        steps,
+        0 if steps is None else planes,
+    )
 
 
 def vector(tensor: torch.Tensor | None) -> block_step.Vector:

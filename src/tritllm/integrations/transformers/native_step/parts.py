@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from tritllm.integrations.transformers import attention
 from tritllm.integrations.transformers.compat import attention_of
 from tritllm.integrations.transformers.native_step.blocks import (
+    Block,
     blocks_of,
     can_be_native,
     native_blocks,
@@ -18,7 +19,7 @@ from tritllm.integrations.transformers.native_step.blocks import (
 )
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, watch
 from tritllm.ops import changes
-from tritllm.ops.trit_linear import TritLinear
+from tritllm.ops.trit_linear import MOST, TritLinear
 from tritllm.step import native_step as block_step
 
 _ATTENTIONS = ("sdpa", attention.NAME)
@@ -31,17 +32,19 @@ class Parts:
     `unchanged` and `may_be_bypassed` are asked once a token, hence the care about time. Modules
     tell of their changes themselves (`watch`), new hooks are told by torch's number of hooks. What
     nobody tells is looked at: `parameter.data = other` gives a norm's weight or a bias other
-    memory, and a config has no setter that could be watched.
+    memory, and a config has no setter that could be watched. Layers that read another number of
+    planes have changed nothing: there are blocks for every such choice, made when it is first met.
     """
-
-    blocks: ctypes.Array[block_step.Block] | None  # None where the model is not native now
 
     def __init__(self, model: Any) -> None:
         # Before looking, so that a change made meanwhile is seen at the next token.
         self._changes, self._handles = changes.count(), RemovableHandle.next_id
         self._config = model.config
         self._settings = _settings(model.config)
-        self.blocks, self.head_dim, self.dtype = None, 0, torch.float32
+        self.head_dim, self.dtype = 0, torch.float32
+        self._modules: list[Block] = []  # none where the model is not native now
+        self._linears: list[dict[str, Any]] = []
+        self._of_planes: dict[tuple[int, ...], ctypes.Array[block_step.Block]] = {}
         modules = list(model.modules())
         news = [m for m in modules if _is_known(m) and not isinstance(m, WatchedModule)]
         for module in modules:
@@ -63,7 +66,9 @@ class Parts:
             return
         self.dtype = model.norm.weight.dtype
         self.head_dim = blocks[0].attention.head_dim
-        self.blocks = native_blocks(blocks, self.dtype)
+        self._modules = blocks
+        self._linears = [linear.__dict__ for block in blocks for linear in block.linears]
+        self._find_blocks()
         self._vectors = [model.norm.weight, *(v for block in blocks for v in vectors_of(block))]
         self._addresses = [vector.data_ptr() for vector in self._vectors]
 
@@ -75,6 +80,22 @@ class Parts:
             and _settings(self._config) == self._settings
             and list(map(_ADDRESS, self._vectors)) == self._addresses
         )
+
+    @property
+    def blocks(self) -> ctypes.Array[block_step.Block] | None:
+        """Those that read as many planes as the layers do; None where the model is not native."""
+        if not self._modules:
+            return None
+        if changes.planes_count() != self._planes:
+            self._find_blocks()
+        return self._blocks
+
+    def _find_blocks(self) -> None:
+        self._planes = changes.planes_count()
+        key = tuple(linear[MOST] for linear in self._linears)
+        if key not in self._of_planes:
+            self._of_planes[key] = native_blocks(self._modules, self.dtype)
+        self._blocks = self._of_planes[key]
 
     def may_be_bypassed(self) -> bool:
         """Whether nobody listens to the modules, and nothing is asked that a step has not."""

@@ -61,7 +61,8 @@ def watch(module: nn.Module) -> None:
 @cache
 def subclass(kind: Any, first: Any) -> type:
     """`first` and then `kind`, under kind's name, which transformers and accelerate look at."""
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stock": kind}
+    stock = kind.__dict__.get("stock", kind)
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stock": stock}
     return type(kind.__name__, (first, kind), names)
 
 
