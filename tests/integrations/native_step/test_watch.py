@@ -107,6 +107,12 @@ def monkeypatch_forward(module_of):
     return change
 
 
+def monkeypatch_rotary(model):
+    rotary = model.model.rotary_emb
+    real = type(rotary).forward
+    rotary.forward = lambda x, position_ids: real(rotary, x, position_ids + 9)
+
+
 def accelerates_way(model):
     """accelerate and torch.func write into a module's dict."""
     norm = model.model.layers[1].input_layernorm
@@ -166,6 +172,10 @@ CHANGES = {
     "an activation": lambda m: setattr(m.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
     "a norm's forward": monkeypatch_forward(lambda m: m.model.layers[2].input_layernorm),
     "the final norm's forward": monkeypatch_forward(lambda m: m.model.norm),
+    "rotary frequencies' data": set_data(lambda m: m.model.rotary_emb.inv_freq),
+    "rotary frequencies in place": lambda m: m.model.rotary_emb.inv_freq.data.mul_(3),
+    "rotary scaling": lambda m: setattr(m.model.rotary_emb, "attention_scaling", 0.5),
+    "rotary's forward": monkeypatch_rotary,
     "layers swapped": lambda m: m.model.layers.__setitem__(0, m.model.layers[1]),
     "one bias less": lambda m: setattr(m.model.layers[0].self_attn.q_proj, "bias", None),
     "weights tied": tie,
@@ -235,12 +245,18 @@ def test_hooks_and_settings_in_the_middle(model, steps):
     token(model, past)
     assert (len(called), len(steps)) == (1, 2)
     for name, value in (("output_hidden_states", True), ("sliding_window", 4),
+                        ("_attn_implementation", "eager"),
                         ("layer_types", ["sliding_attention"] * 3)):  # fmt: skip
         own = getattr(model.config, name)
         setattr(model.config, name, value)
         parts = model.model.__dict__[native_model._PARTS]
         assert not (parts.unchanged() and parts.may_be_bypassed()), name
+        again = native_model.Parts(model.model)
+        assert again.blocks is None or not again.may_be_bypassed() or name == "sliding_window"
         setattr(model.config, name, own)
+    model.config.layer_types[1] = "sliding_attention"
+    assert not model.model.__dict__[native_model._PARTS].unchanged()
+    model.config.layer_types[1] = "full_attention"
     token(model, past)
     assert len(steps) == 3
 

@@ -120,7 +120,7 @@ class NativeStepModel(WatchedModule):
             return None
         if position_ids is None:
             position_ids = torch.tensor([[cache.tokens]])
-        cos, sin = self.rotary_emb(hidden, position_ids)
+        cos, sin = parts.rotary.at(hidden, position_ids)
         if not _rotary_fits(cos, sin, hidden, parts.head_dim):
             return None
         hidden = hidden.contiguous()

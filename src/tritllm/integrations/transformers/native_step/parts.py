@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from typing import Any
 
@@ -17,6 +18,7 @@ from tritllm.integrations.transformers.native_step.blocks import (
     native_blocks,
     vectors_of,
 )
+from tritllm.integrations.transformers.native_step.rotary import RotaryTables
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, watch
 from tritllm.ops import changes
 from tritllm.ops.trit_linear import MOST, TritLinear
@@ -40,7 +42,8 @@ class Parts:
         # Before looking, so that a change made meanwhile is seen at the next token.
         self._changes, self._handles = changes.count(), RemovableHandle.next_id
         self._config = model.config
-        self._settings = _settings(model.config)
+        self._settings = _copied(vars(model.config))
+        self._asks_for_more = _asks_for_more(model.config)
         self.head_dim, self.dtype = 0, torch.float32
         self._modules: list[Block] = []  # none where the model is not native now
         self._linears: list[dict[str, Any]] = []
@@ -66,6 +69,7 @@ class Parts:
             return
         self.dtype = model.norm.weight.dtype
         self.head_dim = blocks[0].attention.head_dim
+        self.rotary = RotaryTables(model.rotary_emb)
         self._modules = blocks
         self._linears = [linear.__dict__ for block in blocks for linear in block.linears]
         self._find_blocks()
@@ -77,7 +81,7 @@ class Parts:
         return (
             changes.count() == self._changes
             and RemovableHandle.next_id == self._handles
-            and _settings(self._config) == self._settings
+            and vars(self._config) == self._settings
             and list(map(_ADDRESS, self._vectors)) == self._addresses
         )
 
@@ -99,17 +103,21 @@ class Parts:
 
     def may_be_bypassed(self) -> bool:
         """Whether nobody listens to the modules, and nothing is asked that a step has not."""
-        config = self._config
-        return (
-            not any(self._hooked)
-            and not (config.output_attentions or config.output_hidden_states)
-            and attention_of(config) in _ATTENTIONS
-        )
+        return not self._asks_for_more and not any(self._hooked)
 
 
-def _settings(config: Any) -> tuple[Any, ...]:
-    """What a model reads of its config at every call."""
-    return (getattr(config, "sliding_window", None), getattr(config, "layer_types", None))
+def _copied(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config's attributes; of lists and dicts copies, which do not change with them."""
+    return {n: copy.copy(v) if isinstance(v, list | dict) else v for n, v in settings.items()}
+
+
+def _asks_for_more(config: Any) -> bool:
+    """Whether a config asks for what a step has not."""
+    return bool(
+        config.output_attentions
+        or config.output_hidden_states
+        or attention_of(config) not in _ATTENTIONS
+    )
 
 
 def _is_known(module: Any) -> bool:
