@@ -135,7 +135,7 @@ def quantize_shard(plan: Plan, shard: str, folder: Path, threads: int) -> Iterat
     source = next(each for each in plan.source.shards if each.name == shard)
     _check_shard(plan, source)
     with Journal(folder, plan.fingerprint) as journal:
-        yield from ShardPass(plan, folder, journal, threads).process(source)
+        yield from ShardPass(plan, folder, journal, threads).process([source])
 
 
 def _check_shard(plan: Plan, shard: SourceShard) -> None:

@@ -203,11 +203,10 @@ class _Run:
         if self.workers:
             return self.workers.process(self.plan, self.out, journal, self.on_progress)
         shards = ShardPass(self.plan, self.out, journal, self.threads, encodings)
-        for shard in self.plan.source.shards:
-            with closing(shards.process(shard)) as steps:
-                for step in steps:
-                    if self.on_progress:
-                        self.on_progress(step)
+        with closing(shards.process(self.plan.source.shards)) as steps:
+            for step in steps:
+                if self.on_progress:
+                    self.on_progress(step)
         return None
 
     def _calibrated(self) -> Encodings | None:
