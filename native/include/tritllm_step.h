@@ -1,17 +1,19 @@
-/* tritllm: the decoder blocks of the Llama family on packed weights, for one new token a sequence.
+/* tritllm: the decoder blocks of the Llama family on packed weights, for a few new tokens a sequence.
  *
  *   h = h + O(attention(rope(norm_q(Q x)), keys, values))     x = rms_norm(h, input_norm)
  *   h = h + Down(silu(Gate z) * Up z)                         z = rms_norm(h, post_norm)
  *
- * for every block in turn, and rms_norm(h, final_norm) at the end. The new token's key
- * rope(norm_k(K x)) and value V x are written behind those of the tokens before it.
+ * for every block in turn, and rms_norm(h, final_norm) at the end. The new tokens' keys
+ * rope(norm_k(K x)) and values V x are written behind those of the tokens before; a new token sees
+ * those, itself and the new ones before it.
  *
- *   bytes = tritllm_llama_step_scratch(&block, batch, tokens)
+ *   bytes = tritllm_llama_step_scratch(&block, batch, new_tokens, tokens)
  *   tritllm_llama_step(threads, blocks, n_blocks, &step, scratch)
  *
  * Hidden states between the blocks, queries, keys and values have the blocks' dtype; everything
  * else is float32. Products are those of tritllm_linear.h, on prepared weights. Results do not
- * depend on the number of threads. hidden and intermediate are multiples of TRITLLM_WIDTH_MULTIPLE,
+ * depend on the number of threads, nor a token's on what else is in the step: several new tokens
+ * get the bits that they get one by one. hidden and intermediate are multiples of TRITLLM_WIDTH_MULTIPLE,
  * head_dim is one of TRITLLM_HEAD_MULTIPLE and at most TRITLLM_MOST_HEAD_DIM. Memory is the
  * caller's; scratch is aligned to TRITLLM_ALIGNMENT. Return values are those of tritllm.h.
  */
@@ -60,12 +62,13 @@ typedef struct {
 } tritllm_block;
 
 typedef struct {
-    int64_t batch;
-    int64_t tokens;  /* keys of a sequence, the new one included: it is the last */
-    void *hidden;    /* [batch][hidden]; replaced by the result */
-    const void *cos; /* [head_dim], row b at element b * rotary_stride */
+    int64_t batch;      /* sequences */
+    int64_t new_tokens; /* of every sequence */
+    int64_t tokens;     /* keys of a sequence; the last are those of the new tokens */
+    void *hidden;       /* [batch][new_tokens][hidden]; replaced by the result */
+    const void *cos;    /* [new_tokens][head_dim], sequence b's at element b * rotary_stride */
     const void *sin;
-    int64_t rotary_stride; /* 0: the same position in every sequence */
+    int64_t rotary_stride; /* 0: the same positions in every sequence */
     void *const *key;      /* of every block: [batch][kv_heads][tokens][head_dim] */
     void *const *value;    /* likewise */
     int64_t key_stride[3]; /* of a sequence, a head, a token, in elements; values' are equal */
@@ -77,7 +80,7 @@ typedef struct {
 
 /* Bytes of scratch memory; -1 for a block or a size that this library cannot compute. */
 TRITLLM_API int64_t tritllm_llama_step_scratch(const tritllm_block *block, int64_t batch,
-                                               int64_t tokens);
+                                               int64_t new_tokens, int64_t tokens);
 
 TRITLLM_API int tritllm_llama_step(int threads, const tritllm_block *blocks, int64_t n_blocks,
                                    const tritllm_step *step, void *scratch);

@@ -12,7 +12,7 @@ constexpr int64_t kHidden = 48, kWide = 112, kHeads = 6, kKvHeads = 2, kHeadDim 
 constexpr int kBlocks = 2;
 
 struct Case {
-    int64_t batch, tokens;
+    int64_t batch, new_tokens, tokens;
     bool masked, head_norms;
 };
 
@@ -87,9 +87,10 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
     }
     Random random;
     Result r;
-    r.hidden = random.floats(c.batch * kHidden);
-    const std::vector<float> cos = random.floats(c.batch * kHeadDim),
-                             sin = random.floats(c.batch * kHeadDim);
+    const int64_t rows = c.batch * c.new_tokens;
+    r.hidden = random.floats(rows * kHidden);
+    const std::vector<float> cos = random.floats(rows * kHeadDim),
+                             sin = random.floats(rows * kHeadDim);
     const int64_t size = c.batch * kKvHeads * c.tokens * kHeadDim;
     r.cache = random.floats(2 * kBlocks * size);
     std::vector<uint8_t> mask(static_cast<size_t>(c.batch * c.tokens));
@@ -100,11 +101,12 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
         values[i] = r.cache.data() + (2 * i + 1) * size;
     }
     const tritllm_step step = {c.batch,
+                               c.new_tokens,
                                c.tokens,
                                r.hidden.data(),
                                cos.data(),
                                sin.data(),
-                               kHeadDim,
+                               c.new_tokens * kHeadDim,
                                keys,
                                values,
                                {kKvHeads * c.tokens * kHeadDim, c.tokens * kHeadDim, kHeadDim},
@@ -112,7 +114,8 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
                                c.tokens,
                                {model.vectors[0].data(), TRITLLM_FLOAT32},
                                1e-6f};
-    const Memory scratch = aligned(tritllm_llama_step_scratch(blocks.data(), c.batch, c.tokens));
+    const Memory scratch =
+        aligned(tritllm_llama_step_scratch(blocks.data(), c.batch, c.new_tokens, c.tokens));
     CHECK(tritllm_llama_step(threads, blocks.data(), kBlocks, &step, scratch.get()) == TRITLLM_OK);
     return r;
 }
@@ -132,7 +135,10 @@ bool same(const std::vector<float> &x, const std::vector<float> &y) {
 
 int main() {
     const Model model;
-    const Case cases[] = {{1, 1, false, false}, {1, 33, false, true}, {3, 300, true, true}};
+    const Case cases[] = {{1, 1, 1, false, false},
+                          {1, 1, 33, false, true},
+                          {3, 1, 300, true, true},
+                          {2, 4, 258, true, true}};
     for (const Case &c : cases) {
         const Result plain = run(model, TRITLLM_SCALAR, c, 1);
         for (int isa = 0; tritllm_isa_name(isa); isa++) {
@@ -141,7 +147,8 @@ int main() {
             CHECK(same(alone.hidden, together.hidden) && same(alone.cache, together.cache));
             compare(alone.hidden, plain.hidden);
             compare(alone.cache, plain.cache);
-            std::printf("%s agrees over %d keys\n", tritllm_isa_name(isa), int(c.tokens));
+            std::printf("%s agrees on %d new tokens over %d keys\n", tritllm_isa_name(isa),
+                        int(c.new_tokens), int(c.tokens));
         }
     }
 }

@@ -113,17 +113,20 @@ class Call:
     mask: np.ndarray | None
 
 
-def random_call(model: Decoder, seed: int, batch: int, tokens: int, masked: bool) -> Call:
+def random_call(
+    model: Decoder, seed: int, batch: int, tokens: int, masked: bool, new: int = 1
+) -> Call:
+    """tokens: of a sequence, the `new` last ones included."""
     rng = np.random.default_rng(seed)
     cache = (batch, model.kv_heads, tokens, model.head_dim)
-    angle = np.tile(rng.uniform(0, 6, (batch, model.head_dim // 2)), 2)
+    angle = np.tile(rng.uniform(0, 6, (batch, new, model.head_dim // 2)), 2)
     mask = None
     if masked:
         mask = rng.random((batch, tokens)) < 0.6
-        mask[:, -1] = True
+        mask[:, -new] = True
     made = [[rng.normal(size=cache).astype(model.dtype) for _ in model.plain] for _ in ("k", "v")]
     return Call(
-        rng.normal(size=(batch, model.hidden)).astype(model.dtype),
+        rng.normal(size=(batch, new, model.hidden)).astype(model.dtype),
         np.cos(angle).astype(model.dtype), np.sin(angle).astype(model.dtype), *made, mask,
     )  # fmt: skip
 
@@ -131,13 +134,14 @@ def random_call(model: Decoder, seed: int, batch: int, tokens: int, masked: bool
 def run(model: Decoder, call: Call, threads: int = 1, room: int = 0, final=None):
     """The native step on copies; (hidden, keys, values). room: tokens behind the last."""
     batch, heads, tokens, width = call.keys[0].shape
+    new = call.hidden.shape[1]
     caches = []
     for part in (call.keys, call.values):
         copies = []
         for x in part:
             wide = np.full((batch, heads, tokens + room, width), np.nan, model.dtype)
             wide[:, :, :tokens] = x
-            wide[:, :, tokens - 1] = np.nan  # to be written
+            wide[:, :, tokens - new : tokens] = np.nan  # to be written
             copies.append(wide)
         caches.append(copies)
     hidden = call.hidden.copy()
@@ -147,11 +151,12 @@ def run(model: Decoder, call: Call, threads: int = 1, room: int = 0, final=None)
     norm = vector(None if final is None else final, held)
     mask = None if call.mask is None else np.ascontiguousarray(call.mask, np.uint8)
     step = decoder.Step(
-        batch, tokens, hidden.ctypes.data, call.cos.ctypes.data, call.sin.ctypes.data, width,
+        batch, new, tokens, hidden.ctypes.data, call.cos.ctypes.data, call.sin.ctypes.data,
+        new * width,
         ctypes.addressof(pointers[0]), ctypes.addressof(pointers[1]), tuple(strides),
         None if mask is None else mask.ctypes.data, tokens, norm, EPSILON,
     )  # fmt: skip
-    scratch = aligned_bytes(decoder.scratch_size(model.native[0], batch, tokens))
+    scratch = aligned_bytes(decoder.scratch_size(model.native[0], batch, new, tokens))
     decoder.llama_step(threads, model.native, step, scratch.ctypes.data)
     for part in caches:
         assert all(np.isnan(x[:, :, tokens:].astype(np.float32)).all() for x in part)
@@ -184,21 +189,22 @@ def error(ours: np.ndarray, theirs: np.ndarray) -> float:
     dtype=st.sampled_from(sorted(DTYPES)),
     bias=st.booleans(),
     head_norms=st.booleans(),
-    batch=st.integers(1, 6),
-    tokens=st.integers(1, 70),
+    batch=st.integers(1, 4),
+    new=st.integers(1, 5),
+    before=st.integers(0, 70),
     masked=st.booleans(),
     threads=st.integers(1, 3),
 )
-@example(1, 2, 48, 112, 2, 17, 32, 2, "float32", True, True, 2, 600, True, 2)
-@example(2, 1, 96, 208, 1, 1, 64, 3, "bfloat16", False, False, 1, 257, False, 1)
-@example(3, 2, 16, 16, 3, 8, 96, 4, "float16", True, False, 3, 1, False, 3)
+@example(1, 2, 48, 112, 2, 17, 32, 2, "float32", True, True, 2, 3, 597, True, 2)
+@example(2, 1, 96, 208, 1, 1, 64, 3, "bfloat16", False, False, 1, 16, 250, False, 1)
+@example(3, 2, 16, 16, 3, 8, 96, 4, "float16", True, False, 3, 1, 0, False, 3)
 def test_as_the_reference(
     isa, seed, n_blocks, hidden, wide, kv_heads, share, head_dim, depth, dtype, bias, head_norms,
-    batch, tokens, masked, threads,
+    batch, new, before, masked, threads,
 ):  # fmt: skip
     model = random_decoder(isa, seed, n_blocks, hidden, wide, kv_heads * share, kv_heads, head_dim,
                            depth, dtype, True, bias, head_norms)  # fmt: skip
-    call = random_call(model, seed, batch, tokens, masked)
+    call = random_call(model, seed, batch, before + new, masked, new)
     ours, keys, values = run(model, call, threads, room=seed % 5)
     theirs, their_keys, their_values = expected(model, call)
     bound = BOUND[dtype] * n_blocks
@@ -216,9 +222,34 @@ def test_int8_activations_are_near(isa):
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_a_token_gets_the_bits_that_it_gets_alone(isa, dtype):
+    """Several new tokens as one by one, and a sequence of several as alone; over a split's end."""
+    model = random_decoder(isa, 14, wide=208, dtype=dtype, exact=False, head_norms=True)
+    batch, tokens, new = 2, 259, 5
+    call = random_call(model, 14, batch, tokens, masked=True, new=new)
+    together = run(model, call, threads=2)
+    call.keys, call.values = ([x.copy() for x in part] for part in (call.keys, call.values))
+    for b in range(batch):
+        for i in range(new):
+            end, one = tokens - new + i + 1, slice(i, i + 1)
+            alone = Call(
+                call.hidden[b : b + 1, one].copy(), call.cos[b : b + 1, one].copy(),
+                call.sin[b : b + 1, one].copy(), [x[b : b + 1, :, :end] for x in call.keys],
+                [x[b : b + 1, :, :end] for x in call.values], call.mask[b : b + 1, :end],
+            )  # fmt: skip
+            hidden, keys, values = run(model, alone)
+            assert hidden.tobytes() == together[0][b, i].tobytes()
+            for part, written in ((call.keys, keys), (call.values, values)):
+                for x, y in zip(part, written):
+                    x[b, :, end - 1] = y[0, :, -1]
+    for mine, theirs in zip(together[1] + together[2], call.keys + call.values):
+        assert mine.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_threads_do_not_change_a_bit(isa, dtype):
     model = random_decoder(isa, 7, wide=416, dtype=dtype, exact=False)
-    call = random_call(model, 7, 3, 600, masked=True)
+    call = random_call(model, 7, 3, 600, masked=True, new=2)
     alone = run(model, call)
     for threads in (2, 3, 5):
         together = run(model, call, threads)
@@ -241,7 +272,7 @@ def test_a_nan_stays_in_its_sequence(isa):
     model = random_decoder(isa, 9, dtype="bfloat16", exact=False)
     call = random_call(model, 9, 3, 20, masked=False)
     clean = run(model, call)[0]
-    call.hidden[1, 5] = np.nan
+    call.hidden[1, 0, 5] = np.nan
     ours = run(model, call)[0]
     assert np.isnan(ours[1].astype(np.float32)).all()
     assert ours[[0, 2]].tobytes() == clean[[0, 2]].tobytes()
@@ -287,10 +318,10 @@ def test_blocks_that_do_not_fit_are_refused(isa):
         other = random_decoder(isa, 12)
         setattr(other.native[0], field, value)
         with pytest.raises(ValueError, match="not a block"):
-            decoder.scratch_size(other.native[0], 1, 4)
-        scratch = aligned_bytes(decoder.scratch_size(model.native[0], 1, 4))
+            decoder.scratch_size(other.native[0], 1, 1, 4)
+        scratch = aligned_bytes(decoder.scratch_size(model.native[0], 1, 1, 4))
         with pytest.raises(ValueError, match="does not fit"):
-            decoder.llama_step(1, other.native, decoder.Step(1, 4), scratch.ctypes.data)
+            decoder.llama_step(1, other.native, decoder.Step(1, 1, 4), scratch.ctypes.data)
     model.native[1].o.prepared = model.native[1].down.prepared
     with pytest.raises(ValueError, match="does not fit"):
         run(model, call)

@@ -101,87 +101,117 @@ void narrow(const float *x, int64_t n, int dtype, void *out) {
 }
 
 constexpr int kKeys = 32;            // whose scores are held at a time
-constexpr float kHidden = -FLT_MAX;  // the score of a key that the mask hides
+constexpr float kHidden = -FLT_MAX;  // the score of a key that nobody sees
 
-// R queries at a time, so that their sums stay in registers while keys and values go by once.
+// The queries of an attention, numbered through: `heads` of each new token.
+struct Queries {
+    const AttentionPart &part;
+
+    const float *q(int64_t row) const {
+        return part.q + row / part.heads * part.q_stride + row % part.heads * part.head_dim;
+    }
+    float *out(int64_t row) const {
+        return part.out + row / part.heads * part.out_stride +
+               row % part.heads * partial_size(part.head_dim);
+    }
+};
+
+// R queries at a time, so that their sums stay in registers while `keys` keys and values, from
+// number `first`, go by once.
 template <class V, class T, int R>
-void attend_heads(const AttentionPart &part, int head) {
+void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int keys) {
     using F = typename V::F;
     const int width = part.head_dim;
-    alignas(64) float q[R][kMostHeadDim];
+    const Queries queries{part};
+    const float *q[R];
     float *out[R];
     for (int r = 0; r < R; r++) {
-        out[r] = part.out + int64_t(head + r) * kPartial;
-        const T *from = static_cast<const T *>(part.q) + int64_t(head + r) * width;
-        for (int i = 0; i < width; i += V::W) {
-            V::store(q[r] + i, V::mul(V::load_as(from + i), V::set(part.scaling)));
-            V::store(out[r] + i, V::set(0));
-        }
-        out[r][kLargestScore] = kHidden;
-        out[r][kWeightSum] = 0;
+        q[r] = queries.q(row + r);
+        out[r] = queries.out(row + r);
     }
-    for (int64_t first = 0; first < part.tokens; first += kKeys) {
-        const int keys = int(std::min<int64_t>(kKeys, part.tokens - first));
-        alignas(64) float score[R][kKeys];
-        for (auto &row : score) std::fill(row, row + kKeys, kHidden);
-        for (int t = 0; t < keys; t++) {
-            if (part.mask && !part.mask[first + t]) continue;
-            const T *key = static_cast<const T *>(part.key) + (first + t) * part.stride;
-            F dot[R];
-            for (F &x : dot) x = V::set(0);
-            for (int i = 0; i < width; i += V::W) {
-                const F k = V::load_as(key + i);
-                for (int r = 0; r < R; r++) dot[r] = V::fma(V::load(q[r] + i), k, dot[r]);
-            }
-            for (int r = 0; r < R; r++) score[r][t] = V::total(dot[r]);
-        }
-        for (int r = 0; r < R; r++) {
-            const float before = out[r][kLargestScore];
-            const float largest = std::max(before, *std::max_element(score[r], score[r] + kKeys));
-            F sum = V::set(0);
-            for (int t = 0; t < kKeys; t += V::W) {
-                const F s = V::load(score[r] + t);
-                const F e = exponential<V>(V::sub(s, V::set(largest)));
-                const F weight = V::select(V::le(s, V::set(kHidden)), V::set(0), e);
-                V::store(score[r] + t, weight);
-                sum = V::add(sum, weight);
-            }
-            const float fade = std::exp(before - largest);
-            out[r][kLargestScore] = largest;
-            out[r][kWeightSum] = out[r][kWeightSum] * fade + V::total(sum);
-            if (fade != 1)
-                for (int i = 0; i < width; i += V::W)
-                    V::store(out[r] + i, V::mul(V::load(out[r] + i), V::set(fade)));
-        }
-        const T *value = static_cast<const T *>(part.value) + first * part.stride;
+    alignas(64) float score[R][kKeys];
+    for (auto &one : score) std::fill(one, one + kKeys, kHidden);
+    for (int t = 0; t < keys; t++) {
+        if (part.mask && !part.mask[first + t]) continue;
+        const T *key = static_cast<const T *>(part.key) + (first + t) * part.stride;
+        F dot[R];
+        for (F &x : dot) x = V::set(0);
         for (int i = 0; i < width; i += V::W) {
-            F sum[R];
-            for (int r = 0; r < R; r++) sum[r] = V::load(out[r] + i);
-            for (int t = 0; t < keys; t++) {
-                // A value under the mask may be anything, NaN included.
-                if (part.mask && !part.mask[first + t]) continue;
-                const F v = V::load_as(value + t * part.stride + i);
-                for (int r = 0; r < R; r++) sum[r] = V::fma(V::set(score[r][t]), v, sum[r]);
-            }
-            for (int r = 0; r < R; r++) V::store(out[r] + i, sum[r]);
+            const F k = V::load_as(key + i);
+            for (int r = 0; r < R; r++) dot[r] = V::fma(V::load(q[r] + i), k, dot[r]);
         }
+        for (int r = 0; r < R; r++) score[r][t] = V::total(dot[r]);
+    }
+    for (int r = 0; r < R; r++) {
+        float *state = out[r] + width;  // the largest score and the sum of the weights
+        const float before = state[0];
+        const float largest = std::max(before, *std::max_element(score[r], score[r] + kKeys));
+        F sum = V::set(0);
+        for (int t = 0; t < kKeys; t += V::W) {
+            const F s = V::load(score[r] + t);
+            const F e = exponential<V>(V::sub(s, V::set(largest)));
+            const F weight = V::select(V::le(s, V::set(kHidden)), V::set(0), e);
+            V::store(score[r] + t, weight);
+            sum = V::add(sum, weight);
+        }
+        const float fade = std::exp(before - largest);
+        state[0] = largest;
+        state[1] = state[1] * fade + V::total(sum);
+        if (fade != 1)
+            for (int i = 0; i < width; i += V::W)
+                V::store(out[r] + i, V::mul(V::load(out[r] + i), V::set(fade)));
+    }
+    const T *value = static_cast<const T *>(part.value) + first * part.stride;
+    for (int i = 0; i < width; i += V::W) {
+        F sum[R];
+        for (int r = 0; r < R; r++) sum[r] = V::load(out[r] + i);
+        for (int t = 0; t < keys; t++) {
+            // A value under the mask may be anything, NaN included.
+            if (part.mask && !part.mask[first + t]) continue;
+            const F v = V::load_as(value + t * part.stride + i);
+            for (int r = 0; r < R; r++) sum[r] = V::fma(V::set(score[r][t]), v, sum[r]);
+        }
+        for (int r = 0; r < R; r++) V::store(out[r] + i, sum[r]);
+    }
+}
+
+// Any number of queries, and keys that all of them see or the mask hides from all.
+template <class V, class T>
+void attend_keys(const AttentionPart &part, int64_t row, int64_t end, int64_t first, int keys) {
+    constexpr int most = 8;
+    for (; row + most <= end; row += most) attend_rows<V, T, most>(part, row, first, keys);
+    switch (end - row) {
+        case 1: return attend_rows<V, T, 1>(part, row, first, keys);
+        case 2: return attend_rows<V, T, 2>(part, row, first, keys);
+        case 3: return attend_rows<V, T, 3>(part, row, first, keys);
+        case 4: return attend_rows<V, T, 4>(part, row, first, keys);
+        case 5: return attend_rows<V, T, 5>(part, row, first, keys);
+        case 6: return attend_rows<V, T, 6>(part, row, first, keys);
+        case 7: return attend_rows<V, T, 7>(part, row, first, keys);
+        default: return;
     }
 }
 
 template <class V, class T>
 void attend_type(const AttentionPart &part) {
-    constexpr int most = 8;
-    int head = 0;
-    for (; head + most <= part.heads; head += most) attend_heads<V, T, most>(part, head);
-    switch (part.heads - head) {
-        case 1: return attend_heads<V, T, 1>(part, head);
-        case 2: return attend_heads<V, T, 2>(part, head);
-        case 3: return attend_heads<V, T, 3>(part, head);
-        case 4: return attend_heads<V, T, 4>(part, head);
-        case 5: return attend_heads<V, T, 5>(part, head);
-        case 6: return attend_heads<V, T, 6>(part, head);
-        case 7: return attend_heads<V, T, 7>(part, head);
-        default: return;
+    const int64_t rows = part.new_tokens * part.heads;
+    for (int64_t row = 0; row < rows; row++) {
+        float *out = Queries{part}.out(row);
+        std::fill(out, out + part.head_dim, 0.0f);
+        out[part.head_dim] = kHidden;
+        out[part.head_dim + 1] = 0;
+    }
+    for (int64_t first = 0; first < part.tokens; first += kKeys) {
+        const int keys = int(std::min<int64_t>(kKeys, part.tokens - first));
+        // The tokens that do not see all of these keys: each sees one more than the one before.
+        int64_t token = 0;
+        for (; token < part.new_tokens && part.seen + token < first + keys; token++) {
+            const int64_t seen = part.seen + token - first;
+            if (seen > 0)
+                attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, first,
+                                  int(seen));
+        }
+        attend_keys<V, T>(part, token * part.heads, rows, first, keys);
     }
 }
 
@@ -195,30 +225,36 @@ void attend(const AttentionPart &part) {
 }
 
 template <class V>
-void combine(const float *parts, int64_t count, int64_t stride, int head_dim, float *out) {
+void combine(float *parts, int64_t count, int64_t stride, int head_dim, float *out) {
     float largest = kHidden;
-    for (int64_t n = 0; n < count; n++)
-        largest = std::max(largest, parts[n * stride + kLargestScore]);
+    for (int64_t n = 0; n < count; n++) largest = std::max(largest, parts[n * stride + head_dim]);
     float sum = 0;
-    for (int64_t n = 0; n < count; n++)
-        sum +=
-            parts[n * stride + kWeightSum] * std::exp(parts[n * stride + kLargestScore] - largest);
+    for (int64_t n = 0; n < count; n++) {
+        float *state = parts + n * stride + head_dim;
+        state[0] = std::exp(state[0] - largest);
+        sum += state[1] * state[0];
+    }
+    for (int64_t n = 0; n < count; n++)  // not zero where every key is hidden: nothing to weigh
+        parts[n * stride + head_dim] /= sum == 0 ? 1 : sum;
     for (int i = 0; i < head_dim; i += V::W) {
         typename V::F all = V::set(0);
         for (int64_t n = 0; n < count; n++) {
-            // Not zero where every key is hidden, but then there is nothing to weigh.
             const float *part = parts + n * stride;
-            const float share = std::exp(part[kLargestScore] - largest) / (sum == 0 ? 1 : sum);
-            all = V::fma(V::set(share), V::load(part + i), all);
+            all = V::fma(V::set(part[head_dim]), V::load(part + i), all);
         }
         V::store(out + i, all);
     }
 }
 
 template <class V>
+void multiply(float *x, int64_t n, float by) {
+    for (int64_t i = 0; i < n; i += V::W) V::store(x + i, V::mul(V::load(x + i), V::set(by)));
+}
+
+template <class V>
 constexpr StepKernels step_kernels() {
-    return {rms_norm<V>, apply_rotary<V>, gate<V>,   widen<V>,
-            add<V>,      narrow<V>,       attend<V>, combine<V>};
+    return {rms_norm<V>, apply_rotary<V>, gate<V>,    widen<V>,   add<V>,
+            narrow<V>,   attend<V>,       combine<V>, multiply<V>};
 }
 
 }  // namespace

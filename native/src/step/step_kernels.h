@@ -6,23 +6,26 @@
 
 #include "tritllm_step.h"
 
-// Of one sequence, the queries that share a head of keys and some of its keys.
+// Of one sequence, the queries that share a head of keys and some of its keys. Rows are queries, a
+// new token's `heads` together; later tokens' come later and see a key more each.
 struct AttentionPart {
-    const void *q;  // [heads][head_dim]
+    const float *q;  // [new_tokens][heads][head_dim], times the scores' scaling; a token's at
+    int64_t q_stride;
     const void *key, *value;
     int64_t stride;       // of a token's keys and values, in elements
     const uint8_t *mask;  // [tokens], or null
-    int64_t tokens;
+    int64_t tokens;       // keys
+    int64_t seen;         // keys that the first new token sees; may be negative
+    int64_t new_tokens;
     int32_t heads, head_dim, dtype;
-    float scaling;
-    float *out;  // [heads][kPartial]
+    float *out;  // [new_tokens][heads][partial_size(head_dim)], a token's at
+    int64_t out_stride;
 };
 
 // A head's share of an attention: head_dim sums of weight * value, then the largest score and the
 // sum of the weights, which are exp(score - largest score).
 constexpr int kMostHeadDim = TRITLLM_MOST_HEAD_DIM;
-constexpr int kPartial = kMostHeadDim + 16;
-constexpr int kLargestScore = kMostHeadDim, kWeightSum = kMostHeadDim + 1;
+constexpr int64_t partial_size(int head_dim) { return head_dim + 16; }
 
 struct StepKernels {
     // out = x / sqrt(mean(x**2) + epsilon) * weight
@@ -37,6 +40,8 @@ struct StepKernels {
     void (*add)(const float *x, const tritllm_vector &y, int64_t n, float *out);
     void (*narrow)(const float *x, int64_t n, int dtype, void *out);
     void (*attend)(const AttentionPart &part);
-    // One head from its parts, `stride` floats apart.
-    void (*combine)(const float *parts, int64_t count, int64_t stride, int head_dim, float *out);
+    // One head from its parts, `stride` floats apart, which are changed.
+    void (*combine)(float *parts, int64_t count, int64_t stride, int head_dim, float *out);
+    // x = x * by
+    void (*multiply)(float *x, int64_t n, float by);
 };

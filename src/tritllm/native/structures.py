@@ -201,10 +201,11 @@ class Block(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """tritllm_step: one new token a sequence."""
+    """tritllm_step: a few new tokens a sequence."""
 
     _fields_ = (
         ("batch", _INT64),
+        ("new_tokens", _INT64),
         ("tokens", _INT64),
         ("hidden", _POINTER),
         ("cos", _POINTER),

@@ -1,4 +1,4 @@
-"""The decoder blocks of the Llama family for one new token a sequence, by address.
+"""The decoder blocks of the Llama family for a few new tokens a sequence, by address.
 
 native/include/tritllm_step.h says what is computed; `step.reference` is the same in NumPy. Prepared
 memory is checked against its header and its size; all other addresses are
@@ -34,20 +34,21 @@ __all__ = [
 ]
 
 
-def scratch_size(block: Block, batch: int, tokens: int) -> int:
-    """Bytes of scratch memory, aligned to 64, for a step over so many keys.
+def scratch_size(block: Block, batch: int, new_tokens: int, tokens: int) -> int:
+    """Bytes of scratch memory, aligned to 64, for a step of so many new tokens of each of `batch`
+    sequences, which have `tokens` keys with them. More keys or rows take more memory.
 
     Raises ValueError for a block that cannot be computed.
     """
-    size = library().tritllm_llama_step_scratch(ctypes.byref(block), batch, tokens)
+    size = library().tritllm_llama_step_scratch(ctypes.byref(block), batch, new_tokens, tokens)
     if size < 0:
         raise ValueError("not a block that the kernels can compute")
     return size
 
 
 def llama_step(threads: int, blocks: ctypes.Array[Block], step: Step, scratch: int) -> None:
-    """Replace hidden states [batch, hidden] by what the blocks make of them, and write the new
-    token's keys and values.
+    """Replace hidden states [batch, new tokens, hidden] by what the blocks make of them, and write
+    the new tokens' keys and values.
 
     scratch: an address. Raises ValueError for products that do not fit their block, RuntimeError
     for an instruction set that is not there; what has been written is then unspecified.

@@ -1,4 +1,4 @@
-"""A decoder's step for one new token a sequence, in plain NumPy: the twin of native/src/step.
+"""A decoder's step for a few new tokens a sequence, in plain NumPy: the twin of native/src/step.
 
 Numbers are float32, and rounded to the model's dtype where the native code rounds them: queries,
 keys, values, and hidden states between two blocks.
@@ -18,7 +18,7 @@ Product = Callable[[np.ndarray], np.ndarray]
 class Block:
     """A block of the Llama family (Llama, Mistral, Qwen2, Qwen3).
 
-    q, k, v, o, gate, up, down: x [B, K] -> [B, N], bias included. Norms: float32 weights; q_norm
+    q, k, v, o, gate, up, down: x [rows, K] -> [rows, N], bias included. Norms: float32 weights; q_norm
     and k_norm, of one head, are None where there are none. scaling: of the attention's scores.
     """
 
@@ -48,13 +48,15 @@ def step(
     values: Sequence[np.ndarray],
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Hidden states [B, H] of one new token a sequence -> those after the last block.
+    """Hidden states [B, T, H] of T new tokens a sequence -> those after the last block.
 
-    cos, sin: [B, D]. keys, values: of every block [B, kv_heads, T, D]; the last of the T tokens is
-    the new one and is written. mask: bool [B, T], False hides a key.
+    cos, sin: [B, T, D]. keys, values: of every block [B, kv_heads, S, D]; the last T of the S
+    tokens are the new ones and are written. mask: bool [B, S], False hides a key. A new token sees
+    the keys up to its own.
     """
+    new = hidden.shape[1]
     for block, key, value in zip(blocks, keys, values, strict=True):
-        q, key[:, :, -1], value[:, :, -1] = project(block, hidden, cos, sin)
+        q, key[:, :, -new:], value[:, :, -new:] = project(block, hidden, cos, sin)
         hidden = attend(block, hidden, q, key, value, mask).astype(block.dtype)
     return hidden
 
@@ -62,10 +64,12 @@ def step(
 def project(
     block: Block, hidden: np.ndarray, cos: np.ndarray, sin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hidden states [B, H] -> q [B, heads, D], k and v [B, kv_heads, D]."""
-    x = rms_norm(hidden, block.input_norm, block.epsilon)
+    """Hidden states [B, T, H] -> q [B, heads, T, D], k and v [B, kv_heads, T, D]."""
+    batch, new, width = hidden.shape
+    x = rms_norm(hidden, block.input_norm, block.epsilon).reshape(batch * new, width)
     q, k, v = (
-        product(x).reshape(len(x), -1, block.head_dim) for product in (block.q, block.k, block.v)
+        product(x).reshape(batch, new, -1, block.head_dim).swapaxes(1, 2)
+        for product in (block.q, block.k, block.v)
     )
     if block.q_norm is not None:
         q = rms_norm(q, block.q_norm, block.epsilon)
@@ -84,20 +88,23 @@ def attend(
     value: np.ndarray,
     mask: np.ndarray | None,
 ) -> np.ndarray:
-    """Hidden [B, H], q [B, heads, D], keys and values -> the block's output, float32 [B, H]."""
+    """Hidden [B, T, H], q [B, heads, T, D], keys, values -> the block's output, float32 [B, T, H]."""
     hidden = hidden.astype(np.float32)
-    batch, heads, width = q.shape
-    share = heads // key.shape[1]
+    batch, heads, new, width = q.shape
+    share, tokens = heads // key.shape[1], key.shape[2]
     key, value = (np.repeat(x.astype(np.float32), share, axis=1) for x in (key, value))
-    score = np.einsum("bhd,bhtd->bht", q.astype(np.float32), key) * np.float32(block.scaling)
+    score = np.einsum("bhnd,bhtd->bhnt", q.astype(np.float32), key) * np.float32(block.scaling)
+    seen = np.tri(new, tokens, tokens - new, dtype=bool)
     if mask is not None:
-        score = np.where(mask[:, None], score, np.float32(-np.inf))
+        seen = seen & mask[:, None, None]
+    score = np.where(seen, score, np.float32(-np.inf))
     weight = np.exp(score - score.max(axis=-1, keepdims=True))
     weight /= weight.sum(axis=-1, keepdims=True)
-    attended = np.einsum("bht,bhtd->bhd", weight, value).reshape(batch, heads * width)
-    hidden = hidden + block.o(attended)
+    attended = np.einsum("bhnt,bhtd->bnhd", weight, value).reshape(batch * new, heads * width)
+    hidden = hidden.reshape(batch * new, -1) + block.o(attended)
     z = rms_norm(hidden, block.post_norm, block.epsilon)
-    return hidden + block.down(silu(block.gate(z)) * block.up(z))
+    hidden = hidden + block.down(silu(block.gate(z)) * block.up(z))
+    return hidden.reshape(batch, new, -1)
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:

@@ -1,0 +1,188 @@
+"""The native step of a model's blocks beside its products alone, and attention beside memory.
+
+    python benchmarks/step.py [--shape 1.5b] [--depths 1 2 3 4] [--blocks 6] [--tokens 64 8192]
+        [--new 1 4] [--batch 1] [--threads 2] [--repeat 30]
+
+Blocks have random weights, those of one memory each, so that no cache holds them all. The products
+alone are the same products in two calls of tritllm_linear_run (one a width of inputs), so that
+nothing stands between them. "step" and "products" are the best of `--repeat` runs that take turns;
+"attention" is what the step takes longer over many tokens than over 64, as bytes of the cache a
+second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from linear import random_tensor
+
+from tritllm import native
+from tritllm import products as kernels
+from tritllm.native.arrays import address, aligned_bytes
+from tritllm.native.library import check, library
+from tritllm.native.structures import Input, Product
+from tritllm.step import native_step
+
+BFLOAT16, FLOAT32 = 1, 2
+FEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A block's sizes: those of Qwen2.5 models."""
+
+    hidden: int
+    wide: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+SHAPES = {
+    "0.5b": Shape(896, 4864, 14, 2, 64),
+    "1.5b": Shape(1536, 8960, 12, 2, 128),
+    "7b": Shape(3584, 18944, 28, 4, 128),
+}
+
+
+class Model:
+    """Random blocks by address."""
+
+    def __init__(self, shape: Shape, depth: int, n_blocks: int) -> None:
+        rng = np.random.default_rng(depth)
+        s = self.shape = shape
+        queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        sizes = {
+            "q": (queries, s.hidden), "k": (keys, s.hidden), "v": (keys, s.hidden),
+            "o": (s.hidden, queries), "gate": (s.wide, s.hidden), "up": (s.wide, s.hidden),
+            "down": (s.hidden, s.wide),
+        }  # fmt: skip
+        made = {name: kernels.prepare(random_tensor(rng, size, depth), threads=2)
+                for name, size in sizes.items()}  # fmt: skip
+        self.norm = np.ones(s.hidden, np.float32)
+        norm = native_step.Vector(self.norm.ctypes.data, FLOAT32)
+        none = native_step.Vector(None, 0)
+        self.prepared, blocks = [], []
+        for _ in range(n_blocks):
+            own = {}
+            for name, layer in made.items():
+                memory = aligned_bytes(layer.nbytes)
+                memory[:] = layer.memory
+                own[name] = dataclasses.replace(layer, memory=memory)
+            self.prepared.append(own)
+            weights = (native_step.Weight(address(p.memory), p.nbytes, none) for p in own.values())
+            blocks.append(native_step.Block(
+                s.hidden, s.wide, s.heads, s.kv_heads, s.head_dim, BFLOAT16, 0, 1e-6,
+                s.head_dim**-0.5, norm, norm, none, none, *weights,
+            ))  # fmt: skip
+        self.blocks = (native_step.Block * n_blocks)(*blocks)
+
+    def products(self, rows: int, threads: int) -> Callable[[], None]:
+        """All products of `rows` rows, with as few calls as their widths allow."""
+        by_width: dict[int, list[kernels.Prepared]] = {}
+        for own in self.prepared:
+            for layer in own.values():
+                by_width.setdefault(layer.shape[1], []).append(layer)
+        calls, held = [], []
+        for width, layers in by_width.items():
+            x = np.random.default_rng(1).normal(size=(rows, width)).astype(np.float32)
+            size = library().tritllm_linear_activations_size(rows, width, 0)
+            scratch = aligned_bytes(size)
+            for first in range(0, len(layers), 64):
+                some = layers[first : first + 64]
+                results = [np.empty((rows, layer.shape[0]), np.float32) for layer in some]
+                of_call = (Product * len(some))(*(
+                    Product(address(layer.memory), layer.nbytes, layer.shape[0], 0, 0, None, None,
+                            y.ctypes.data, layer.shape[0], FLOAT32, FLOAT32)
+                    for layer, y in zip(some, results, strict=True)
+                ))  # fmt: skip
+                given = Input(x.ctypes.data, width, rows, width, FLOAT32, 0)
+                calls.append((threads, ctypes.byref(given), scratch.ctypes.data, of_call, len(some)))
+                held += [x, scratch, results, given]
+
+        def run() -> None:
+            for call in calls:
+                check(library().tritllm_linear_run(*call))
+
+        run.held = held  # type: ignore[attr-defined]
+        return run
+
+    def step(self, batch: int, new: int, tokens: int, threads: int) -> Callable[[], None]:
+        """The step of `new` tokens of each of `batch` sequences that then have `tokens`."""
+        s, rng = self.shape, np.random.default_rng(2)
+        rows, n_blocks = batch * new, len(self.blocks)
+        cache = np.zeros((2, n_blocks, batch, s.kv_heads, tokens, s.head_dim), np.uint16)
+        cache[:] = rng.integers(0x3C00, 0x4000, cache.shape[3:], np.uint16)
+        start = np.full((rows, s.hidden), 0x3F80, np.uint16)
+        hidden = start.copy()
+        cos = np.full((rows, s.head_dim), 0x3F80, np.uint16)
+        sin = np.zeros_like(cos)
+        pointers = [(ctypes.c_void_p * n_blocks)(*(x.ctypes.data for x in part)) for part in cache]
+        strides = tuple(n // 2 for n in cache.strides[2:5])
+        call = native_step.Step(
+            batch, new, tokens, hidden.ctypes.data, cos.ctypes.data, sin.ctypes.data, 0,
+            ctypes.addressof(pointers[0]), ctypes.addressof(pointers[1]), strides, None, 0,
+            native_step.Vector(None, 0), 1e-6,
+        )  # fmt: skip
+        scratch = aligned_bytes(native_step.scratch_size(self.blocks[0], batch, new, tokens))
+
+        def run() -> None:
+            hidden[:] = start
+            native_step.llama_step(threads, self.blocks, call, scratch.ctypes.data)
+
+        run.held = (cache, cos, sin, pointers, scratch)  # type: ignore[attr-defined]
+        run.cache_bytes = cache.nbytes  # type: ignore[attr-defined]
+        return run
+
+
+def best(runs: list[Callable[[], None]], repeat: int) -> list[float]:
+    """Seconds, the best of each, taking turns."""
+    found = [float("inf")] * len(runs)
+    for run in runs:
+        run()
+    for _ in range(repeat):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            run()
+            found[i] = min(found[i], time.perf_counter() - start)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="1.5b")
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--tokens", type=int, nargs="*", default=[8192])
+    parser.add_argument("--new", type=int, nargs="*", default=[])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=30)
+    options = parser.parse_args()
+    print(native.describe_isa("products"), "threads", options.threads, "blocks", options.blocks)
+    for depth in options.depths:
+        model = Model(SHAPES[options.shape], depth, options.blocks)
+        threads, batch = options.threads, options.batch
+        runs = [model.products(batch, threads), model.step(batch, 1, FEW_TOKENS, threads)]
+        runs += [model.step(batch, new, FEW_TOKENS, threads) for new in options.new]
+        runs += [model.step(batch, 1, tokens, threads) for tokens in options.tokens]
+        products, one, *others = (1e6 * t / options.blocks for t in best(runs, options.repeat))
+        line = f"d={depth} products {products:.0f} us a block, step {one:.0f} ({one / products:.2f})"
+        for new in options.new:
+            several = others.pop(0)
+            line += f", {new} new {several:.0f} ({several / one:.2f})"
+        for tokens, run in zip(options.tokens, runs[-len(options.tokens) :] if options.tokens else [], strict=True):
+            longer = others.pop(0)
+            rate = run.cache_bytes / options.blocks / (longer - one) / 1e3  # type: ignore[attr-defined]
+            line += f", {tokens} tokens +{longer - one:.0f} ({rate:.1f} GB/s)"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
