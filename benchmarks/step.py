@@ -103,7 +103,9 @@ class Model:
                     for layer, y in zip(some, results, strict=True)
                 ))  # fmt: skip
                 given = Input(x.ctypes.data, width, rows, width, FLOAT32, 0)
-                calls.append((threads, ctypes.byref(given), scratch.ctypes.data, of_call, len(some)))
+                calls.append(
+                    (threads, ctypes.byref(given), scratch.ctypes.data, of_call, len(some))
+                )
                 held += [x, scratch, results, given]
 
         def run() -> None:
@@ -137,8 +139,11 @@ class Model:
             native_step.llama_step(threads, self.blocks, call, scratch.ctypes.data)
 
         run.held = (cache, cos, sin, pointers, scratch)  # type: ignore[attr-defined]
-        run.cache_bytes = cache.nbytes  # type: ignore[attr-defined]
         return run
+
+    def cache_bytes(self, batch: int, tokens: int) -> int:
+        """Of a block's keys and values."""
+        return 2 * 2 * batch * self.shape.kv_heads * tokens * self.shape.head_dim
 
 
 def best(runs: list[Callable[[], None]], repeat: int) -> list[float]:
@@ -173,11 +178,15 @@ def main() -> None:
         runs += [model.step(batch, new, FEW_TOKENS, threads) for new in options.new]
         runs += [model.step(batch, 1, tokens, threads) for tokens in options.tokens]
         products, one, *others = (1e6 * t / options.blocks for t in best(runs, options.repeat))
-        line = f"d={depth} products {products:.0f} us a block, step {one:.0f} ({one / products:.2f})"
+        line = (
+            f"d={depth} products {products:.0f} us a block, step {one:.0f} ({one / products:.2f})"
+        )
         for new in options.new:
             several = others.pop(0)
             line += f", {new} new {several:.0f} ({several / one:.2f})"
-        for tokens, run in zip(options.tokens, runs[-len(options.tokens) :] if options.tokens else [], strict=True):
+        for tokens, run in zip(
+            options.tokens, runs[-len(options.tokens) :] if options.tokens else [], strict=True
+        ):
             longer = others.pop(0)
             rate = run.cache_bytes / options.blocks / (longer - one) / 1e3  # type: ignore[attr-defined]
             line += f", {tokens} tokens +{longer - one:.0f} ({rate:.1f} GB/s)"

@@ -18,8 +18,9 @@ Product = Callable[[np.ndarray], np.ndarray]
 class Block:
     """A block of the Llama family (Llama, Mistral, Qwen2, Qwen3).
 
-    q, k, v, o, gate, up, down: x [rows, K] -> [rows, N], bias included. Norms: float32 weights; q_norm
-    and k_norm, of one head, are None where there are none. scaling: of the attention's scores.
+    q, k, v, o, gate, up, down: x [rows, K] -> [rows, N], bias included. Norms: float32 weights;
+    q_norm and k_norm, of one head, are None where there are none. scaling: of the attention's
+    scores.
     """
 
     q: Product
@@ -88,7 +89,7 @@ def attend(
     value: np.ndarray,
     mask: np.ndarray | None,
 ) -> np.ndarray:
-    """Hidden [B, T, H], q [B, heads, T, D], keys, values -> the block's output, float32 [B, T, H]."""
+    """Hidden [B, T, H], q [B, heads, T, D], keys, values -> the block's output [B, T, H]."""
     hidden = hidden.astype(np.float32)
     batch, heads, new, width = q.shape
     share, tokens = heads // key.shape[1], key.shape[2]

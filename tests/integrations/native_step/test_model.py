@@ -169,6 +169,56 @@ def test_embeddings_for_ids(folder, steps):
     assert torch.equal(given, before)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True], ids=["one", "padded"])
+def test_several_new_tokens(folder, steps, masked):
+    """As transformers' forward takes them, and to the bit as one after the other."""
+    mask, rows = None, 1
+    if masked:
+        mask, rows = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 1]]), 3
+    prompt, more = ids(rows), ids(rows, 7, seed=4)
+    ours, theirs = load(folder("qwen3")), stock(load(folder("qwen3")))
+
+    def states(model, lengths: list[int]) -> torch.Tensor:
+        model = model.model  # torch's own lm_head has other bits for other numbers of rows
+        out = model(prompt, attention_mask=mask, use_cache=True)
+        found, seen = [], mask
+        for part in more.split(lengths, dim=1):
+            if mask is not None:
+                seen = torch.nn.functional.pad(seen, (0, part.shape[1]), value=1)
+            out = model(part, attention_mask=seen, past_key_values=out.past_key_values,
+                        use_cache=True)  # fmt: skip
+            found.append(out.last_hidden_state)
+        return torch.cat(found, dim=1)
+
+    together = states(ours, [1, 4, 2])
+    assert len(steps) == 3
+    assert torch.equal(together, states(ours, [1] * 7))
+    torch.testing.assert_close(together, states(theirs, [1, 4, 2]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_continuation_is_transformers_own(folder, steps):
+    model = load(folder("llama"))
+    with torch.no_grad():
+        past = model(ids(), use_cache=True).past_key_values
+        model(ids(1, 16), past_key_values=past, use_cache=True)
+        assert len(steps) == 1
+        model(ids(1, 17), past_key_values=past, use_cache=True)
+    assert len(steps) == 1
+
+
+def test_drafts_are_verified_in_native_steps(folder, steps):
+    """transformers' assisted generation: several tokens at once, and a cache that is shortened."""
+    model = load(folder("llama"))
+    how = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
+    prompt = ids(1, 4).repeat(1, 3)
+    alone = model.generate(prompt, **how)
+    assert len(steps) == 29
+    assisted = model.generate(prompt, prompt_lookup_num_tokens=4, **how)
+    assert 30 <= len(steps) < 58
+    assert torch.equal(assisted, alone)
+
+
 @pytest.mark.parametrize(
     "options", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}], ids=["greedy", "beams"]
 )
@@ -201,7 +251,9 @@ def test_the_cache_stays_transformers_own(folder, steps):
             model(torch.tensor([[token]]), past_key_values=past, use_cache=True).logits
             for token in (9, 10)
         ]
-        logits.append(model(ids(1, 4, seed=9), past_key_values=past, use_cache=True).logits[:, -1:])
+        logits.append(
+            model(ids(1, 20, seed=9), past_key_values=past, use_cache=True).logits[:, -1:]
+        )
         logits.append(model(torch.tensor([[11]]), past_key_values=past, use_cache=True).logits)
         # The copy has gone its own way.
         assert kept.get_seq_length() == 10

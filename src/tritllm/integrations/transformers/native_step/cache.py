@@ -12,7 +12,8 @@ from tritllm.integrations.transformers.native_step.lazy_layer import LazyLayer, 
 from tritllm.ops.backends.cpu import scratch_memory
 from tritllm.step import native_step as block_step
 
-_LEAST_ROOM = 64  # tokens
+MOST_NEW_TOKENS = 16  # of a sequence in one step: more are a prompt, for transformers' own forward
+_LEAST_ROOM = 64  # tokens, at least as many as above
 _CAPACITY_MULTIPLE = 16  # tokens
 
 
@@ -20,12 +21,12 @@ class PreallocatedCache:
     """The keys and values of a cache, with room for tokens to come.
 
     transformers' layer copies all keys and values for every token; here the layer's tensors are
-    views of the part that is filled, made when someone looks (`LazyLayer`), and the next token is
+    views of the part that is filled, made when someone looks (`LazyLayer`), and the next tokens are
     written behind it. Whoever replaces them, by whatever the cache offers, is noticed
     (`belongs_to`), and what they put there is copied.
     """
 
-    def __init__(self, past: DynamicCache, block: block_step.Block) -> None:
+    def __init__(self, past: DynamicCache) -> None:
         layers = past.layers
         batch, heads, self.tokens, width = layers[0].keys.shape
         wanted = self.tokens + max(_LEAST_ROOM, self.tokens // 4)
@@ -42,10 +43,10 @@ class PreallocatedCache:
         pointers = ctypes.c_void_p * len(layers)
         self._keys = pointers(*(room.keys.data_ptr() for room in self._rooms))
         self._values = pointers(*(room.values.data_ptr() for room in self._rooms))
-        self._scratch = block_step.scratch_size(block, batch, self.capacity)
+        self._scratch: dict[int, int] = {}  # bytes for so many new tokens
 
-    def belongs_to(self, past: DynamicCache) -> bool:
-        """Whether the cache's layers are in this memory, and there is room for another token.
+    def belongs_to(self, past: DynamicCache, new: int) -> bool:
+        """Whether the cache's layers are in this memory, and there is room for `new` tokens.
 
         Tokens that were taken off every layer are gone here, too.
         """
@@ -56,10 +57,10 @@ class PreallocatedCache:
         for layer, room in zip(past.layers, rooms, strict=True):
             if layer.__dict__.get("room") is not room or room.tokens != self.tokens:
                 return False
-        return self.tokens < self.capacity
+        return self.tokens + new <= self.capacity
 
     def accepts(self, hidden: torch.Tensor) -> bool:
-        """Whether hidden states [B, 1, H] are of the cache's batch and dtype, on the CPU."""
+        """Whether hidden states [B, T, H] are of the cache's batch and dtype, on the CPU."""
         return bool(
             hidden.shape[0] == self._batch
             and hidden.dtype is self._dtype
@@ -75,24 +76,30 @@ class PreallocatedCache:
         sin: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> None:
-        """Run the blocks and the final norm on hidden [B, 1, H], in place.
+        """Run the blocks and the final norm on hidden [B, T, H], in place.
 
-        The cache that this memory belongs to holds one token more afterwards.
+        The cache that this memory belongs to holds T tokens more afterwards.
 
         Args:
             blocks: the model's, in its order.
             final_norm: weight and epsilon.
             hidden: contiguous embeddings of the new tokens, of the cache's dtype.
-            cos: rotary cosines [1 or B, 1, D] of hidden's dtype; sin alike.
+            cos: rotary cosines [1 or B, T, D] of hidden's dtype; sin alike.
             sin: see cos.
-            mask: [B, T + 1], nonzero for a token that is seen; None if all are.
+            mask: [B, all tokens], nonzero for one that is seen, by itself and those after it; None
+                if all are.
         """
-        tokens, seen = self.tokens + 1, None
+        batch, new = hidden.shape[:2]
+        tokens, seen = self.tokens + new, None
         if mask is not None:
             seen = mask.ne(0).contiguous()
-        scratch = scratch_memory(self._scratch)
+        size = self._scratch.get(new)
+        if size is None:
+            size = block_step.scratch_size(blocks[0], batch, new, self.capacity)
+            self._scratch[new] = size
+        scratch = scratch_memory(size)
         call = block_step.Step(
-            hidden.shape[0], tokens, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            batch, new, tokens, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             cos.stride(0) if cos.shape[0] > 1 else 0,
             ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
             None if seen is None else seen.data_ptr(), tokens,
@@ -107,11 +114,13 @@ _preallocated: WeakKeyDictionary[DynamicCache, PreallocatedCache] = WeakKeyDicti
 
 
 def preallocated(
-    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype
+    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype, new: int
 ) -> PreallocatedCache | None:
-    """The memory of a cache, made if need be; None for one with other layers, or an empty one."""
+    """The memory of a cache, with room for `new` tokens, MOST_NEW_TOKENS at most, made if need be;
+    None for a cache with other layers, or an empty one.
+    """
     memory = _preallocated.get(past)
-    if memory is not None and memory.belongs_to(past):
+    if memory is not None and memory.belongs_to(past, new):
         return memory
     if past.offloading or len(past.layers) != len(blocks):
         return None
@@ -126,5 +135,5 @@ def preallocated(
         for x in (layer.keys, layer.values):
             if type(x) is not torch.Tensor or x.dtype is not dtype or x.device.type != "cpu":
                 return None
-    memory = _preallocated[past] = PreallocatedCache(past, blocks[0])
+    memory = _preallocated[past] = PreallocatedCache(past)
     return memory

@@ -68,6 +68,8 @@ class LazyLayer(DynamicLayer):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         """As transformers'; in place where nobody was shown the tokens that go."""
         left = self.room.tokens + tokens_to_remove
+        if tokens_to_remove == 0:
+            return
         if tokens_to_remove < 0 < left and left >= self.room.shown:
             self.room.tokens = left
         else:

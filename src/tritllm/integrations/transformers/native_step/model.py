@@ -2,9 +2,9 @@
 
 For every token a block of the Llama family runs some thirty small torch operators around its packed
 products. `use_native_step` gives such a model a forward that lets native code do the whole stack of
-blocks, when one token a sequence comes, on a CPU, with prepared weights and transformers' usual
-growing cache. Everything else (prefill, gradients, torch.compile, hooks, sliding windows, other
-caches) takes transformers' own forward.
+blocks, when a few tokens a sequence come (one, or a draft to verify), on a CPU, with prepared
+weights and transformers' usual growing cache. Everything else (prefill, gradients, torch.compile,
+hooks, sliding windows, other caches) takes transformers' own forward.
 
 Numbers: inside a block everything is float32, where transformers rounds to the model's dtype after
 every operator.
@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tritllm.integrations.transformers.native_step.blocks import vector
-from tritllm.integrations.transformers.native_step.cache import preallocated
+from tritllm.integrations.transformers.native_step.cache import MOST_NEW_TOKENS, preallocated
 from tritllm.integrations.transformers.native_step.parts import Parts
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, subclass
 from tritllm.ops.trit_linear import TritLinear
@@ -97,9 +97,12 @@ class NativeStepModel(WatchedModule):
         use_cache: bool | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor | None:
-        """Hidden states [B, 1, H] after the final norm; None where the call is not a step."""
+        """Hidden states [B, T, H] after the final norm; None where the call is not a step."""
         tokens = input_ids if embeds is None else embeds
-        if tokens is None or (input_ids is None) == (embeds is None) or tokens.shape[1] != 1:
+        if tokens is None or (input_ids is None) == (embeds is None):
+            return None
+        batch, new = tokens.shape[:2]
+        if not 1 <= new <= MOST_NEW_TOKENS:
             return None
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if not use_cache or torch.is_autocast_enabled("cpu") or _global_hooks():
@@ -112,14 +115,14 @@ class NativeStepModel(WatchedModule):
         blocks = parts.blocks
         if blocks is None or not parts.may_be_bypassed():
             return None
-        cache = preallocated(past, blocks, parts.dtype)
-        if cache is None or not _fits(mask, tokens.shape[0], cache.tokens + 1):
+        cache = preallocated(past, blocks, parts.dtype, new)
+        if cache is None or not _fits(mask, batch, cache.tokens + new):
             return None
         hidden = self.embed_tokens(input_ids) if embeds is None else embeds.clone()
         if type(hidden) is not torch.Tensor or hidden.requires_grad or not cache.accepts(hidden):
             return None
         if position_ids is None:
-            position_ids = torch.tensor([[cache.tokens]])
+            position_ids = torch.arange(cache.tokens, cache.tokens + new)[None]
         cos, sin = parts.rotary.at(hidden, position_ids)
         if not _rotary_fits(cos, sin, hidden, parts.head_dim):
             return None
@@ -139,7 +142,7 @@ def _global_hooks() -> bool:
 
 
 def _fits(mask: Any, batch: int, tokens: int) -> bool:
-    """Whether a mask is none, or the usual one: [B, T], nonzero for a token that is seen."""
+    """Whether a mask is none, or the usual one: [B, tokens], nonzero for one that is seen."""
     return mask is None or (isinstance(mask, torch.Tensor) and mask.shape == (batch, tokens))
 
 
@@ -147,7 +150,7 @@ def _rotary_fits(cos: torch.Tensor, sin: torch.Tensor, hidden: torch.Tensor, wid
     return bool(
         cos.dtype is sin.dtype is hidden.dtype
         and cos.shape == sin.shape
-        and cos.shape[1:] == (1, width)
+        and cos.shape[1:] == (hidden.shape[1], width)
         and cos.shape[0] in (1, hidden.shape[0])
         and cos.is_contiguous()
         and sin.is_contiguous()
