@@ -14,6 +14,7 @@ from tritllm.cli.console import console, errors, size
 from tritllm.cli.options import (
     Compiled,
     Device,
+    Draft,
     Dtype,
     LmHeadDepth,
     PackedModel,
@@ -37,6 +38,7 @@ def command(
     compare: Annotated[bool, typer.Option(help="Also measure the same model dequantized.")] = True,
     compiled: Compiled = False,
     device: Device = "cpu",
+    draft: Draft = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON, sizes in bytes.")
     ] = False,
@@ -54,6 +56,7 @@ def command(
             compare=compare,
             compiled=compiled,
             device=device,
+            draft=draft,
             on_step=status.update,
         )
     if as_json:
@@ -63,7 +66,7 @@ def command(
 
 
 def _print(result: Benchmark) -> None:
-    speeds = [speed for speed in (result.packed, result.dequantized) if speed]
+    speeds = [speed for speed in (result.packed, result.drafted, result.dequantized) if speed]
     table = Table(box=None)
     table.add_column("", style="bold", no_wrap=True)
     for speed in speeds:
@@ -79,6 +82,8 @@ def _print(result: Benchmark) -> None:
     for name, value in rows.items():
         table.add_row(name, *map(value, speeds))
     console.print(table)
+    if result.draft:
+        console.print(str(result.draft), soft_wrap=True)
     if result.dequantized:
         faster = result.packed.decode / result.dequantized.decode
         console.print(f"decode: packed is {faster:.2f} times {result.dequantized.name}")

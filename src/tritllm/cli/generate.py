@@ -10,6 +10,7 @@ from tritllm.cli.console import errors
 from tritllm.cli.options import (
     Compiled,
     Device,
+    Draft,
     Dtype,
     LmHeadDepth,
     PackedModel,
@@ -40,6 +41,7 @@ def command(
     threads: TorchThreads = None,
     compiled: Compiled = False,
     device: Device = "cpu",
+    draft: Draft = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every hash against the manifest first.")
     ] = False,
@@ -59,6 +61,7 @@ def command(
         threads=threads,
         compiled=compiled,
         device=device,
+        draft=draft,
         verify=verify,
         on_text=lambda text: typer.echo(text, nl=False),
     )
@@ -76,3 +79,5 @@ def command(
         style="dim",
         soft_wrap=True,
     )
+    if done.draft:
+        errors.print(str(done.draft), style="dim", soft_wrap=True)

@@ -38,3 +38,11 @@ Compiled = Annotated[
         "it for long texts of a model that the native decode step does not run."
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="Draft tokens and verify them with the whole model, which changes the speed alone: "
+        "planes=N of its own planes, the number of them that pays here, if any (auto), or a packed "
+        "folder of the same model, such as a calibrated one of depth 1."
+    ),
+]

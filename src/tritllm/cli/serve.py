@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tritllm.cli.options import Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
+from tritllm.cli.options import Draft, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
 from tritllm.run.serve import serve
 
 
@@ -26,6 +26,7 @@ def command(
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "auto",
     threads: TorchThreads = None,
+    draft: Draft = None,
 ) -> None:
     """Serve a packed model with transformers' OpenAI-compatible server, until stopped.
 
@@ -42,4 +43,5 @@ def command(
         lm_head_depth=lm_head_depth,
         dtype=dtype,
         threads=threads,
+        draft=draft,
     )

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tritllm.errors import TritError
 from tritllm.extras import require
+from tritllm.run.drafting import drafting
 from tritllm.run.generate import TokenClock, generation_settings
 from tritllm.run.loading import (
     check_device,
@@ -21,6 +22,9 @@ from tritllm.run.loading import (
     quiet,
     set_threads,
 )
+
+if TYPE_CHECKING:
+    from tritllm.integrations.transformers.drafting.draft import DraftReport
 
 PROMPT_TOKENS = 512
 _BUFFER_BYTES = 1 << 29  # many times any cache
@@ -52,7 +56,9 @@ class Speed:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The packed model's speed, and the dequantized one's if it was measured."""
+    """The packed model's speed, and those of the same with drafts and dequantized if they were
+    measured. draft: what the drafts brought.
+    """
 
     prompt_tokens: int
     threads: int
@@ -60,6 +66,8 @@ class Benchmark:
     kernels: str
     packed: Speed
     dequantized: Speed | None
+    drafted: Speed | None = None
+    draft: DraftReport | None = None
 
 
 def bench(
@@ -74,6 +82,7 @@ def bench(
     compare: bool = True,
     compiled: bool = False,
     device: str = "cpu",
+    draft: str | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure prefill and decode at batch 1, through transformers' own generate.
@@ -90,6 +99,9 @@ def bench(
         compare: measure the dequantized model as well.
         compiled: compile the decode step of both; takes a minute or so for each.
         device: that runs the models, as torch names it: "cpu", "cuda", ...
+        draft: also decode with drafts by "planes=N" of the model's own planes, by what pays of them
+            ("auto"), or by a second packed folder of the same model. What they bring depends on the
+            text, which goes on from random tokens here.
         on_step: called with what is being done.
 
     Raises TritError where the folder is not a packed model or a package is missing.
@@ -109,14 +121,22 @@ def bench(
     tell("measuring memory bandwidth")
     bandwidth = read_bandwidth(device)
     tell("loading the packed model")
-    model = load(folder, device, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype)
+    options: dict[str, Any] = {"device": device, "lm_head_depth": lm_head_depth, "dtype": dtype}
+    drafting_with = drafting(draft, folder, compiled=compiled, **options)
+    model = load(folder, planes=planes, **options)
     dtype = str(model.dtype).removeprefix("torch.")
     prompt_tokens = _fitting(prompt_tokens, new_tokens, context_length(model))
     tell("running the packed model")
     packed = _measure("packed", model, prompt_tokens, new_tokens, bandwidth, compiled)
-    dequantized = None
+    drafts, drafted, report, dequantized = drafting_with(model), None, None, None
+    if drafts:
+        tell("running the packed model with drafts")
+        drafted = _measure(
+            "with drafts", model, prompt_tokens, new_tokens, bandwidth, compiled, drafts
+        )
+        report = drafts.report
     if compare:
-        del model
+        del model, drafts, drafting_with
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -133,6 +153,8 @@ def bench(
         backends.describe(torch.device(device).type),
         packed,
         dequantized,
+        drafted,
+        report,
     )
 
 
@@ -167,6 +189,7 @@ def _measure(
     new_tokens: int,
     bandwidth: float,
     compiled: bool,
+    drafts: Any = None,
 ) -> Speed:
     import psutil
     import torch
@@ -189,6 +212,7 @@ def _measure(
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             streamer=clock,
+            draft=drafts,
         )
     done = clock.result("", prompt_tokens)
     total, token = weight_bytes(model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritllm.errors import TritError
 from tritllm.extras import require
+from tritllm.run.drafting import drafting
 from tritllm.run.loading import (
     check_device,
     check_dtype,
@@ -27,6 +28,8 @@ from tritllm.run.loading import (
 if TYPE_CHECKING:
     import torch
 
+    from tritllm.integrations.transformers.drafting.draft import DraftReport
+
 SEEDS = 2**64  # what torch takes
 
 
@@ -34,7 +37,8 @@ SEEDS = 2**64  # what torch takes
 class Generation:
     """What was generated, and its cost. Prefill ends with the first new token.
 
-    context_full: the length of the model's context, where that ended the text.
+    context_full: the length of the model's context, where that ended the text. draft: what drafts
+    brought, where they were asked for.
     """
 
     text: str
@@ -43,6 +47,7 @@ class Generation:
     prefill_seconds: float
     decode_seconds: float
     context_full: int | None = None
+    draft: DraftReport | None = None
 
     @property
     def prefill_speed(self) -> float:
@@ -70,6 +75,7 @@ def generate(
     threads: int | None = None,
     compiled: bool = False,
     device: str = "cpu",
+    draft: str | None = None,
     verify: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
@@ -90,6 +96,9 @@ def generate(
         threads: torch's; default is torch's own choice.
         compiled: compile the decode step; takes a minute or so first, pays for long texts.
         device: that runs the model, as torch names it: "cpu", "cuda", ...
+        draft: draft tokens that the whole model then verifies, which changes the speed alone: with
+            "planes=N" of its own planes, with what pays of them ("auto"), or with a second packed
+            folder of the same model.
         verify: compare every hash with the manifest before the model runs.
         on_text: called with each piece of text as soon as it is final.
 
@@ -108,9 +117,12 @@ def generate(
     quiet()
     check_packed(folder, planes)
     tokenizer = load_tokenizer(folder)
-    model = load(
-        folder, device, planes=planes, lm_head_depth=lm_head_depth, dtype=dtype, verify=verify
-    )
+    options: dict[str, Any] = {
+        "device": device, "lm_head_depth": lm_head_depth, "dtype": dtype, "verify": verify
+    }  # fmt: skip
+    drafting_with = drafting(draft, folder, compiled=compiled, **options)
+    model = load(folder, planes=planes, **options)
+    drafts = drafting_with(model)
     if chat and not tokenizer.chat_template:
         raise TritError(f"{folder}: its tokenizer has no chat template; leave out --chat")
     if chat:
@@ -144,10 +156,11 @@ def generate(
         attention_mask=inputs["attention_mask"].to(model.device),
         generation_config=settings,
         streamer=clock,
+        draft=drafts,
     )
     new = output[0, length:]
     text = str(tokenizer.decode(new, skip_special_tokens=True))
-    done = clock.result(text, length)
+    done = replace(clock.result(text, length), draft=None if drafts is None else drafts.report)
     return replace(done, context_full=context) if len(new) == room < max_new_tokens else done
 
 

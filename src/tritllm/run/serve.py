@@ -14,6 +14,7 @@ from typing import Any
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.integrations.registration import register_with_transformers
+from tritllm.run.drafting import drafting
 from tritllm.run.loading import (
     check_dtype,
     check_packed,
@@ -39,6 +40,7 @@ def serve(
     lm_head_depth: int | None = None,
     dtype: str = "auto",
     threads: int | None = None,
+    draft: str | None = None,
 ) -> None:
     """Serve chat, completions and responses over HTTP until it is stopped.
 
@@ -56,6 +58,9 @@ def serve(
         lm_head_depth: quantize lm_head, too, at this depth.
         dtype: of activations and unquantized weights; "auto" is the file's.
         threads: torch's; default is torch's own choice.
+        draft: draft tokens that the whole model then verifies, which changes the speed alone: with
+            "planes=N" of its own planes, with what pays of them ("auto"), or with a second packed
+            folder of the same model.
 
     Raises TritError where the model breaks the format, the port cannot be had or a package is
     missing.
@@ -81,7 +86,12 @@ def serve(
     check_packed(folder, planes)
     load_tokenizer(folder)  # else the server would start without, and fail at every request
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # the server looks at it, and fails else
-    asked = reading(planes=planes, lm_head_depth=lm_head_depth)
+    drafting_with = drafting(draft, folder, device=device, lm_head_depth=lm_head_depth, dtype=dtype)
+
+    def loaded(model: Any) -> None:
+        model.set_draft(drafting_with(model))
+
+    asked = reading(planes=planes, lm_head_depth=lm_head_depth, loaded=loaded)
     with one_line(folder), asked, _wrapped(str(folder), key):
         server_class()(
             force_model=str(folder),

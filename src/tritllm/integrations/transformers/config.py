@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -22,6 +22,7 @@ from tritllm.format.trits import DEPTHS, GROUP
 
 AT_LOAD = ("planes", "lm_head_depth", "verify")  # what concerns one load, not the file
 _READING: ContextVar[Mapping[str, Any]] = ContextVar("reading", default=MappingProxyType({}))
+_LOADED: ContextVar[Callable[[Any], None] | None] = ContextVar("loaded", default=None)
 
 
 class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -131,15 +132,31 @@ def _refuse_unknown(name: str) -> None:
 
 
 @contextmanager
-def reading(*, planes: int | None = None, lm_head_depth: int | None = None) -> Iterator[None]:
+def reading(
+    *,
+    planes: int | None = None,
+    lm_head_depth: int | None = None,
+    loaded: Callable[[Any], None] | None = None,
+) -> Iterator[None]:
     """Within it every packed checkpoint is read so, whoever calls from_pretrained.
 
     For the server alone, which calls from_pretrained without arguments of ours. Everyone else
     passes a TritConfig, or calls `load_model`, which does.
+
+    loaded: called with every model when it is loaded.
     """
     asked = {"planes": planes, "lm_head_depth": lm_head_depth}
     token = _READING.set({name: value for name, value in asked.items() if value is not None})
+    called = _LOADED.set(loaded)
     try:
         yield
     finally:
         _READING.reset(token)
+        _LOADED.reset(called)
+
+
+def tell_loaded(model: Any) -> None:
+    """Tell whoever asked `reading` for it that a model is loaded."""
+    loaded = _LOADED.get()
+    if loaded is not None:
+        loaded(model)

@@ -19,6 +19,16 @@ def packed_layers(model: nn.Module) -> dict[str, TritLinear]:
     return {n: module for n, module in model.named_modules() if isinstance(module, TritLinear)}
 
 
+def layers_of_planes(model: Any) -> list[TritLinear]:
+    """The packed layers whose planes are the model's: not an output layer that `lm_head_depth`
+    packed.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    own = getattr(config, "lm_head_depth", None)
+    head = None if own is None else model.get_output_embeddings()
+    return [layer for layer in packed_layers(model).values() if layer is not head]
+
+
 def packed_like(module: nn.Module, depth: int, where: str) -> TritLinear:
     """An empty packed layer on meta in place of a linear one.
 

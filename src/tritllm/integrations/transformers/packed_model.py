@@ -1,4 +1,4 @@
-"""What packed models can do besides what transformers' can: read fewer planes, for a while or not.
+"""What packed models can do besides what transformers' can: read fewer planes, and draft with them.
 
 A loaded model gets a subclass of its own class, of the same name, because `generate` must be an
 ordinary method for whoever wraps, copies or inspects the model.
@@ -6,7 +6,7 @@ ordinary method for whoever wraps, copies or inspects the model.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +15,16 @@ from transformers import GenerationMixin
 
 from tritllm.errors import TritError
 from tritllm.format.trits import DEPTHS
-from tritllm.integrations.transformers.layers import packed_layers
+from tritllm.integrations.transformers.drafting import Draft
+from tritllm.integrations.transformers.drafting.candidates import Candidates
+from tritllm.integrations.transformers.drafting.one_by_one import OneByOne
+from tritllm.integrations.transformers.drafting.refusals import refuses_drafts
+from tritllm.integrations.transformers.layers import layers_of_planes
 from tritllm.integrations.transformers.native_step.watch import subclass
 from tritllm.ops.planes import read_planes, reading_planes
 from tritllm.ops.trit_linear import TritLinear
+
+_DRAFT = "_tritllm_draft"
 
 
 class PackedModel(nn.Module):  # type: ignore[misc]
@@ -61,38 +67,70 @@ class PackedModel(nn.Module):  # type: ignore[misc]
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A packed model again, made from the stock class."""
         state = super().__reduce_ex__(2)[2]
-        return _restored, (self.stock,), state
+        return _restored, (self.stock,), {n: v for n, v in state.items() if n != _DRAFT}
 
 
 class PackedGenerator(PackedModel):
     """A packed model that generates text."""
 
-    @torch.no_grad()
-    def generate(self, *args: Any, planes: int | None = None, **kwargs: Any) -> Any:
-        """As transformers defines it, reading so many planes meanwhile; None leaves them.
+    def set_draft(self, draft: str | Draft | Any | None) -> None:
+        """What `generate` drafts with where it is not told; None for nothing, as in the beginning.
 
-        Raises TritError for a number that is not 1..the deepest layer's planes.
+        It is then left out where drafts cannot be had: several sequences, beams, static caches.
+
+        Raises TritError as `Draft` does.
         """
-        if planes is None:
+        self.__dict__[_DRAFT] = None if draft is None else self._draft_of(draft)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        *args: Any,
+        planes: int | None = None,
+        draft: str | Draft | Any | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers defines it.
+
+        Args:
+            planes: read so many planes meanwhile; None leaves them.
+            draft: draft tokens, and verify them with the whole model: "planes=N", "auto", a second
+                model (see `Draft`), or a `Draft`, which tells afterwards what came of it.
+            args: see transformers.
+            kwargs: see transformers.
+
+        Raises TritError for planes that the model does not hold, and where there can be no drafts.
+        """
+        with nullcontext() if planes is None else self.planes(planes):
+            asked = None if draft is None else self._draft_of(draft)
+            refusal = refuses_drafts(args, kwargs, self.generation_config)
+            if asked is not None and refusal is not None:
+                raise TritError(f"draft: {refusal}")
+            if asked is None and refusal is None:
+                asked = self.__dict__.get(_DRAFT)
+            if asked is not None and not asked.pace.off:
+                kwargs["assistant_model"] = asked
+                if kwargs.get("streamer") is not None:
+                    kwargs["streamer"] = OneByOne(kwargs["streamer"])
             return super().generate(*args, **kwargs)
-        with self.planes(planes):
-            return super().generate(*args, **kwargs)
+
+    def _draft_of(self, draft: str | Draft | Any) -> Draft:
+        if isinstance(draft, Draft) and draft.model is not self:
+            raise TritError("draft: it was made for another model")
+        return draft if isinstance(draft, Draft) else Draft(self, draft)
+
+    def _get_candidate_generator(self, *, assistant_model: Any = None, **kwargs: Any) -> Any:
+        """transformers' seam for drafts; a `Draft` passes through generate as the assistant."""
+        if isinstance(assistant_model, Draft):
+            names = ("input_ids", "generation_config", "logits_processor", "model_kwargs")
+            return Candidates(assistant_model, **{name: kwargs[name] for name in names})
+        return super()._get_candidate_generator(assistant_model=assistant_model, **kwargs)
 
 
 def use_packed_model(model: nn.Module) -> None:
     """Give a model with packed layers these methods."""
     if not isinstance(model, PackedModel):
         model.__class__ = _packed_class(type(model))
-
-
-def layers_of_planes(model: Any) -> list[TritLinear]:
-    """The packed layers whose planes a model's are: not an output layer that `lm_head_depth`
-    packed.
-    """
-    config = getattr(model.config, "quantization_config", None)
-    own = getattr(config, "lm_head_depth", None)
-    head = None if own is None else model.get_output_embeddings()
-    return [layer for layer in packed_layers(model).values() if layer is not head]
 
 
 def _packed_class(kind: type) -> type:

@@ -15,7 +15,7 @@ from tritllm.integrations.transformers.compat import (
     forget_conversions,
     get_model_conversion_mapping,
 )
-from tritllm.integrations.transformers.config import TritConfig
+from tritllm.integrations.transformers.config import TritConfig, tell_loaded
 from tritllm.integrations.transformers.dtype_of_renamed import cast_renamed, float_dtypes
 from tritllm.integrations.transformers.layers import float_layer, packed_layers
 
@@ -155,6 +155,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
             use_attention(model)
         use_native_step(model)
         use_packed_model(model)
+        tell_loaded(model)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
