@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from scipy.stats import chisquare
 from transformers.generation import utils as generation
 
 from tritllm.integrations.transformers import Draft, TritConfig, load_model
 
-TOKENS, BINS, VOCABULARY, TEMPERATURE = 600, 12, 12, 0.9
+TOKENS, BINS, VOCABULARY, TEMPERATURE = 500, 12, 12, 0.9
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,7 @@ def accept_all(candidate_input_ids, candidate_logits, candidate_length, new_logi
     return torch.cat([drafted, last], dim=-1), torch.tensor(candidate_length)
 
 
-@pytest.mark.parametrize("sabotaged", [False, True])
-@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize(("second", "sabotaged"), [(False, False), (True, False), (False, True)])
 def test_tokens_are_distributed_as_the_model_says(
     packed, torch_only, monkeypatch, second, sabotaged
 ):
@@ -71,5 +69,7 @@ def test_tokens_are_distributed_as_the_model_says(
     own = order == ids[0, prompt.shape[1] :, None]
     mass = p.gather(-1, order)
     u = ((mass.cumsum(-1) - mass * torch.rand(len(own), 1)) * own).sum(-1)
-    value = chisquare(torch.histc(u, BINS, 0, 1).numpy()).pvalue
-    assert (value < 1e-6) if sabotaged else (value > 0.01)
+    expected = len(own) / BINS
+    chi_square = ((torch.histc(u, BINS, 0, 1) - expected) ** 2 / expected).sum()
+    # With 11 degrees of freedom, uniform numbers exceed 25 once in a hundred times.
+    assert (chi_square > 100) if sabotaged else (chi_square < 25)

@@ -6,12 +6,12 @@ from tritllm.integrations.transformers.drafting.acceptance import Acceptance
 from tritllm.integrations.transformers.drafting.costs import Costs
 
 MOST_DRAFTED = 7  # with the token before them 8, which the native step takes at once
-_FIRST_LENGTH = 3  # of drafts, until a rate is known
+_FIRST_LENGTH = 3  # of drafts, until a rate is known; one less where that may turn out a loss
 _KNOWN_ROUNDS = 4
 _KEPT = 0.97  # of the tokens and seconds behind the rate, at every round
 _PLAIN_ROUNDS = 3  # without a draft, first of all; then one in so many, for machines change
 _PLAIN_EVERY = 32
-_MAY_LOSE = 2.0  # steps without a draft
+_MAY_LOSE = 1.0  # steps without a draft
 _MAY_LOSE_SHARE = 0.015  # and of all tokens
 _CREDIT = 8.0  # at most so many steps that were gained count against later losses
 
@@ -26,7 +26,7 @@ class Pace:
     Args:
         planes: that draft; 0 where a second model does.
         may_stop: give up, once and for all, where drafting loses time against not drafting: when
-            the loss is more than two steps and 1.5 % of all tokens.
+            the loss is more than a step and 1.5 % of all tokens' steps.
     """
 
     def __init__(self, planes: int, may_stop: bool) -> None:
@@ -53,7 +53,7 @@ class Pace:
         if count >= MOST_DRAFTED:
             return False
         if self._drafted_rounds < _KNOWN_ROUNDS:
-            return count < _FIRST_LENGTH
+            return count < _FIRST_LENGTH - self._may_stop
         worth = reached * self.acceptance.mean
         return worth >= self.rate * (self._draft + self.costs.another)
 
