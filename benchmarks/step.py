@@ -128,11 +128,11 @@ class Model:
         pointers = [(ctypes.c_void_p * n_blocks)(*(x.ctypes.data for x in part)) for part in cache]
         strides = tuple(n // 2 for n in cache.strides[2:5])
         call = native_step.Step(
-            batch, new, tokens, hidden.ctypes.data, cos.ctypes.data, sin.ctypes.data, 0,
+            batch, new, tokens, hidden.ctypes.data, (cos.ctypes.data,), (sin.ctypes.data,), 0,
             ctypes.addressof(pointers[0]), ctypes.addressof(pointers[1]), strides, None, 0,
             native_step.Vector(None, 0), 1e-6,
         )  # fmt: skip
-        scratch = aligned_bytes(native_step.scratch_size(self.blocks[0], batch, new, tokens))
+        scratch = aligned_bytes(native_step.scratch_size(self.blocks, batch, new, tokens))
 
         def run() -> None:
             hidden[:] = start

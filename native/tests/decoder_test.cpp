@@ -13,7 +13,7 @@ constexpr int kBlocks = 2;
 
 struct Case {
     int64_t batch, new_tokens, tokens;
-    bool masked, head_norms;
+    bool masked, head_norms, gemma, mixture;
 };
 
 struct Random {
@@ -52,6 +52,8 @@ struct Result {
 Result run(const Model &model, int isa, const Case &c, int threads) {
     std::vector<Memory> prepared;
     std::vector<tritllm_block> blocks;
+    tritllm_expert expert[kBlocks];
+    tritllm_experts mixtures[kBlocks];
     const tritllm_vector none = {nullptr, 0};
     for (int i = 0; i < kBlocks; i++) {
         for (int j = 0; j < 7; j++)
@@ -64,26 +66,41 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
             return tritllm_weight{prepared[number].get(), model.matrices[number].prepared_size(isa),
                                   j ? none : vector(4), nullptr, 0};
         };
-        blocks.push_back({kHidden,
-                          kWide,
-                          kHeads,
-                          kKvHeads,
-                          kHeadDim,
-                          TRITLLM_FLOAT32,
-                          1,
-                          1e-6f,
-                          0.125f,
-                          vector(0),
-                          vector(1),
-                          c.head_norms ? vector(2) : none,
-                          c.head_norms ? vector(3) : none,
-                          weight(0),
-                          weight(1),
-                          weight(2),
-                          weight(3),
-                          weight(4),
-                          weight(5),
-                          weight(6)});
+        tritllm_block block = {};
+        block.hidden = kHidden;
+        block.intermediate = kWide;
+        block.heads = kHeads;
+        block.kv_heads = kKvHeads;
+        block.head_dim = block.rotary_dim = kHeadDim;
+        block.dtype = TRITLLM_FLOAT32;
+        block.exact = 1;
+        block.epsilon = 1e-6f;
+        block.scaling = 0.125f;
+        block.input_norm = vector(0);
+        block.post_norm = vector(1);
+        if (c.head_norms) {
+            block.q_norm = vector(2);
+            block.k_norm = vector(3);
+        }
+        if (c.gemma) {
+            block.activation = TRITLLM_GELU_TANH;
+            block.norm_offset = 1;
+            block.softcap = 3;
+            block.window = 20;
+            block.attention_norm = block.feedforward_norm = vector(0);
+        }
+        block.q = weight(0);
+        block.k = weight(1);
+        block.v = weight(2);
+        block.o = weight(3);
+        block.gate = weight(4);
+        block.up = weight(5);
+        block.down = weight(6);
+        tritllm_experts &experts = mixtures[size_t(i)];
+        expert[size_t(i)] = {block.gate, block.up, block.down};
+        experts = {1, 1, 1, kWide, vector(0), vector(1), &expert[size_t(i)]};
+        if (c.mixture) block.experts = &experts;
+        blocks.push_back(block);
     }
     Random random;
     Result r;
@@ -104,8 +121,8 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
                                c.new_tokens,
                                c.tokens,
                                r.hidden.data(),
-                               cos.data(),
-                               sin.data(),
+                               {cos.data(), nullptr},
+                               {sin.data(), nullptr},
                                c.new_tokens * kHeadDim,
                                keys,
                                values,
@@ -114,8 +131,8 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
                                c.tokens,
                                {model.vectors[0].data(), TRITLLM_FLOAT32},
                                1e-6f};
-    const Memory scratch =
-        aligned(tritllm_llama_step_scratch(blocks.data(), c.batch, c.new_tokens, c.tokens));
+    const Memory scratch = aligned(
+        tritllm_llama_step_scratch(blocks.data(), kBlocks, c.batch, c.new_tokens, c.tokens));
     CHECK(tritllm_llama_step(threads, blocks.data(), kBlocks, &step, scratch.get()) == TRITLLM_OK);
     return r;
 }
@@ -135,10 +152,10 @@ bool same(const std::vector<float> &x, const std::vector<float> &y) {
 
 int main() {
     const Model model;
-    const Case cases[] = {{1, 1, 1, false, false},
-                          {1, 1, 33, false, true},
-                          {3, 1, 300, true, true},
-                          {2, 4, 258, true, true}};
+    const Case cases[] = {
+        {1, 1, 1, false, false, false, false}, {1, 1, 33, false, true, false, false},
+        {3, 1, 300, true, true, false, false}, {2, 4, 258, true, true, false, false},
+        {2, 4, 258, true, true, true, false},  {1, 2, 33, false, false, false, true}};
     for (const Case &c : cases) {
         const Result plain = run(model, TRITLLM_SCALAR, c, 1);
         for (int isa = 0; tritllm_isa_name(isa); isa++) {

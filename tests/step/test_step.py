@@ -51,19 +51,63 @@ def vector(values: np.ndarray | None, held: list[object]) -> decoder.Vector:
     return decoder.Vector(values.ctypes.data, NUMBERS[values.dtype.name])
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What blocks of other families have more than those of the Llama family."""
+
+    fused: bool = False
+    gelu: bool = False
+    sandwich: bool = False
+    norm_offset: float = 0.0
+    softcap: float = 0.0
+    window: int = 0
+    rotary_dim: int | None = None
+    two_tables: bool = False
+    experts: int = 0
+    chosen: int = 0
+    inner: int = 0
+    normalized: bool = False
+    shared: bool = False
+
+
+LLAMA = Parts()
+FAMILIES = {
+    "phi3": Parts(fused=True, window=9),
+    "phi3, heads rotated in part": Parts(fused=True, rotary_dim=32),
+    "gemma2": Parts(gelu=True, sandwich=True, norm_offset=1, softcap=2.0, window=33),
+    "gemma3": Parts(gelu=True, sandwich=True, norm_offset=1, window=300, two_tables=True),
+    "mixtral": Parts(experts=4, chosen=2, inner=112, normalized=True),
+    "qwen2_moe": Parts(experts=20, chosen=3, inner=32, shared=True),
+    "qwen3_moe": Parts(experts=33, chosen=8, inner=48, normalized=True),
+}
+
+
+def _attention_shapes(hidden: int, queries: int, keys: int, fused: bool):
+    q = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden)}
+    if fused:
+        q = {"q": (queries + 2 * keys, hidden)}
+    return {**q, "o": (hidden, queries)}
+
+
+def _unit_shapes(hidden: int, wide: int, fused: bool):
+    top = {"gate": (wide, hidden), "up": (wide, hidden)}
+    if fused:
+        top = {"gate": (2 * wide, hidden)}
+    return {**top, "down": (hidden, wide)}
+
+
 def random_decoder(
     isa, seed, n_blocks=2, hidden=48, wide=112, heads=4, kv_heads=2, head_dim=32, depth=2,
-    dtype="float32", exact=True, bias=True, head_norms=False,
+    dtype="float32", exact=True, bias=True, head_norms=False, parts=LLAMA,
 ) -> Decoder:  # fmt: skip
     rng = np.random.default_rng(seed)
     kind = np.dtype(DTYPES[dtype])
     held: list[object] = []
     native, plain, in_use = [], [], []
     queries, keys = heads * head_dim, kv_heads * head_dim
-    shapes = {
-        "q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries),
-        "gate": (wide, hidden), "up": (wide, hidden), "down": (hidden, wide),
-    }  # fmt: skip
+    own = not parts.experts or parts.shared
+    shapes = _attention_shapes(hidden, queries, keys, parts.fused)
+    shapes |= _unit_shapes(hidden, wide, parts.fused) if own else {}
 
     def norm(n: int) -> np.ndarray:
         return rng.uniform(0.5, 1.5, n).astype(kind)
@@ -72,42 +116,100 @@ def random_decoder(
         multiply = reference.exact if exact else reference.quantized
         return lambda x: multiply(*levels, x.astype(np.float32)) + offset
 
-    for i in range(n_blocks):
-        weights, products = [], {}
-        in_use.append({})
-        for name, shape in shapes.items():
-            w = random_weights(100 * seed + 10 * i + len(weights), *shape, depth)
-            steps = (w.tensor.codebook / np.sqrt(shape[1])).astype(np.float32)
-            w = type(w)(type(w.tensor)(w.tensor.weight, w.tensor.scale, steps, shape[1]), w.index)
-            prepared = kernels.prepare(w.tensor, isa=isa)
-            held.append(prepared)
-            in_use[-1][name] = steps[depth - 1]
-            offset = rng.normal(size=shape[0]).astype(kind) if bias and name in "qkv" else None
-            weights.append(
-                decoder.Weight(address(prepared.memory), prepared.nbytes, vector(offset, held))
-            )
-            products[name] = product(
-                w.at(depth), 0 if offset is None else offset.astype(np.float32)
-            )
-        norms = [norm(hidden), norm(hidden), *([norm(head_dim)] * 2 if head_norms else [None] * 2)]
-        native.append(
-            decoder.Block(hidden, wide, heads, kv_heads, head_dim, NUMBERS[dtype], exact, EPSILON,
-                          head_dim**-0.5, *(vector(n, held) for n in norms), *weights)
+    def make(name: str, shape: tuple[int, int], number: int):
+        """A native weight, and the product for the reference."""
+        w = random_weights(number, *shape, depth)
+        steps = (w.tensor.codebook / np.sqrt(shape[1])).astype(np.float32)
+        w = type(w)(type(w.tensor)(w.tensor.weight, w.tensor.scale, steps, shape[1]), w.index)
+        prepared = kernels.prepare(w.tensor, isa=isa)
+        held.append(prepared)
+        in_use[-1][name] = steps[depth - 1]
+        offset = rng.normal(size=shape[0]).astype(kind) if bias and name in "qkv" else None
+        weight = decoder.Weight(address(prepared.memory), prepared.nbytes, vector(offset, held))
+        return weight, product(w.at(depth), 0 if offset is None else offset.astype(np.float32))
+
+    def make_all(shapes: dict[str, tuple[int, int]], number: int):
+        made = {
+            name: make(name, shape, number + n) for n, (name, shape) in enumerate(shapes.items())
+        }
+        return [{name: both[i] for name, both in made.items()} for i in range(2)]
+
+    def make_experts(number: int):
+        units = [
+            make_all(_unit_shapes(hidden, parts.inner, False), number + 3 * e)
+            for e in range(parts.experts)
+        ]
+        router = rng.normal(size=(parts.experts, hidden)).astype(kind)
+        gate = (rng.normal(size=hidden) / 4).astype(kind) if parts.shared else None
+        array = (decoder.Expert * parts.experts)(*(decoder.Expert(**one) for one, _ in units))
+        experts = ctypes.pointer(
+            decoder.Experts(parts.experts, parts.chosen, parts.normalized, parts.inner,
+                            vector(router, held), vector(gate, held), array)
         )  # fmt: skip
-        floats = [None if n is None else n.astype(np.float32) for n in norms]
-        plain.append(decoder_reference.Block(**products, input_norm=floats[0], post_norm=floats[1],
-                                             q_norm=floats[2], k_norm=floats[3], head_dim=head_dim,
-                                             epsilon=EPSILON, scaling=head_dim**-0.5, dtype=kind)
+        held.extend([array, experts])
+        return experts, decoder_reference.Experts(
+            [decoder_reference.GatedUnit(**plain) for _, plain in units],
+            router.astype(np.float32), parts.chosen, parts.normalized,
+            None if gate is None else gate.astype(np.float32),
+        )  # fmt: skip
+
+    for i in range(n_blocks):
+        in_use.append({})
+        weights, products = make_all(shapes, 100 * seed + 10 * i)
+        experts, plain_experts = (
+            make_experts(100 * seed + 10 * i + 7) if parts.experts else (None,) * 2
+        )
+        norms = {
+            "input_norm": norm(hidden), "post_norm": norm(hidden),
+            **{name: norm(head_dim) if head_norms else None for name in ("q_norm", "k_norm")},
+            **{name: norm(hidden) if parts.sandwich else None
+               for name in ("attention_norm", "feedforward_norm")},
+        }  # fmt: skip
+        # Blocks take turns in a model of two kinds.
+        window, table = (0 if i % 2 else parts.window), int(parts.two_tables and i % 2)
+        native.append(
+            decoder.Block(
+                hidden=hidden, intermediate=wide if own else 0, heads=heads, kv_heads=kv_heads,
+                head_dim=head_dim, rotary_dim=parts.rotary_dim or head_dim, dtype=NUMBERS[dtype],
+                exact=exact, epsilon=EPSILON, norm_offset=parts.norm_offset,
+                scaling=head_dim**-0.5, softcap=parts.softcap, window=window, rotary=table,
+                activation=decoder.GELU_TANH if parts.gelu else decoder.SILU,
+                **{name: vector(n, held) for name, n in norms.items()}, **weights, experts=experts,
+            )
+        )  # fmt: skip
+        if parts.fused:
+            products |= split(products["q"], ("q", "k", "v"), (queries, keys, keys))
+            products |= split(products["gate"], ("gate", "up"), (wide, wide))
+        unit = [products[name] for name in ("gate", "up", "down")] if own else []
+        plain.append(
+            decoder_reference.Block(
+                **{name: products[name] for name in "qkvo"},
+                unit=decoder_reference.GatedUnit(*unit) if own else None,
+                **{name: None if n is None else n.astype(np.float32) for name, n in norms.items()},
+                head_dim=head_dim, epsilon=EPSILON, scaling=head_dim**-0.5, dtype=kind,
+                norm_offset=parts.norm_offset, softcap=parts.softcap, window=window, rotary=table,
+                activation=decoder_reference.gelu_tanh if parts.gelu else None,
+                experts=plain_experts,
+            )
         )  # fmt: skip
     blocks = (decoder.Block * n_blocks)(*native)
     return Decoder(blocks, plain, held, hidden, heads, kv_heads, head_dim, kind, in_use)
 
 
+def split(product, names, widths):
+    """The products of a matrix's parts, which lie one above the other."""
+    ends = np.cumsum(widths)
+    return {
+        name: lambda x, a=end - width, b=end: product(x)[:, a:b]
+        for name, width, end in zip(names, widths, ends)
+    }
+
+
 @dataclass
 class Call:
     hidden: np.ndarray
-    cos: np.ndarray
-    sin: np.ndarray
+    cos: list[np.ndarray]
+    sin: list[np.ndarray]
     keys: list[np.ndarray]
     values: list[np.ndarray]
     mask: np.ndarray | None
@@ -119,7 +221,8 @@ def random_call(
     """tokens: of a sequence, the `new` last ones included."""
     rng = np.random.default_rng(seed)
     cache = (batch, model.kv_heads, tokens, model.head_dim)
-    angle = np.tile(rng.uniform(0, 6, (batch, new, model.head_dim // 2)), 2)
+    half = model.native[0].rotary_dim // 2
+    angles = [np.tile(rng.uniform(0, 6, (batch, new, half)), 2) for _ in range(2)]
     mask = None
     if masked:
         mask = rng.random((batch, tokens)) < 0.6
@@ -127,7 +230,8 @@ def random_call(
     made = [[rng.normal(size=cache).astype(model.dtype) for _ in model.plain] for _ in ("k", "v")]
     return Call(
         rng.normal(size=(batch, new, model.hidden)).astype(model.dtype),
-        np.cos(angle).astype(model.dtype), np.sin(angle).astype(model.dtype), *made, mask,
+        [np.cos(a).astype(model.dtype) for a in angles],
+        [np.sin(a).astype(model.dtype) for a in angles], *made, mask,
     )  # fmt: skip
 
 
@@ -151,12 +255,13 @@ def run(model: Decoder, call: Call, threads: int = 1, room: int = 0, final=None)
     norm = vector(None if final is None else final, held)
     mask = None if call.mask is None else np.ascontiguousarray(call.mask, np.uint8)
     step = decoder.Step(
-        batch, new, tokens, hidden.ctypes.data, call.cos.ctypes.data, call.sin.ctypes.data,
-        new * width,
+        batch, new, tokens, hidden.ctypes.data,
+        *(tuple(x.ctypes.data for x in tables) for tables in (call.cos, call.sin)),
+        new * call.cos[0].shape[2],
         ctypes.addressof(pointers[0]), ctypes.addressof(pointers[1]), tuple(strides),
         None if mask is None else mask.ctypes.data, tokens, norm, EPSILON,
     )  # fmt: skip
-    scratch = aligned_bytes(decoder.scratch_size(model.native[0], batch, new, tokens))
+    scratch = aligned_bytes(decoder.scratch_size(model.native, batch, new, tokens))
     decoder.llama_step(threads, model.native, step, scratch.ctypes.data)
     for part in caches:
         assert all(np.isnan(x[:, :, tokens:].astype(np.float32)).all() for x in part)
@@ -213,6 +318,48 @@ def test_as_the_reference(
         assert error(mine, reference_) < bound
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(isa, name, dtype):
+    model = random_decoder(isa, 21, 2, 96, 112, 4, 2, 64, 2, dtype, True, False,
+                           name in ("gemma3", "qwen3_moe"), FAMILIES[name])  # fmt: skip
+    for batch, tokens, new, masked, threads in ((1, 40, 1, False, 2), (2, 300, 4, True, 3)):
+        call = random_call(model, 22 + new, batch, tokens, masked, new)
+        ours, keys, values = run(model, call, threads)
+        theirs, their_keys, their_values = expected(model, call)
+        assert error(ours, theirs) < 2 * BOUND[dtype]
+        for mine, reference_ in zip((*keys, *values), (*their_keys, *their_values)):
+            assert error(mine, reference_) < 2 * BOUND[dtype]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_token_of_another_family_gets_the_bits_that_it_gets_alone(isa, name):
+    model = random_decoder(isa, 23, dtype="bfloat16", head_dim=64, parts=FAMILIES[name])
+    call = random_call(model, 23, 1, 60, masked=False, new=3)
+    together, alone = run(model, call, threads=3)[0], run(model, call)[0]
+    assert together.tobytes() == alone.tobytes()
+    cut = [[x[:, :, :58] for x in part] for part in (call.keys, call.values)]
+    tables = [[x[:, :1].copy() for x in part] for part in (call.cos, call.sin)]
+    first = run(model, Call(call.hidden[:, :1].copy(), *tables, *cut, None))[0]
+    assert first.tobytes() == together[:, :1].tobytes()
+
+
+def test_experts_that_a_token_did_not_choose_are_not_read(isa):
+    model = random_decoder(isa, 24, parts=FAMILIES["mixtral"])
+    call = random_call(model, 24, 1, 5, masked=False)
+    before = run(model, call)[0]
+    refused = 0
+    experts = [block.experts.contents.expert[i] for block in model.native for i in range(4)]
+    for expert in experts:
+        memory, expert.down.prepared = expert.down.prepared, None
+        try:
+            assert run(model, call)[0].tobytes() == before.tobytes()
+        except ValueError:
+            refused += 1
+        expert.down.prepared = memory
+    assert refused == 2 * 2  # two of four experts in two blocks
+
+
 def test_int8_activations_are_near(isa):
     model = random_decoder(isa, 5, hidden=160, wide=208, depth=3, exact=False)
     call = random_call(model, 5, 2, 40, masked=False)
@@ -233,9 +380,12 @@ def test_a_token_gets_the_bits_that_it_gets_alone(isa, dtype):
         for i in range(new):
             end, one = tokens - new + i + 1, slice(i, i + 1)
             alone = Call(
-                call.hidden[b : b + 1, one].copy(), call.cos[b : b + 1, one].copy(),
-                call.sin[b : b + 1, one].copy(), [x[b : b + 1, :, :end] for x in call.keys],
-                [x[b : b + 1, :, :end] for x in call.values], call.mask[b : b + 1, :end],
+                call.hidden[b : b + 1, one].copy(),
+                [x[b : b + 1, one].copy() for x in call.cos],
+                [x[b : b + 1, one].copy() for x in call.sin],
+                [x[b : b + 1, :, :end] for x in call.keys],
+                [x[b : b + 1, :, :end] for x in call.values],
+                call.mask[b : b + 1, :end],
             )  # fmt: skip
             hidden, keys, values = run(model, alone)
             assert hidden.tobytes() == together[0][b, i].tobytes()
@@ -317,9 +467,9 @@ def test_blocks_that_do_not_fit_are_refused(isa):
     for field, value in (("head_dim", 48), ("hidden", 40), ("kv_heads", 3), ("dtype", 7)):
         other = random_decoder(isa, 12)
         setattr(other.native[0], field, value)
-        with pytest.raises(ValueError, match="not a block"):
-            decoder.scratch_size(other.native[0], 1, 1, 4)
-        scratch = aligned_bytes(decoder.scratch_size(model.native[0], 1, 1, 4))
+        with pytest.raises(ValueError, match="not blocks"):
+            decoder.scratch_size(other.native, 1, 1, 4)
+        scratch = aligned_bytes(decoder.scratch_size(model.native, 1, 1, 4))
         with pytest.raises(ValueError, match="does not fit"):
             decoder.llama_step(1, other.native, decoder.Step(1, 1, 4), scratch.ctypes.data)
     model.native[1].o.prepared = model.native[1].down.prepared

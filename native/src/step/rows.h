@@ -53,13 +53,15 @@ typename V::F exponential(typename V::F x) {
 }
 
 template <class V>
-void rms_norm(const float *x, int64_t n, const tritllm_vector &weight, float epsilon, float *out) {
+void rms_norm(const float *x, int64_t n, const tritllm_vector &weight, float epsilon, float offset,
+              float *out) {
     typename V::F sum = V::set(0);
     for (int64_t i = 0; i < n; i += V::W) sum = V::fma(V::load(x + i), V::load(x + i), sum);
     const typename V::F by = V::set(1 / std::sqrt(V::total(sum) / float(n) + epsilon));
-    for (int64_t i = 0; i < n; i += V::W)
-        V::store(out + i,
-                 V::mul(V::mul(V::load(x + i), by), load_any<V>(weight.data, weight.dtype, i)));
+    for (int64_t i = 0; i < n; i += V::W) {
+        const typename V::F w = V::add(load_any<V>(weight.data, weight.dtype, i), V::set(offset));
+        V::store(out + i, V::mul(V::mul(V::load(x + i), by), w));
+    }
 }
 
 template <class V>
@@ -76,10 +78,16 @@ void apply_rotary(const float *x, int64_t n, const void *cos, const void *sin, i
 }
 
 template <class V>
-void gate(const float *gate, const float *up, int64_t n, float *out) {
+void gate(const float *gate, const float *up, int64_t n, int activation, float *out) {
+    // silu(x) = x / (1 + exp(-x)); gelu is x / (1 + exp(-2 u)), for 1 + tanh u = 2 / (1 + exp(-2 u))
+    const bool gelu = activation == TRITLLM_GELU_TANH;
+    const typename V::F cubic = V::set(-1.5957691216f * 0.044715f);
+    const typename V::F linear = V::set(-1.5957691216f);  // 2 sqrt(2 / pi)
     for (int64_t i = 0; i < n; i += V::W) {
         const typename V::F g = V::load(gate + i);
-        const typename V::F e = exponential<V>(V::sub(V::set(0), g));
+        const typename V::F x =
+            gelu ? V::mul(g, V::fma(V::mul(g, g), cubic, linear)) : V::sub(V::set(0), g);
+        const typename V::F e = exponential<V>(x);
         V::store(out + i, V::mul(V::div(g, V::add(V::set(1), e)), V::load(up + i)));
     }
 }
@@ -116,6 +124,19 @@ struct Queries {
     }
 };
 
+// c tanh(s / c) of scores, 1 - 2 / (1 + exp(2 x)) = tanh(x); what nobody sees stays.
+template <class V>
+void cap(float *score, float c) {
+    using F = typename V::F;
+    const F one = V::set(1), two = V::set(2);
+    for (int t = 0; t < kKeys; t += V::W) {
+        const F s = V::load(score + t);
+        const F e = exponential<V>(V::mul(s, V::set(2 / c)));
+        const F tanh = V::sub(one, V::div(two, V::add(one, e)));
+        V::store(score + t, V::select(V::le(s, V::set(kHidden)), s, V::mul(tanh, V::set(c))));
+    }
+}
+
 // R queries at a time, so that their sums stay in registers while `keys` keys and values, from
 // number `first`, go by once.
 template <class V, class T, int R>
@@ -142,6 +163,8 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int keys
         }
         for (int r = 0; r < R; r++) score[r][t] = V::total(dot[r]);
     }
+    if (part.softcap != 0)
+        for (auto &one : score) cap<V>(one, part.softcap);
     for (int r = 0; r < R; r++) {
         float *state = out[r] + width;  // the largest score and the sum of the weights
         const float before = state[0];
@@ -203,15 +226,25 @@ void attend_type(const AttentionPart &part) {
     }
     for (int64_t first = 0; first < part.tokens; first += kKeys) {
         const int keys = int(std::min<int64_t>(kKeys, part.tokens - first));
-        // The tokens that do not see all of these keys: each sees one more than the one before.
-        int64_t token = 0;
-        for (; token < part.new_tokens && part.seen + token < first + keys; token++) {
-            const int64_t seen = part.seen + token - first;
-            if (seen > 0)
-                attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, first,
-                                  int(seen));
+        // Tokens that see all of these keys go together, the others one by one: each sees a key
+        // more than the one before, and with a window one less at the beginning.
+        int64_t together = 0;
+        auto attend_together = [&](int64_t end) {
+            attend_keys<V, T>(part, together * part.heads, end * part.heads, first, keys);
+            together = end;
+        };
+        for (int64_t token = 0; token < part.new_tokens; token++) {
+            const int64_t seen = std::min(part.seen + token, first + keys);
+            const int64_t begin =
+                part.window ? std::max(part.seen + token - part.window, first) : first;
+            if (begin == first && seen == first + keys) continue;
+            attend_together(token);
+            together = token + 1;
+            if (begin < seen)
+                attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, begin,
+                                  int(seen - begin));
         }
-        attend_keys<V, T>(part, token * part.heads, rows, first, keys);
+        attend_together(part.new_tokens);
     }
 }
 
@@ -252,9 +285,17 @@ void multiply(float *x, int64_t n, float by) {
 }
 
 template <class V>
+float dot(const float *x, int64_t n, const tritllm_vector &matrix, int64_t at) {
+    typename V::F sum = V::set(0);
+    for (int64_t i = 0; i < n; i += V::W)
+        sum = V::fma(V::load(x + i), load_any<V>(matrix.data, matrix.dtype, at + i), sum);
+    return V::total(sum);
+}
+
+template <class V>
 constexpr StepKernels step_kernels() {
-    return {rms_norm<V>, apply_rotary<V>, gate<V>,    widen<V>,   add<V>,
-            narrow<V>,   attend<V>,       combine<V>, multiply<V>};
+    return {rms_norm<V>, apply_rotary<V>, gate<V>,    widen<V>,    add<V>,
+            narrow<V>,   attend<V>,       combine<V>, multiply<V>, dot<V>};
 }
 
 }  // namespace

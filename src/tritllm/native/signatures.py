@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "e0a2611465e5b647"
+INTERFACE = "eeb3db12dbb52f8a"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
@@ -52,6 +52,6 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_linear_run": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _INT)),
     "tritllm_linear_use_openmp": (None, (_POINTER,)),
     # tritllm_step.h
-    "tritllm_llama_step_scratch": (_INT64, (_POINTER, _INT64, _INT64, _INT64)),
+    "tritllm_llama_step_scratch": (_INT64, (_POINTER, _INT64, _INT64, _INT64, _INT64)),
     "tritllm_llama_step": (_INT, (_INT, _POINTER, _INT64, _POINTER, _POINTER)),
 }

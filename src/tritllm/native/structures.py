@@ -16,6 +16,8 @@ ALIGNMENT = 64  # bytes: of prepared memory, activations and scratch memory
 PRODUCTS_AT_ONCE = 64  # of one call
 WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
 HEAD_MULTIPLE, MOST_HEAD_DIM = 32, 256
+SILU, GELU_TANH = range(2)
+MOST_CHOSEN = 32
 
 _INT, _INT64, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -182,6 +184,26 @@ class Weight(ctypes.Structure):
     )
 
 
+class Expert(ctypes.Structure):
+    """tritllm_expert: the matrices of one expert."""
+
+    _fields_ = (("gate", Weight), ("up", Weight), ("down", Weight))
+
+
+class Experts(ctypes.Structure):
+    """tritllm_experts: the experts of a block."""
+
+    _fields_ = (
+        ("count", _INT),
+        ("chosen", _INT),
+        ("normalized", _INT),
+        ("intermediate", _INT64),
+        ("router", Vector),
+        ("shared_gate", Vector),
+        ("expert", ctypes.POINTER(Expert)),
+    )
+
+
 class Block(ctypes.Structure):
     """tritllm_block: one block of a model."""
 
@@ -191,12 +213,20 @@ class Block(ctypes.Structure):
         ("heads", _INT),
         ("kv_heads", _INT),
         ("head_dim", _INT),
+        ("rotary_dim", _INT),
         ("dtype", _INT),
         ("exact", _INT),
         ("epsilon", _FLOAT),
+        ("norm_offset", _FLOAT),
         ("scaling", _FLOAT),
+        ("softcap", _FLOAT),
+        ("window", _INT64),
+        ("rotary", _INT),
+        ("activation", _INT),
         *((name, Vector) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        *((name, Vector) for name in ("attention_norm", "feedforward_norm")),
         *((name, Weight) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        ("experts", ctypes.POINTER(Experts)),
     )
 
 
@@ -208,8 +238,8 @@ class Step(ctypes.Structure):
         ("new_tokens", _INT64),
         ("tokens", _INT64),
         ("hidden", _POINTER),
-        ("cos", _POINTER),
-        ("sin", _POINTER),
+        ("cos", _POINTER * 2),
+        ("sin", _POINTER * 2),
         ("rotary_stride", _INT64),
         ("key", _POINTER),
         ("value", _POINTER),
@@ -233,6 +263,8 @@ FACTS = {
     "tritllm_product": ctypes.sizeof(Product),
     "tritllm_vector": ctypes.sizeof(Vector),
     "tritllm_weight": ctypes.sizeof(Weight),
+    "tritllm_expert": ctypes.sizeof(Expert),
+    "tritllm_experts": ctypes.sizeof(Experts),
     "tritllm_block": ctypes.sizeof(Block),
     "tritllm_step": ctypes.sizeof(Step),
     "TRITLLM_GROUP": GROUP,
@@ -246,5 +278,8 @@ FACTS = {
     "TRITLLM_WIDTH_MULTIPLE": WIDTH_MULTIPLE,
     "TRITLLM_HEAD_MULTIPLE": HEAD_MULTIPLE,
     "TRITLLM_MOST_HEAD_DIM": MOST_HEAD_DIM,
+    "TRITLLM_SILU": SILU,
+    "TRITLLM_GELU_TANH": GELU_TANH,
+    "TRITLLM_MOST_CHOSEN": MOST_CHOSEN,
 }
 """Sizes in bytes and constants, each by the name under which `tritllm_interface` knows it."""

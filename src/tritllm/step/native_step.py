@@ -1,4 +1,4 @@
-"""The decoder blocks of the Llama family for a few new tokens a sequence, by address.
+"""Decoder blocks for a few new tokens a sequence, by address.
 
 native/include/tritllm_step.h says what is computed; `step.reference` is the same in NumPy. Prepared
 memory is checked against its header and its size; all other addresses are
@@ -12,20 +12,30 @@ import ctypes
 from tritllm.native.library import check, library
 from tritllm.native.structures import (
     BAD_ARGUMENT,
+    GELU_TANH,
     HEAD_MULTIPLE,
+    MOST_CHOSEN,
     MOST_HEAD_DIM,
+    SILU,
     WIDTH_MULTIPLE,
     Block,
+    Expert,
+    Experts,
     Step,
     Vector,
     Weight,
 )
 
 __all__ = [
+    "GELU_TANH",
     "HEAD_MULTIPLE",
+    "MOST_CHOSEN",
     "MOST_HEAD_DIM",
+    "SILU",
     "WIDTH_MULTIPLE",
     "Block",
+    "Expert",
+    "Experts",
     "Step",
     "Vector",
     "Weight",
@@ -34,15 +44,15 @@ __all__ = [
 ]
 
 
-def scratch_size(block: Block, batch: int, new_tokens: int, tokens: int) -> int:
+def scratch_size(blocks: ctypes.Array[Block], batch: int, new_tokens: int, tokens: int) -> int:
     """Bytes of scratch memory, aligned to 64, for a step of so many new tokens of each of `batch`
     sequences, which have `tokens` keys with them. More keys or rows take more memory.
 
-    Raises ValueError for a block that cannot be computed.
+    Raises ValueError for blocks that cannot be computed.
     """
-    size = library().tritllm_llama_step_scratch(ctypes.byref(block), batch, new_tokens, tokens)
+    size = library().tritllm_llama_step_scratch(blocks, len(blocks), batch, new_tokens, tokens)
     if size < 0:
-        raise ValueError("not a block that the kernels can compute")
+        raise ValueError("not blocks that the kernels can compute")
     return size
 
 

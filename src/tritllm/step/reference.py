@@ -12,24 +12,49 @@ from dataclasses import dataclass
 import numpy as np
 
 Product = Callable[[np.ndarray], np.ndarray]
+Activation = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class GatedUnit:
+    """down(act(gate(z)) * up(z)); products x [rows, K] -> [rows, N]."""
+
+    gate: Product
+    up: Product
+    down: Product
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Gated units of which each token takes the `chosen` that it wants most.
+
+    router: float32 [experts, H]. normalized: the weights of a token's experts sum to one.
+    shared_gate: float32 [H], or None where the block has no unit of all tokens.
+    """
+
+    units: Sequence[GatedUnit]
+    router: np.ndarray
+    chosen: int
+    normalized: bool
+    shared_gate: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of the Llama family (Llama, Mistral, Qwen2, Qwen3).
+    """A block of the Llama family (Llama, Mistral, Qwen2, Qwen3), with the parts that others add.
 
-    q, k, v, o, gate, up, down: x [rows, K] -> [rows, N], bias included. Norms: float32 weights;
-    q_norm and k_norm, of one head, are None where there are none. scaling: of the attention's
-    scores.
+    q, k, v, o: x [rows, K] -> [rows, N], bias included. unit: None where there are experts alone.
+    Norms: float32 weights, to which norm_offset is added. q_norm and k_norm, of one head, and
+    attention_norm and feedforward_norm, of what is added to hidden states, are None where there are
+    none. scaling: of the attention's scores, which softcap c then bounds by c tanh(score / c).
+    window: how many keys a token sees, 0 for all. rotary: which of the tables is used.
     """
 
     q: Product
     k: Product
     v: Product
     o: Product
-    gate: Product
-    up: Product
-    down: Product
+    unit: GatedUnit | None
     input_norm: np.ndarray
     post_norm: np.ndarray
     q_norm: np.ndarray | None
@@ -38,26 +63,39 @@ class Block:
     epsilon: float
     scaling: float
     dtype: np.dtype
+    attention_norm: np.ndarray | None = None
+    feedforward_norm: np.ndarray | None = None
+    norm_offset: float = 0.0
+    softcap: float = 0.0
+    window: int = 0
+    rotary: int = 0
+    activation: Activation | None = None
+    experts: Experts | None = None
+
+    def normed(self, x: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+        """X after one of the block's norms; x itself where there is none."""
+        return x if weight is None else rms_norm(x, weight + self.norm_offset, self.epsilon)
 
 
 def step(
     blocks: Sequence[Block],
     hidden: np.ndarray,
-    cos: np.ndarray,
-    sin: np.ndarray,
+    cos: Sequence[np.ndarray],
+    sin: Sequence[np.ndarray],
     keys: Sequence[np.ndarray],
     values: Sequence[np.ndarray],
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Hidden states [B, T, H] of T new tokens a sequence -> those after the last block.
 
-    cos, sin: [B, T, D]. keys, values: of every block [B, kv_heads, S, D]; the last T of the S
-    tokens are the new ones and are written. mask: bool [B, S], False hides a key. A new token sees
-    the keys up to its own.
+    cos, sin: one or two tables [B, T, R], for the first R elements of a head. keys, values: of
+    every block [B, kv_heads, S, D]; the last T of the S tokens are the new ones and are written.
+    mask: bool [B, S], False hides a key. A new token sees the keys up to its own.
     """
     new = hidden.shape[1]
     for block, key, value in zip(blocks, keys, values, strict=True):
-        q, key[:, :, -new:], value[:, :, -new:] = project(block, hidden, cos, sin)
+        tables = cos[block.rotary], sin[block.rotary]
+        q, key[:, :, -new:], value[:, :, -new:] = project(block, hidden, *tables)
         hidden = attend(block, hidden, q, key, value, mask).astype(block.dtype)
     return hidden
 
@@ -67,15 +105,12 @@ def project(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hidden states [B, T, H] -> q [B, heads, T, D], k and v [B, kv_heads, T, D]."""
     batch, new, width = hidden.shape
-    x = rms_norm(hidden, block.input_norm, block.epsilon).reshape(batch * new, width)
+    x = block.normed(hidden, block.input_norm).reshape(batch * new, width)
     q, k, v = (
         product(x).reshape(batch, new, -1, block.head_dim).swapaxes(1, 2)
         for product in (block.q, block.k, block.v)
     )
-    if block.q_norm is not None:
-        q = rms_norm(q, block.q_norm, block.epsilon)
-    if block.k_norm is not None:
-        k = rms_norm(k, block.k_norm, block.epsilon)
+    q, k = block.normed(q, block.q_norm), block.normed(k, block.k_norm)
     turned = (rotate(part, cos[:, None], sin[:, None]) for part in (q, k))
     q, k, v = (part.astype(block.dtype) for part in (*turned, v))
     return q, k, v
@@ -89,23 +124,51 @@ def attend(
     value: np.ndarray,
     mask: np.ndarray | None,
 ) -> np.ndarray:
-    """Hidden [B, T, H], q [B, heads, T, D], keys, values -> the block's output [B, T, H]."""
+    """Hidden [B, T, H], q [B, heads, T, D], keys, values -> the output, float32 [B, T, H]."""
     hidden = hidden.astype(np.float32)
     batch, heads, new, width = q.shape
     share, tokens = heads // key.shape[1], key.shape[2]
     key, value = (np.repeat(x.astype(np.float32), share, axis=1) for x in (key, value))
     score = np.einsum("bhnd,bhtd->bhnt", q.astype(np.float32), key) * np.float32(block.scaling)
+    if block.softcap:
+        score = np.float32(block.softcap) * np.tanh(score / np.float32(block.softcap))
     seen = np.tri(new, tokens, tokens - new, dtype=bool)
+    if block.window:
+        seen &= ~np.tri(new, tokens, tokens - new - block.window, dtype=bool)
     if mask is not None:
         seen = seen & mask[:, None, None]
     score = np.where(seen, score, np.float32(-np.inf))
     weight = np.exp(score - score.max(axis=-1, keepdims=True))
     weight /= weight.sum(axis=-1, keepdims=True)
     attended = np.einsum("bhnt,bhtd->bnhd", weight, value).reshape(batch * new, heads * width)
-    hidden = hidden.reshape(batch * new, -1) + block.o(attended)
-    z = rms_norm(hidden, block.post_norm, block.epsilon)
-    hidden = hidden + block.down(silu(block.gate(z)) * block.up(z))
+    hidden = hidden.reshape(batch * new, -1) + block.normed(block.o(attended), block.attention_norm)
+    z = block.normed(hidden, block.post_norm)
+    hidden = hidden + block.normed(feed_forward(block, z), block.feedforward_norm)
     return hidden.reshape(batch, new, -1)
+
+
+def feed_forward(block: Block, z: np.ndarray) -> np.ndarray:
+    """Z [rows, H] through the block's gated unit, its experts, or both: [rows, H]."""
+    activation = block.activation or silu
+
+    def through(unit: GatedUnit, x: np.ndarray) -> np.ndarray:
+        return unit.down(activation(unit.gate(x)) * unit.up(x))
+
+    experts = block.experts
+    if experts is None:
+        assert block.unit is not None
+        return through(block.unit, z)
+    out = np.zeros_like(z)
+    if block.unit is not None and experts.shared_gate is not None:
+        out = through(block.unit, z) / (1 + np.exp(-(z @ experts.shared_gate)))[:, None]
+    for row, logits in enumerate(z @ experts.router.T):
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        chosen = np.argsort(-p, kind="stable")[: experts.chosen]
+        share = p[chosen] / (p[chosen].sum() if experts.normalized else 1)
+        for number, weight in zip(chosen, share, strict=True):
+            out[row] += weight * through(experts.units[number], z[row : row + 1])[0]
+    return out
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
@@ -115,13 +178,23 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotary position embedding (Su et al., 2021); elements i and i + D / 2 are a pair."""
-    half = x.shape[-1] // 2
-    partner = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
-    return x * cos.astype(np.float32) + partner * sin.astype(np.float32)
+    """Rotary position embedding (Su et al., 2021) of the first R elements, as many as cos has;
+    elements i and i + R / 2 are a pair.
+    """
+    width = cos.shape[-1]
+    x, rest = x[..., :width], x[..., width:]
+    partner = np.concatenate([-x[..., width // 2 :], x[..., : width // 2]], axis=-1)
+    turned = x * cos.astype(np.float32) + partner * sin.astype(np.float32)
+    return np.concatenate([turned, rest], axis=-1)
 
 
 def silu(x: np.ndarray) -> np.ndarray:
     """X / (1 + exp(-x))."""
     with np.errstate(over="ignore"):
         return x / (1 + np.exp(-x))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """X / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) (Hendrycks and Gimpel, 2016)."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
+    return x / 2 * (1 + np.tanh(inner))

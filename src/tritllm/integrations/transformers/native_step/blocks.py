@@ -133,17 +133,21 @@ def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block
         linears, head_dim = block.linears, block.attention.head_dim
         found.append(
             block_step.Block(
-                linears.q.in_features,
-                linears.gate.out_features,
-                linears.q.out_features // head_dim,
-                linears.k.out_features // head_dim,
-                head_dim,
-                NUMBER_OF_TORCH[dtype],
-                linears.q.mode == "exact",
-                block.norms.input.variance_epsilon,
-                block.attention.scaling,
-                *(vector(None if norm is None else norm.weight) for norm in block.norms),
-                *(weight(linear) for linear in linears),
+                hidden=linears.q.in_features,
+                intermediate=linears.gate.out_features,
+                heads=linears.q.out_features // head_dim,
+                kv_heads=linears.k.out_features // head_dim,
+                head_dim=head_dim,
+                rotary_dim=head_dim,
+                dtype=NUMBER_OF_TORCH[dtype],
+                exact=linears.q.mode == "exact",
+                epsilon=block.norms.input.variance_epsilon,
+                scaling=block.attention.scaling,
+                input_norm=norm_vector(block.norms.input),
+                post_norm=norm_vector(block.norms.post_attention),
+                q_norm=norm_vector(block.norms.q),
+                k_norm=norm_vector(block.norms.k),
+                **{name: weight(linear) for name, linear in linears._asdict().items()},
             )
         )
     return (block_step.Block * len(found))(*found)
@@ -167,3 +171,8 @@ def vector(tensor: torch.Tensor | None) -> block_step.Vector:
     if tensor is None:
         return block_step.Vector(None, 0)
     return block_step.Vector(tensor.data_ptr(), NUMBER_OF_TORCH[tensor.dtype])
+
+
+def norm_vector(norm: Any) -> block_step.Vector:
+    """A norm's weight, or no vector where there is no norm."""
+    return vector(None if norm is None else norm.weight)

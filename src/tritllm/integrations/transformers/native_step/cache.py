@@ -95,11 +95,11 @@ class PreallocatedCache:
             seen = mask.ne(0).contiguous()
         size = self._scratch.get(new)
         if size is None:
-            size = block_step.scratch_size(blocks[0], batch, new, self.capacity)
+            size = block_step.scratch_size(blocks, batch, new, self.capacity)
             self._scratch[new] = size
         scratch = scratch_memory(size)
         call = block_step.Step(
-            batch, new, tokens, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            batch, new, tokens, hidden.data_ptr(), (cos.data_ptr(),), (sin.data_ptr(),),
             cos.stride(0) if cos.shape[0] > 1 else 0,
             ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
             None if seen is None else seen.data_ptr(), tokens,
