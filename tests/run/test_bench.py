@@ -41,6 +41,12 @@ def test_without_comparison_and_with_a_packed_head(speaking):
     assert packed.packed.token_bytes < plain.packed.token_bytes
 
 
+def test_drafts_are_measured_beside(speaking, torch_only):
+    result = bench(speaking, prompt_tokens=4, new_tokens=6, compare=False, draft="planes=1")
+    assert result.drafted.decode > 0
+    assert result.draft.rounds > 0
+
+
 def test_bytes_a_token_reads(tiny, torch_only):
     """The tied embeddings once, untied ones not, and of four experts two."""
     for family in ("llama", "llama_tied", "qwen3_moe"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -41,6 +44,43 @@ def test_chat_planes_and_head(speaking, torch_only):
     assert chat.prompt_tokens == len(f"[user] {PROMPT}\n[assistant]".encode())
     coarse = generate(speaking, PROMPT, max_new_tokens=8, planes=1, lm_head_depth=4)
     assert coarse.text != plain.text
+
+
+@pytest.mark.parametrize("draft", ["planes=1", "itself"])
+def test_drafts_change_the_speed_alone(speaking, torch_only, draft):
+    how = {"max_new_tokens": 16, "dtype": "float32"}
+    plain, pieces = generate(speaking, PROMPT, **how), []
+    drafted = generate(
+        speaking, PROMPT, draft=str(speaking) if draft == "itself" else draft,
+        on_text=pieces.append, **how,
+    )  # fmt: skip
+    assert "".join(pieces) == drafted.text == plain.text
+    assert drafted.new_tokens == plain.new_tokens
+    assert plain.draft is None
+    assert drafted.draft.rounds > 0
+    if draft == "itself":
+        assert drafted.draft.acceptance == 1
+        assert str(drafted.draft).startswith(f"drafts by {speaking}: ")
+        assert drafted.draft.length > 1
+
+
+def test_a_draft_that_cannot_be(speaking, tiny, torch_only, tmp_path):
+    for draft, says in (
+        ("planes=2", "the model reads 2 planes, a draft takes 1"),
+        ("nowhere/at/all", "no such folder"),
+        (str(tiny("llama") / "packed"), "no tokenizer"),
+        (str(tiny("llama") / "model"), "is not a packed model"),
+    ):
+        with pytest.raises(TritError, match=says):
+            generate(speaking, PROMPT, draft=draft, max_new_tokens=4)
+    with pytest.raises(TritError, match="leave out --compiled"):
+        generate(speaking, PROMPT, draft="auto", compiled=True)
+    other = shutil.copytree(speaking, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {f"{w}x": i for w, i in content["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TritError, match="its tokenizer is not that of"):
+        generate(speaking, PROMPT, draft=str(other), max_new_tokens=4)
 
 
 def test_one_token_has_no_decode_speed(speaking, torch_only):

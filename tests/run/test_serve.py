@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from tritllm import extras
 from tritllm.cli import serve as serve_command
 from tritllm.errors import TritError
+from tritllm.integrations.transformers import Draft
 from tritllm.run.generate import generate
 from tritllm.run.serve import serve
 from tritllm.run.served_app import ServedApp
@@ -32,12 +33,16 @@ CHAT = [{"role": "user", "content": PROMPT}]
 
 @pytest.fixture(scope="module")
 def server(speaking, tmp_path_factory):
-    """Address of a server on the speaking model; its cache folder does not exist beforehand."""
+    """Address of a server on the speaking model; its cache folder does not exist beforehand.
+
+    It drafts, which must change no answer, streamed or not.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("serve")
-    code = f"from tritllm.run.serve import serve; serve({str(speaking)!r}, port={port})"
+    how = {"port": port, "draft": "planes=1"}
+    code = f"from tritllm.run.serve import serve; serve({str(speaking)!r}, **{how})"
     environment = os.environ | {
         "HF_HOME": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
@@ -174,6 +179,28 @@ def test_planes_head_and_dtype_reach_the_server(
     expected = generate(speaking, PROMPT, max_new_tokens=10, **how).text
     assert [done["choices"][0]["text"] for done in answers] == [expected, expected]
     assert expected != generate(speaking, PROMPT, max_new_tokens=10).text
+
+
+def test_drafts_reach_the_server(speaking, torch_only, threads_kept, monkeypatch, tmp_path):
+    drafts = []
+
+    def answer(server: uvicorn.Server) -> None:
+        with TestClient(server.config.app) as http:
+            asked = asking(speaking, prompt=PROMPT, max_tokens=10)
+            http.post("/v1/completions", json=asked).raise_for_status()
+
+    def noted(draft: Draft, *arguments) -> None:
+        drafts.append(draft)
+        real(draft, *arguments)
+
+    real = Draft.add_round
+    monkeypatch.setattr(Draft, "add_round", noted)
+    monkeypatch.setattr(uvicorn.Server, "run", answer)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    serve(speaking, draft=str(speaking), dtype="float32")
+    assert {draft.report.acceptance for draft in drafts} == {1.0}
+    with pytest.raises(TritError, match="the model reads 2 planes, a draft takes 1"):
+        serve(speaking, draft="planes=2")
 
 
 def test_a_missing_package_and_a_folder_that_is_none(monkeypatch, tmp_path):
