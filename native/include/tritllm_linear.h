@@ -102,8 +102,8 @@ typedef struct {
     int64_t size;       /* bytes that the caller holds at `prepared` */
     int64_t rows;       /* N */
     int32_t layout;     /* as tritllm_linear_layout; 0: any */
-    int32_t depth;      /* planes that were prepared; 0: any */
-    const float *steps; /* 27 steps to multiply with; NULL: those that it was prepared with */
+    int32_t depth;      /* planes to read, of those that were prepared; 0: all */
+    const float *steps; /* 27 steps that apply at that depth; NULL: those of all planes */
     const void *bias;   /* N, or NULL */
     void *y;            /* [batch][N]: row b at element b * stride */
     int64_t stride;

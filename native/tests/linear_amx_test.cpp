@@ -43,10 +43,12 @@ int main() {
                 y[i].resize(size_t(batch * rows));
                 const auto *header = static_cast<const PreparedHeader *>(memory);
                 Product product = {};
-                product.tiles = reinterpret_cast<const uint8_t *>(header + 1);
                 product.rows = rows;
                 product.blocks = blocks_of(columns);
-                product.tile_bytes = product.blocks * block_bytes(kFives, depth);
+                product.index = reinterpret_cast<const uint8_t *>(header + 1);
+                for (int p = 0; p < depth; p++)
+                    product.plane[p] = product.index + index_bytes(tiles_of(rows), product.blocks) +
+                                       p * plane_bytes(kFives, tiles_of(rows), product.blocks);
                 product.dtype = TRITLLM_FLOAT32;
                 product.y = y[i].data();
                 product.stride = rows;

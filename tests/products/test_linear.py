@@ -118,6 +118,24 @@ def test_long_rows(isa, columns, batch):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 4, 5, 100])
+def test_one_memory_serves_every_depth(isa, exact, batch):
+    """Fewer planes than were prepared give what memory made of those alone gives, to the bit."""
+    w = random_weights(9, 50, 700, 4)
+    x = activations(2, batch, 700, np.float32)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    for planes in (1, 2, 3, 4):
+        alone = kernels.linear(kernels.prepare(w.tensor, planes, isa=isa), x, exact=exact)
+        found = kernels.linear(prepared, x, exact=exact, planes=planes)
+        assert found.tobytes() == alone.tobytes()
+    for planes in (0, 5):
+        with pytest.raises(ValueError, match=r"expected 1\.\.4"):
+            kernels.linear(prepared, x, planes=planes)
+    with pytest.raises(AssertionError, match="status 4"):  # whose steps are not known
+        run_many([prepared], x, 1, {"depth": 3})
+
+
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 20])
 def test_a_row_of_zeros_gives_the_bias(isa, exact, batch):
     w = random_weights(2, 35, 130, 4)

@@ -29,16 +29,17 @@ struct Panel {
 };
 
 template <int D>
-void unpack_block(const StepRegisters &table, const uint8_t *__restrict block,
+void unpack_block(const StepRegisters &table, const FivesTile<D> &at,
                   uint8_t (*__restrict unit)[kUnit], float (*__restrict step)[16]) {
     // What the next panel will read comes while this one is multiplied.
-    for (int line = 0; line < block_bytes(kFives, D); line += 64)
-        _mm_prefetch((const char *)block + kPanelBlocks * block_bytes(kFives, D) + line,
-                     _MM_HINT_T1);
-    const BlockCodes<D> codes(block + kUnit);
+    for (int i = 0; i < D; i++)
+        for (int line = 0; line < plane_units(kFives); line++)
+            _mm_prefetch(
+                (const char *)at.plane[i] + plane_bytes(kFives, kPanelBlocks, 1) + line * kUnit,
+                _MM_HINT_T1);
     repeat<kBlockSteps>(
-        [&](auto s) { _mm512_store_si512(unit[s.value], codes.template unit<s.value>()); });
-    const __m512i index = load_unit(block);
+        [&](auto s) { _mm512_store_si512(unit[s.value], at.template unit<s.value>()); });
+    const __m512i index = load_unit(at.index);
     repeat<kBlockGroups>(
         [&](auto g) { _mm512_store_ps(step[g.value], table.of_group<g.value>(index)); });
 }
@@ -112,12 +113,13 @@ void prefill(const Product &p, const Activations &a, int64_t begin, int64_t end)
             std::memset(panel.sum, 0, size_t(rows) * sizeof panel.sum[0]);
             for (int64_t n = 0; n < p.blocks; n += kPanelBlocks) {
                 const int64_t count = std::min<int64_t>(kPanelBlocks, p.blocks - n);
-                for (int t = 0; t < tiles; t++)
-                    for (int64_t i = 0; i < count; i++)
-                        unpack_block<D>(
-                            table,
-                            p.tiles + (tile + t) * p.tile_bytes + (n + i) * block_bytes(kFives, D),
-                            panel.unit[t] + i * kBlockSteps, panel.step[t] + i * kBlockGroups);
+                for (int t = 0; t < tiles; t++) {
+                    FivesTile<D> at(p, tile + t);
+                    at.advance(n);
+                    for (int64_t i = 0; i < count; i++, at.advance(1))
+                        unpack_block<D>(table, at, panel.unit[t] + i * kBlockSteps,
+                                        panel.step[t] + i * kBlockGroups);
+                }
                 for (int64_t b = 0; b < rows; b += Engine::kRows) {
                     const int m = int(std::min<int64_t>(Engine::kRows, rows - b));
                     int t = 0;

@@ -7,29 +7,20 @@
 #include <utility>
 
 #include "fives.h"
+#include "product_kernels.h"
 
 namespace {
 
 // For each of the 32 values of a code (twice, as bit 5 of an index is not the code's): its three
-// trits times `power`, or the quotient and remainder of a division by nine.
+// trits times a power of three.
 struct CodeTables {
-    alignas(64) uint8_t trit[3][64] = {};
-    alignas(64) uint8_t top[3][64] = {};  // trits times 27
-    alignas(64) uint8_t rest[64] = {};    // code % 9
-    alignas(64) uint8_t ninth[64] = {};   // code / 9
-    alignas(64) uint8_t thirds[64] = {};  // code / 9 * 3
+    alignas(64) uint8_t trit[4][3][64] = {};
 
     constexpr CodeTables() {
-        for (int i = 0; i < 64; i++) {
-            const int code = i % 32;
-            for (int j = 0, rest = code; j < 3; j++, rest /= 3) {
-                trit[j][i] = uint8_t(rest % 3);
-                top[j][i] = uint8_t(rest % 3 * 27);
-            }
-            this->rest[i] = uint8_t(code % 9);
-            ninth[i] = uint8_t(code / 9);
-            thirds[i] = uint8_t(code / 9 * 3);
-        }
+        for (int p = 0, power = 1; p < 4; p++, power *= 3)
+            for (int i = 0; i < 64; i++)
+                for (int j = 0, rest = i % 32; j < 3; j++, rest /= 3)
+                    trit[p][j][i] = uint8_t(rest % 3 * power);
     }
 };
 
@@ -81,47 +72,36 @@ TRITLLM_INLINE void repeat(F &&f) {
     repeat(std::make_integer_sequence<int, N>{}, std::forward<F>(f));
 }
 
-// The codes of a block. Where steps share a code the compiler extracts it once.
+// Where the streams of a tile are.
 template <int D>
-class BlockCodes {
- public:
-    explicit BlockCodes(const uint8_t *__restrict codes) : codes_(codes) {
-        // The top trits are read first, so that memory is read in order.
-        if constexpr (D == 4)
-            repeat<8>([&](auto k) {
-                __m512i code = code_of_eight<k.value>(codes);
-#if defined(__GNUC__)
-                __asm__("" : "+v"(code));  // not later, where it is used
-#endif
-                top_[k.value] = code;
-            });
+struct FivesTile {
+    const uint8_t *index, *plane[D];
+
+    FivesTile(const Product &p, int64_t tile) : index(p.index + index_bytes(tile, p.blocks)) {
+        for (int i = 0; i < D; i++) plane[i] = p.plane[i] + plane_bytes(kFives, tile, p.blocks);
+    }
+    void advance(int64_t blocks) {
+        index += index_bytes(blocks, 1);
+        for (auto &bytes : plane) bytes += plane_bytes(kFives, blocks, 1);
     }
 
-    // Step S (0..23): 16 rows x 4 columns, level + L in each byte.
+    // Step S (0..23) of a block: 16 rows x 4 columns, level + L in each byte. Steps that share a
+    // code come one after the other, so that the compiler extracts it once.
     template <int S>
     __m512i unit() const {
-        constexpr int k = S / 3, j = S % 3;
-        if constexpr (D == 1) {
-            return lookup_code(kCodeTables.trit[j], code_of_eight<k>(codes_));
-        } else if constexpr (D == 2) {
-            constexpr int a = 2 * k % 8;
-            const uint8_t *half = codes_ + k / 4 * 5 * kUnit;
-            if constexpr (j == 0) return lookup_code(kCodeTables.rest, code_of_eight<a>(half));
-            if constexpr (j == 1) return lookup_code(kCodeTables.rest, code_of_eight<a + 1>(half));
-            return _mm512_add_epi8(lookup_code(kCodeTables.thirds, code_of_eight<a>(half)),
-                                   lookup_code(kCodeTables.ninth, code_of_eight<a + 1>(half)));
-        } else {
-            constexpr int chunk = S / 8 + D - 3;
-            const __m512i code = code_of_eight<S % 8>(codes_ + chunk * 5 * kUnit);
-            const __m512i low = _mm512_and_si512(code, _mm512_set1_epi8(31));
-            if constexpr (D == 3) return low;
-            return _mm512_add_epi8(low, lookup_code(kCodeTables.top[j], top_[k]));
-        }
+        __m512i sum = trits<S, 0>();
+        repeat<D - 1>([&](auto i) {
+            const __m512i lower = trits<S, i.value + 1>();
+            sum = _mm512_add_epi8(sum, lower);
+        });
+        return sum;
     }
 
  private:
-    const uint8_t *codes_;
-    __m512i top_[D == 4 ? 8 : 1];
+    template <int S, int I>
+    __m512i trits() const {
+        return lookup_code(kCodeTables.trit[D - 1 - I][S % 3], code_of_eight<S / 3>(plane[I]));
+    }
 };
 
 // The steps (scales) of 16 rows for group G of a block: vpermi2ps looks at the low five bits alone.

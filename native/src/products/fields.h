@@ -1,11 +1,10 @@
-// The layout kFields: what shifts and masks unpack, a group of four steps at a time, `depth` units
-// each. A code is a level + L.
+// The layout kFields: what shifts, masks and tables of 16 entries unpack.
 //
-//   depth 1   one unit: bits 2f, 2f + 1 of a byte are the code of step f
-//   depth 2   two units: unit u's low four bits are the code of step u, the high ones of step u + 2
-//   depth 3   units as of depth 2 hold the lower two trits, then one as of depth 1 holds the
-//             top trit
-//   depth 4   four units: a byte is a code
+// Of a plane, a unit is a group of 16 columns, which are four steps of four: bits 2f, 2f + 1 of byte
+// 4 * r + c are the trit (0, 1, 2) of row r, column 4 * f + c.
+//
+// Scale indices, of five bits: byte 16 * h + r holds the low four bits of row r's groups 2h (below)
+// and 2h + 1 (above), bit g of byte 48 + r the top bit of group g.
 #pragma once
 
 #include <cstdint>
@@ -14,35 +13,26 @@
 
 namespace {
 
-constexpr Split kFieldsSplit[] = {
-    {}, {1, {1}, {1}}, {1, {2}, {4}}, {2, {1, 2}, {1, 4}}, {1, {4}, {40}},
-};
+struct Fields {
+    static constexpr uint32_t kLayout = kFields;
 
-inline void pack_twos(const uint8_t (*step)[kUnit], uint8_t *out) {
-    for (int i = 0; i < kUnit; i++)
-        out[i] = uint8_t(step[0][i] | step[1][i] << 2 | step[2][i] << 4 | step[3][i] << 6);
-}
+    // The trits of 24 steps -> six units.
+    static void pack_plane(const uint8_t (*step)[kUnit], uint8_t *out) {
+        for (int g = 0; g < kBlockGroups; g++, step += kGroupSteps, out += kUnit)
+            for (int i = 0; i < kUnit; i++)
+                out[i] = uint8_t(step[0][i] | step[1][i] << 2 | step[2][i] << 4 | step[3][i] << 6);
+    }
 
-inline void pack_nibbles(const uint8_t (*step)[kUnit], uint8_t *out) {
-    for (int u = 0; u < 2; u++)
-        for (int i = 0; i < kUnit; i++)
-            out[kUnit * u + i] = uint8_t(step[u][i] | step[u + 2][i] << 4);
-}
-
-// The codes of one block; 6 * depth units.
-inline void pack_fields(const Span &span, int block, int depth, uint8_t *out) {
-    for (int g = 0; g < kBlockGroups; g++, out += depth * kUnit) {
-        const int s = block * kBlockSteps + g * kGroupSteps;
-        switch (depth) {
-            case 1: pack_twos(span.unit[0] + s, out); break;
-            case 2: pack_nibbles(span.unit[0] + s, out); break;
-            case 3:
-                pack_nibbles(span.unit[1] + s, out);
-                pack_twos(span.unit[0] + s, out + 2 * kUnit);
-                break;
-            default: std::memcpy(out, span.unit[0] + s, 4 * kUnit);
+    static void pack_index(const uint8_t (*index)[kTileRows], uint8_t *out) {
+        for (int r = 0; r < kTileRows; r++) {
+            uint8_t top = 0;
+            for (int g = 0; g < kBlockGroups; g++) top |= uint8_t((index[g][r] >> 4) << g);
+            for (int h = 0; h < kBlockGroups / 2; h++)
+                out[kTileRows * h + r] =
+                    uint8_t((index[2 * h][r] & 15) | (index[2 * h + 1][r] & 15) << 4);
+            out[kTileRows * (kBlockGroups / 2) + r] = top;
         }
     }
-}
+};
 
 }  // namespace

@@ -1,5 +1,10 @@
 // y = x W^T on the layout kFields, written once over the vectors of an instruction set. A vector V
-// holds V::kRows rows: bytes as in a unit, or one 32-bit lane a row.
+// holds V::kRows rows: bytes as in a unit, or one 32-bit lane a row. Of a group, four vectors hold
+// the codes of its 16 columns, four columns each; a code is level + L.
+//
+// V multiplies four columns at a time, as V::Sums, which D (the depth) may decide how to add up:
+//   first<D>(w, x)   more<D>(sums, w, x)   total<D>(sums, offset): the dot product of the levels
+// and V::Steps unpacks scale indices: the steps of two groups at a time.
 #pragma once
 
 #include <cmath>
@@ -57,40 +62,54 @@ inline void finish_tile(const Product &p, int64_t b, int64_t tile, const float *
     }
 }
 
-// --- A group: four vectors of codes (level + L) ------------------------------------------------
+// --- A group: four vectors of codes --------------------------------------------------------------
 
-template <class V, int D>
-inline void unpack_group(const uint8_t *units, typename V::Bytes *w) {
-    if constexpr (D == 1) {
-        const auto x = V::load(units);
-        w[0] = V::template pair<0>(x);
-        w[1] = V::template pair<1>(x);
-        w[2] = V::template pair<2>(x);
-        w[3] = V::template pair<3>(x);
-    } else if constexpr (D == 4) {
-        for (int i = 0; i < 4; i++) w[i] = V::load(units + i * kUnit);
-    } else {
-        for (int u = 0; u < 2; u++) {
-            const auto x = V::load(units + u * kUnit);
-            w[u] = V::low_nibble(x);
-            w[u + 2] = V::high_nibble(x);
-        }
-        if constexpr (D == 3) {
-            typename V::Bytes top[4];
-            unpack_group<V, 1>(units + 2 * kUnit, top);
-            for (int i = 0; i < 4; i++) w[i] = V::add(w[i], V::times9(top[i]));
-        }
-    }
+// Adds trits times 3**P and of the planes below.
+template <class V, int P>
+inline void add_trits(const uint8_t *const *unit, int64_t at, typename V::Bytes *w) {
+    typename V::Bytes lower[4];
+    V::template trits<P>(V::load(*unit + at), lower);
+    for (int i = 0; i < 4; i++) w[i] = V::add(w[i], lower[i]);
+    if constexpr (P > 0) add_trits<V, P - 1>(unit + 1, at, w);
 }
 
-constexpr int kFieldsPrefetch = 1024;
+// The codes at `at` in each of D planes.
+template <class V, int D>
+inline void unpack_group(const uint8_t *const *plane, int64_t at, typename V::Bytes *w) {
+    V::template trits<D - 1>(V::load(plane[0] + at), w);
+    if constexpr (D > 1) add_trits<V, D - 2>(plane + 1, at, w);
+}
 
-// --- Products ----------------------------------------------------------------------------------
+template <class V, int D>
+inline typename V::Ints group_dot(const typename V::Bytes *w, const int8_t *q, int32_t offset) {
+    auto sums = V::template first<D>(w[0], V::four(q));
+    for (int i = 1; i < 4; i++) sums = V::template more<D>(sums, w[i], V::four(q + 4 * i));
+    return V::template total<D>(sums, offset);
+}
+
+// Where the streams of a tile are.
+template <int D>
+struct FieldsTile {
+    const uint8_t *index, *plane[D];
+
+    FieldsTile(const Product &p, int64_t tile) : index(p.index + index_bytes(tile, p.blocks)) {
+        for (int i = 0; i < D; i++) plane[i] = p.plane[i] + plane_bytes(kFields, tile, p.blocks);
+    }
+    void advance(int64_t blocks) {
+        index += index_bytes(blocks, 1);
+        for (auto &bytes : plane) bytes += plane_bytes(kFields, blocks, 1);
+    }
+};
+
+constexpr int kFieldsPrefetch = 1024;  // bytes ahead in each stream
+
+// --- Few batch rows: weights go from memory to registers ------------------------------------------
 
 template <class V, int D, int M>
-void fields_tile(const Product &p, const Activations &a, int64_t b, int64_t tile) {
+void fields_tile(const Product &p, const typename V::Steps &steps, const Activations &a, int64_t b,
+                 int64_t tile) {
     constexpr int kParts = kTileRows / V::kRows;
-    const uint8_t *block = p.tiles + tile * p.tile_bytes;
+    FieldsTile<D> at(p, tile);
     const int8_t *q[M];
     const int32_t *offset[M];
     const float *scale[M];
@@ -99,22 +118,24 @@ void fields_tile(const Product &p, const Activations &a, int64_t b, int64_t tile
         q[m] = quantized_row(a, b + m);
         offset[m] = offset_row(a, b + m, D);
         scale[m] = scale_row(a, b + m);
-        for (int part = 0; part < kParts; part++) sum[m][part] = V::zero();
+        for (int part = 0; part < kParts; part++) sum[m][part] = V::set(0.0f);
     }
-    for (int64_t n = 0; n < p.blocks; n++, block += block_bytes(kFields, D)) {
-        const uint8_t *units = block + kUnit;
-        for (int g = 0; g < kBlockGroups; g++, units += D * kUnit) {
-            for (int line = 0; line < D; line++)
-                V::prefetch(units + kFieldsPrefetch + line * kUnit);
-            for (int part = 0; part < kParts; part++) {
-                typename V::Bytes w[4];
-                unpack_group<V, D>(units + part * 4 * V::kRows, w);
-                const auto step = V::lookup(p.steps, block + part * 4 * V::kRows, 5 * g);
-                for (int m = 0; m < M; m++) {
-                    auto dot = V::set(offset[m][g]);
-                    for (int i = 0; i < 4; i++) dot = V::dot(dot, w[i], q[m] + 16 * g + 4 * i);
-                    sum[m][part] =
-                        V::fma(V::mul(V::to_floats(dot), V::set(scale[m][g])), step, sum[m][part]);
+    for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
+        V::prefetch(at.index + kFieldsPrefetch);
+        for (int pair = 0; pair < kBlockGroups / 2; pair++) {
+            typename V::Floats step[2][kParts];
+            steps.of_groups(at.index, pair, step);
+            for (int second = 0; second < 2; second++) {
+                const int g = 2 * pair + second;
+                for (int i = 0; i < D; i++) V::prefetch(at.plane[i] + kFieldsPrefetch + g * kUnit);
+                for (int part = 0; part < kParts; part++) {
+                    typename V::Bytes w[4];
+                    unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w);
+                    for (int m = 0; m < M; m++) {
+                        const auto dot = group_dot<V, D>(w, q[m] + 16 * g, offset[m][g]);
+                        sum[m][part] = V::fma(V::mul(V::to_floats(dot), V::set(scale[m][g])),
+                                              step[second][part], sum[m][part]);
+                    }
                 }
             }
         }
@@ -131,43 +152,143 @@ void fields_tile(const Product &p, const Activations &a, int64_t b, int64_t tile
     }
 }
 
+constexpr int kFewRows = 4;
+
 template <class V, int D>
-void fields_exact_tile(const Product &p, const Activations &a, int64_t b, int64_t tile) {
-    constexpr int kParts = kTileRows / V::kRows;
-    const uint8_t *block = p.tiles + tile * p.tile_bytes;
-    const float *x = exact_row(a, b);
-    typename V::Floats sum[kParts];
-    for (int part = 0; part < kParts; part++) sum[part] = V::zero();
-    for (int64_t n = 0; n < p.blocks; n++, block += block_bytes(kFields, D)) {
-        const uint8_t *units = block + kUnit;
-        for (int g = 0; g < kBlockGroups; g++, units += D * kUnit, x += 16)
-            for (int part = 0; part < kParts; part++) {
-                typename V::Bytes w[4];
-                unpack_group<V, D>(units + part * 4 * V::kRows, w);
-                const auto step = V::lookup(p.steps, block + part * 4 * V::kRows, 5 * g);
-                for (int i = 0; i < 4; i++)
-                    for (int c = 0; c < 4; c++) {
-                        const auto level = V::to_floats(V::byte(w[i], c, kMaxLevel[D]));
-                        sum[part] = V::fma(V::set(x[4 * i + c]), V::mul(level, step), sum[part]);
-                    }
-            }
-    }
-    float result[kTileRows];
-    for (int part = 0; part < kParts; part++) V::store(result + part * V::kRows, sum[part]);
-    finish_tile(p, b, tile, result);
+void fields_decode(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    const typename V::Steps steps(p.steps);
+    for (int64_t tile = begin; tile < end; tile++) switch (a.batch) {
+            case 0: return;
+            case 1: fields_tile<V, D, 1>(p, steps, a, 0, tile); break;
+            case 2: fields_tile<V, D, 2>(p, steps, a, 0, tile); break;
+            case 3: fields_tile<V, D, 3>(p, steps, a, 0, tile); break;
+            default: fields_tile<V, D, kFewRows>(p, steps, a, 0, tile);
+        }
 }
 
-constexpr int kFieldsBatch = 4;  // batch rows for which codes are unpacked once
+// --- Many batch rows: a panel of weights is unpacked once into the first-level cache ---------------
+
+constexpr int kPanelTiles = 2;
+constexpr int kPanelBlocks = 6;
+constexpr int kPanelBatch = 96;             // batch rows, at most, for which a panel is used
+constexpr int kLeastPanelBatch = 48;        // and at least, where there are more
+constexpr int64_t kPanelBytes = 256 << 10;  // of activations, to stay in the second-level cache
+
+struct FieldsPanel {
+    alignas(64) uint8_t code[kPanelTiles][kPanelBlocks * kBlockSteps][kUnit];
+    alignas(64) float step[kPanelTiles][kPanelBlocks * kBlockGroups][kTileRows];
+    alignas(64) float sum[kPanelTiles][kPanelBatch][kTileRows];
+};
+
+template <class V, int D>
+void unpack_block(const FieldsTile<D> &at, const typename V::Steps &steps, uint8_t (*code)[kUnit],
+                  float (*step)[kTileRows]) {
+    constexpr int kParts = kTileRows / V::kRows;
+    for (int pair = 0; pair < kBlockGroups / 2; pair++) {
+        typename V::Floats found[2][kParts];
+        steps.of_groups(at.index, pair, found);
+        for (int second = 0; second < 2; second++)
+            for (int part = 0; part < kParts; part++)
+                V::store(step[2 * pair + second] + part * V::kRows, found[second][part]);
+    }
+    for (int g = 0; g < kBlockGroups; g++)
+        for (int part = 0; part < kParts; part++) {
+            typename V::Bytes w[4];
+            unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w);
+            for (int i = 0; i < 4; i++)
+                V::store(code[g * kGroupSteps + i] + part * 4 * V::kRows, w[i]);
+        }
+}
+
+// Batch rows b .. b + M - 1 on `count` unpacked blocks, block n on, of one tile.
+template <class V, int D, int M>
+void multiply_panel(const uint8_t (*code)[kUnit], const float (*step)[kTileRows],
+                    const Activations &a, int64_t b, int64_t n, int64_t count,
+                    float (*sums)[kTileRows]) {
+    constexpr int kParts = kTileRows / V::kRows;
+    const int8_t *q[M];
+    const int32_t *offset[M];
+    const float *scale[M];
+    for (int m = 0; m < M; m++) {
+        q[m] = quantized_row(a, b + m) + n * kBlockColumns;
+        offset[m] = offset_row(a, b + m, D) + n * kBlockGroups;
+        scale[m] = scale_row(a, b + m) + n * kBlockGroups;
+    }
+    for (int64_t g = 0; g < count * kBlockGroups; g++, code += kGroupSteps) {
+        typename V::Sums dot[M][kParts];
+        for (int i = 0; i < kGroupSteps; i++) {
+            typename V::Bytes w[kParts];
+            for (int part = 0; part < kParts; part++)
+                w[part] = V::load(code[i] + part * 4 * V::kRows);
+            for (int m = 0; m < M; m++) {
+                const auto x = V::four(q[m] + 16 * g + 4 * i);
+                for (int part = 0; part < kParts; part++)
+                    dot[m][part] = i ? V::template more<D>(dot[m][part], w[part], x)
+                                     : V::template first<D>(w[part], x);
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            const auto s = V::set(scale[m][g]);
+            for (int part = 0; part < kParts; part++) {
+                float *sum = sums[m] + part * V::kRows;
+                const auto level_dot = V::template total<D>(dot[m][part], offset[m][g]);
+                V::store(sum,
+                         V::fma(V::mul(V::to_floats(level_dot), s),
+                                V::load_floats(step[g] + part * V::kRows), V::load_floats(sum)));
+            }
+        }
+    }
+}
+
+template <class V, int D>
+void multiply_rows(int rows, const uint8_t (*code)[kUnit], const float (*step)[kTileRows],
+                   const Activations &a, int64_t b, int64_t n, int64_t count,
+                   float (*sums)[kTileRows]) {
+    switch (rows) {
+        case 1: return multiply_panel<V, D, 1>(code, step, a, b, n, count, sums);
+        case 2: return multiply_panel<V, D, 2>(code, step, a, b, n, count, sums);
+        case 3: return multiply_panel<V, D, 3>(code, step, a, b, n, count, sums);
+        default: return multiply_panel<V, D, kFewRows>(code, step, a, b, n, count, sums);
+    }
+}
+
+template <class V, int D>
+void fields_prefill(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    FieldsPanel panel;
+    const typename V::Steps steps(p.steps);
+    const int64_t fit = kPanelBytes / (p.blocks * kBlockColumns) / kFewRows * kFewRows;
+    const int64_t most = std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
+    for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
+        const int64_t rows = std::min(most, a.batch - first_row);
+        for (int64_t tile = begin; tile < end; tile += kPanelTiles) {
+            const int tiles = int(std::min<int64_t>(kPanelTiles, end - tile));
+            for (int t = 0; t < tiles; t++)
+                std::memset(panel.sum[t], 0, size_t(rows) * sizeof panel.sum[t][0]);
+            for (int64_t n = 0; n < p.blocks; n += kPanelBlocks) {
+                const int64_t count = std::min<int64_t>(kPanelBlocks, p.blocks - n);
+                for (int t = 0; t < tiles; t++) {
+                    FieldsTile<D> at(p, tile + t);
+                    at.advance(n);
+                    for (int64_t i = 0; i < count; i++, at.advance(1))
+                        unpack_block<V, D>(at, steps, panel.code[t] + i * kBlockSteps,
+                                           panel.step[t] + i * kBlockGroups);
+                }
+                for (int64_t b = 0; b < rows; b += kFewRows)
+                    for (int t = 0; t < tiles; t++)
+                        multiply_rows<V, D>(int(std::min<int64_t>(kFewRows, rows - b)),
+                                            panel.code[t], panel.step[t], a, first_row + b, n,
+                                            count, panel.sum[t] + b);
+            }
+            for (int t = 0; t < tiles; t++)
+                for (int64_t b = 0; b < rows; b++)
+                    finish_tile(p, first_row + b, tile + t, panel.sum[t][b]);
+        }
+    }
+}
 
 template <class V, int D>
 void fields_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++)
-        for (int64_t b = 0; b < a.batch; b += kFieldsBatch) switch (a.batch - b) {
-                case 1: fields_tile<V, D, 1>(p, a, b, tile); break;
-                case 2: fields_tile<V, D, 2>(p, a, b, tile); break;
-                case 3: fields_tile<V, D, 3>(p, a, b, tile); break;
-                default: fields_tile<V, D, kFieldsBatch>(p, a, b, tile);
-            }
+    (a.batch <= kFewRows ? fields_decode<V, D> : fields_prefill<V, D>)(p, a, begin, end);
 }
 
 template <class V>
@@ -180,33 +301,58 @@ void fields_compute(const Product &p, const Activations &a, int64_t begin, int64
     }
 }
 
-template <class V>
-void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++)
-        for (int64_t b = 0; b < a.batch; b++) switch (p.depth) {
-                case 1: fields_exact_tile<V, 1>(p, a, b, tile); break;
-                case 2: fields_exact_tile<V, 2>(p, a, b, tile); break;
-                case 3: fields_exact_tile<V, 3>(p, a, b, tile); break;
-                default: fields_exact_tile<V, 4>(p, a, b, tile);
-            }
+// --- Exact: float32 activations ------------------------------------------------------------------
+
+template <class V, int D>
+void fields_exact_tile(const Product &p, const typename V::Steps &steps, const Activations &a,
+                       int64_t b, int64_t tile) {
+    constexpr int kParts = kTileRows / V::kRows;
+    FieldsTile<D> at(p, tile);
+    const float *x = exact_row(a, b);
+    typename V::Floats sum[kParts];
+    for (int part = 0; part < kParts; part++) sum[part] = V::set(0.0f);
+    for (int64_t n = 0; n < p.blocks; n++, at.advance(1), x += kBlockColumns)
+        for (int pair = 0; pair < kBlockGroups / 2; pair++) {
+            typename V::Floats step[2][kParts];
+            steps.of_groups(at.index, pair, step);
+            for (int second = 0; second < 2; second++)
+                for (int part = 0; part < kParts; part++) {
+                    const int g = 2 * pair + second;
+                    typename V::Bytes w[4];
+                    unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w);
+                    for (int i = 0; i < 4; i++)
+                        for (int c = 0; c < 4; c++) {
+                            const auto level = V::to_floats(V::byte(w[i], c, kMaxLevel[D]));
+                            sum[part] = V::fma(V::set(x[16 * g + 4 * i + c]),
+                                               V::mul(level, step[second][part]), sum[part]);
+                        }
+                }
+        }
+    float result[kTileRows];
+    for (int part = 0; part < kParts; part++) V::store(result + part * V::kRows, sum[part]);
+    finish_tile(p, b, tile, result);
 }
 
-inline int fields_prepare(const tritllm_portable &portable, int64_t begin, int64_t end,
-                          uint8_t *tiles) {
-    return prepare_tiles<PlainReader>(portable, kFields, kFieldsSplit[portable.depth], begin, end,
-                                      tiles, [&](const Span &span, int block, uint8_t *out) {
-                                          pack_fields(span, block, portable.depth, out);
-                                      });
+template <class V>
+void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    const typename V::Steps steps(p.steps);
+    for (int64_t tile = begin; tile < end; tile++)
+        for (int64_t b = 0; b < a.batch; b++) switch (p.depth) {
+                case 1: fields_exact_tile<V, 1>(p, steps, a, b, tile); break;
+                case 2: fields_exact_tile<V, 2>(p, steps, a, b, tile); break;
+                case 3: fields_exact_tile<V, 3>(p, steps, a, b, tile); break;
+                default: fields_exact_tile<V, 4>(p, steps, a, b, tile);
+            }
 }
 
 template <class V>
 constexpr ProductKernels fields_kernels() {
-    return {kFields,
-            fields_prepare,
-            {{quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
-             {widen_row<Half>, widen_row<Bfloat>, widen_row<float>}},
-            fields_compute<V>,
+    return {kFields, prepare_tiles<Fields, typename V::Reader>, V::rows, fields_compute<V>,
             fields_exact<V>};
 }
+
+// The rows of sets that leave elements to the compiler.
+constexpr RowKernels plain_rows = {{quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
+                                   {widen_row<Half>, widen_row<Bfloat>, widen_row<float>}};
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Sixteen rows of the portable planes -> digits and scale indices, a span of 480 columns at a time:
-// 96 bytes of a plane, 18 bytes of scale indices, 30 groups, 5 blocks.
+// Sixteen rows of the portable planes -> trits and scale indices, a span of 480 columns at a time: 96
+// bytes of a plane, 18 bytes of scale indices, 30 groups, 5 blocks.
 #pragma once
 
 #include <algorithm>
@@ -20,23 +20,15 @@ constexpr int kSpanBytes = kSpanColumns / kTritsPerByte;
 static_assert(kSpanColumns % kDecodeColumns == 0, "add_planes takes so many at a time");
 constexpr int kSpanScaleBytes = 3 * kSpanGroups / kTritsPerByte;
 
-// How a layout wants the trits of a weight: in up to two parts, each the number that the digits (0,
-// 1, 2) of consecutive planes write in base three. zero: the part of a weight that is zero.
-struct Split {
-    int parts;
-    int planes[2];
-    uint8_t zero[2];
-};
-
-// The parts of a span as units: byte 4 * r + c of unit s belongs to row r, column 4 * s + c.
+// A span as units: byte 4 * r + c of unit s belongs to row r, column 4 * s + c.
 struct Span {
-    alignas(64) uint8_t unit[2][kSpanUnits + 8][kUnit];
-    alignas(64) uint32_t index[kSpanBlocks][kTileRows];  // six scale indices of five bits
+    alignas(64) uint8_t unit[4][kSpanUnits + 8][kUnit];  // of each plane: trits (0, 1, 2)
+    uint8_t index[kSpanGroups][kTileRows];               // of scales
 };
 
-// Rows of a span before they are transposed; the pitch holds whole vectors.
+// Rows of a span's planes before they are transposed; the pitch holds whole vectors.
 struct SpanRows {
-    alignas(64) uint8_t byte[2][kTileRows][512 + 64];
+    alignas(64) uint8_t trit[4][kTileRows][512 + 64];
 };
 
 // What an instruction set may do in its own way.
@@ -45,16 +37,16 @@ struct PlainReader {
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         return ::add_planes(plane, planes, digits);
     }
-    static void units(const SpanRows &rows, int part, Span *span) {
+    static void units(const SpanRows &rows, int plane, Span *span) {
         for (int r = 0; r < kTileRows; r++)
             for (int s = 0; s < kSpanUnits; s++)
-                std::memcpy(&span->unit[part][s][4 * r], &rows.byte[part][r][4 * s], 4);
+                std::memcpy(&span->unit[plane][s][4 * r], &rows.trit[plane][r][4 * s], 4);
     }
 };
 
 template <class Reader>
-int read_span(const tritllm_portable &source, const Split &split, int64_t row, int64_t column,
-              SpanRows *rows, Span *span) {
+int read_span(const tritllm_portable &source, int64_t row, int64_t column, SpanRows *rows,
+              Span *span) {
     const int64_t width = (source.columns + 4) / 5;
     const int64_t groups = (source.columns + 15) / 16, scale_width = (3 * groups + 4) / 5;
     const int64_t count = std::min<int64_t>(kTileRows, source.rows - row);
@@ -63,23 +55,18 @@ int read_span(const tritllm_portable &source, const Split &split, int64_t row, i
     std::memset(span->index, 0, sizeof span->index);
     for (int64_t r = 0; r < count; r++) {
         uint8_t edge[kSpanScaleBytes];
-        for (int part = 0, p = 0; part < split.parts; p += split.planes[part++]) {
-            const int64_t first = column / kTritsPerByte;
+        const int64_t first = column / kTritsPerByte;
+        for (int p = 0; p < source.depth; p++)
             for (int64_t i = 0; i < kSpanBytes; i += kPlaneBytes) {
-                const uint8_t *plane[4];
-                uint8_t edges[4][kPlaneBytes];
-                for (int j = 0; j < split.planes[part]; j++) {
-                    const uint8_t *bytes = source.weight + (p + j) * source.plane_stride +
-                                           (row + r) * width + first + i;
-                    // Sixteen rows side by side are more than the hardware follows; the next
-                    // sixteen come behind them.
-                    Reader::prefetch(bytes + kTileRows * width);
-                    plane[j] = at_least(bytes, width - first - i, kPlaneBytes, edges[j]);
-                }
-                valid &= Reader::add_planes(plane, split.planes[part],
-                                            rows->byte[part][r] + kTritsPerByte * i);
+                uint8_t edges[kPlaneBytes];
+                const uint8_t *bytes =
+                    source.weight + p * source.plane_stride + (row + r) * width + first + i;
+                // Sixteen rows side by side are more than the hardware follows; the next sixteen
+                // come behind them.
+                Reader::prefetch(bytes + kTileRows * width);
+                const uint8_t *plane = at_least(bytes, width - first - i, kPlaneBytes, edges);
+                valid &= Reader::add_planes(&plane, 1, rows->trit[p][r] + kTritsPerByte * i);
             }
-        }
         const int64_t at = column / TRITLLM_GROUP * 3 / kTritsPerByte;
         const uint8_t *bytes = at_least(source.scale + (row + r) * scale_width + at,
                                         scale_width - at, kSpanScaleBytes, edge);
@@ -90,19 +77,14 @@ int read_span(const tritllm_portable &source, const Split &split, int64_t row, i
             seen |= sum;
             std::memcpy(index + 5 * i, &sum, 8);
         }
-        for (int block = 0; block < kSpanBlocks; block++) {
-            uint32_t word = 0;
-            for (int g = 0; g < kBlockGroups; g++) {
-                // Past the last group the padding decodes to the middle index; nothing reads it.
-                word |= uint32_t(index[kBlockGroups * block + g] & 31) << 5 * g;
-            }
-            span->index[block][r] = word;
-        }
+        // Past the last group the padding decodes to the middle index, and bytes above 242, which
+        // are refused, to anything.
+        const int64_t held = std::min<int64_t>(kSpanGroups, groups - column / TRITLLM_GROUP);
+        for (int64_t g = 0; g < held; g++) span->index[g][r] = index[g] & 31;
     }
-    for (int part = 0; part < split.parts; part++) {
-        for (int64_t r = count; r < kTileRows; r++)
-            std::memset(rows->byte[part][r], split.zero[part], kSpanColumns);
-        Reader::units(*rows, part, span);
+    for (int p = 0; p < source.depth; p++) {
+        for (int64_t r = count; r < kTileRows; r++) std::memset(rows->trit[p][r], 1, kSpanColumns);
+        Reader::units(*rows, p, span);
     }
     return valid && seen < kInvalid ? TRITLLM_OK : TRITLLM_BAD_BYTE;
 }
@@ -117,26 +99,28 @@ inline bool padding_is_zero_in(const tritllm_portable &source, int64_t row) {
     return padding_is_zero(source.scale[row * scale_width + scale_width - 1], 3 * groups);
 }
 
-// Prepares tiles [begin, end): `pack(span, block, depth, out)` writes one block's codes.
-template <class Reader, class Pack>
-int prepare_tiles(const tritllm_portable &source, uint32_t layout, const Split &split,
-                  int64_t begin, int64_t end, uint8_t *tiles, Pack pack) {
+// Prepares tiles [begin, end) of the streams that begin at `memory`.
+template <class Layout, class Reader>
+int prepare_tiles(const tritllm_portable &source, int64_t begin, int64_t end, uint8_t *memory) {
     SpanRows rows;
     Span span;
-    const int64_t blocks = blocks_of(source.columns), bytes = block_bytes(layout, source.depth);
+    const int64_t blocks = blocks_of(source.columns), tiles = tiles_of(source.rows);
+    uint8_t *const planes = memory + index_bytes(tiles, blocks);
     for (int64_t tile = begin; tile < end; tile++) {
         const int64_t row = tile * kTileRows;
         for (int64_t r = row; r < std::min(row + kTileRows, source.rows); r++)
             if (!padding_is_zero_in(source, r)) return TRITLLM_BAD_PADDING;
-        uint8_t *out = tiles + tile * blocks * bytes;
         for (int64_t first = 0; first < blocks; first += kSpanBlocks) {
-            const int status =
-                read_span<Reader>(source, split, row, first * kBlockColumns, &rows, &span);
+            const int status = read_span<Reader>(source, row, first * kBlockColumns, &rows, &span);
             if (status != TRITLLM_OK) return status;
-            for (int64_t b = 0; b < std::min<int64_t>(kSpanBlocks, blocks - first);
-                 b++, out += bytes) {
-                std::memcpy(out, span.index[b], kUnit);
-                pack(span, int(b), out + kUnit);
+            const int64_t held = std::min<int64_t>(kSpanBlocks, blocks - first);
+            for (int64_t b = 0; b < held; b++) {
+                const int64_t at = tile * blocks + first + b;
+                Layout::pack_index(span.index + b * kBlockGroups, memory + index_bytes(1, at));
+                for (int p = 0; p < source.depth; p++)
+                    Layout::pack_plane(span.unit[p] + b * kBlockSteps,
+                                       planes + plane_bytes(Layout::kLayout, tiles, blocks) * p +
+                                           plane_bytes(Layout::kLayout, 1, at));
             }
         }
     }

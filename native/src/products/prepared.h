@@ -1,13 +1,15 @@
-// What prepared memory looks like: a header, the steps, then tiles of 16 rows.
+// What prepared memory looks like: a header, the steps, then streams of units of 64 bytes: the scale
+// indices of the matrix, its first plane, its second, ...
 //
-// A tile is a sequence of blocks of 96 columns (6 groups), so a thread reads a tile from front to
-// back. A block begins with 16 words of 32 bits, one a row: the scale indices of its six groups,
-// five bits each. The codes of the weights follow, in units of 64 bytes = 16 rows x 4 columns.
-// Columns past K and rows past N have level 0 and index 0. What a code is depends on the layout:
+// A stream holds the matrix by tiles of 16 rows, and a tile by blocks of 96 columns (6 groups): so a
+// thread reads each stream from front to back, and a product of fewer planes than were prepared does
+// not touch the others. Of a block, the stream of the scale indices has one unit, that of a plane
+// five or six, which hold codes of trits (0, 1, 2) of 16 rows x 96 columns. Columns past K and rows
+// past N have trits of level 0 and index 0. What a code is depends on the layout:
 //
 //   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512 VBMI. See fives.h.
-//   kFields  two, four, six or eight bits a weight: unpacked by shifts and masks alone, for
-//            everything else. See fields.h.
+//   kFields  two bits a trit: unpacked by shifts, masks and tables of 16 entries, for everything
+//            else. See fields.h.
 #pragma once
 
 #include <cstdint>
@@ -68,14 +70,18 @@ constexpr int kGroupSteps = kBlockSteps / kBlockGroups;  // and in a group
 enum Layout : uint32_t { kFives = 1, kFields = 2 };
 
 constexpr char kPreparedMagic[8] = {'t', 'r', 'i', 't', 'l', 'i', 'n', '1'};
-constexpr uint32_t kPreparedVersion = 1;
+constexpr uint32_t kPreparedVersion = 2;
 
 inline int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns; }
 
-// Bytes of a block: the scale indices, then the codes.
-constexpr int block_bytes(uint32_t layout, int depth) {
-    return kUnit * (1 + (layout == kFives ? 5 : 6) * depth);
+// Units of a block in the stream of a plane.
+constexpr int plane_units(uint32_t layout) { return layout == kFives ? 5 : 6; }
+
+// Bytes of a stream's share of so many tiles.
+inline int64_t index_bytes(int64_t tiles, int64_t blocks) { return tiles * blocks * kUnit; }
+inline int64_t plane_bytes(uint32_t layout, int64_t tiles, int64_t blocks) {
+    return tiles * blocks * plane_units(layout) * kUnit;
 }
 
 // A group whose largest magnitude is below counts as zero: 127 / magnitude stays finite.

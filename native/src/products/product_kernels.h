@@ -8,16 +8,16 @@
 
 // Weights and results as a kernel sees them; row ranges are in tiles.
 struct Product {
-    const uint8_t *tiles;
+    const uint8_t *index;     // the streams of prepared.h: of the scale indices
+    const uint8_t *plane[4];  // and of the planes that are read
     int64_t rows;
     int64_t blocks;
-    int64_t tile_bytes;
     const void *bias;
     int32_t bias_dtype;
     int32_t dtype;
     void *y;
     int64_t stride;
-    int32_t depth;
+    int32_t depth;                // planes that are read
     alignas(64) float steps[32];  // 27, then zeros
 };
 
@@ -30,8 +30,8 @@ struct RowKernels {
 // The functions that one instruction set provides for y = x W^T.
 struct ProductKernels {
     uint32_t layout;
-    // Codes of the tiles [begin, end); a status of tritllm.h.
-    int (*prepare)(const tritllm_portable &, int64_t begin, int64_t end, uint8_t *tiles);
+    // The tiles [begin, end) of every stream; a status of tritllm.h.
+    int (*prepare)(const tritllm_portable &, int64_t begin, int64_t end, uint8_t *memory);
     RowKernels rows;
     // Tiles [begin, end) for all batch rows.
     void (*compute)(const Product &, const Activations &, int64_t begin, int64_t end);

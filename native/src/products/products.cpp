@@ -51,23 +51,26 @@ int open_product(const tritllm_product &product, int64_t columns, Product *p, in
     const PreparedHeader *h;
     const int status = open_prepared(product.prepared, product.size, &h, k);
     if (status != TRITLLM_OK) return status;
-    if (h->columns != columns || h->rows != product.rows ||
-        (product.depth && h->depth != product.depth) ||
+    const int depth = product.depth ? product.depth : h->depth;
+    if (h->columns != columns || h->rows != product.rows || depth < 1 || depth > h->depth ||
+        (depth < h->depth && !product.steps) ||
         (product.layout && h->layout != uint32_t(product.layout)) || !valid_type(product.dtype) ||
         (product.bias && !valid_type(product.bias_dtype)))
         return TRITLLM_BAD_ARGUMENT;
     *isa = int(h->isa);
-    const int64_t blocks = blocks_of(h->columns);
-    p->tiles = reinterpret_cast<const uint8_t *>(h + 1);
+    const int64_t blocks = blocks_of(h->columns), tiles = tiles_of(h->rows);
+    p->index = reinterpret_cast<const uint8_t *>(h + 1);
+    for (int i = 0; i < depth; i++)
+        p->plane[i] =
+            p->index + index_bytes(tiles, blocks) + i * plane_bytes(h->layout, tiles, blocks);
     p->rows = h->rows;
     p->blocks = blocks;
-    p->tile_bytes = blocks * block_bytes(h->layout, h->depth);
     p->bias = product.bias;
     p->bias_dtype = product.bias_dtype;
     p->dtype = product.dtype;
     p->y = product.y;
     p->stride = product.stride;
-    p->depth = h->depth;
+    p->depth = depth;
     std::memcpy(p->steps, h->steps, sizeof p->steps);
     if (product.steps) std::copy_n(product.steps, TRITLLM_ENTRIES, p->steps);
     return TRITLLM_OK;
@@ -153,8 +156,9 @@ void multiply_tiles(const ProductSet &set, const void *activations, int64_t begi
 int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth) {
     const ProductKernels *k = product_kernels(isa);
     if (!k || depth < 1 || depth > 4 || !valid_shape(rows, columns)) return -1;
-    return int64_t(sizeof(PreparedHeader)) +
-           tiles_of(rows) * blocks_of(columns) * block_bytes(k->layout, depth);
+    const int64_t tiles = tiles_of(rows), blocks = blocks_of(columns);
+    return int64_t(sizeof(PreparedHeader)) + index_bytes(tiles, blocks) +
+           depth * plane_bytes(k->layout, tiles, blocks);
 }
 
 int tritllm_linear_layout(int isa) {

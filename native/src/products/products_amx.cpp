@@ -107,8 +107,8 @@ void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_
     products_avx512.compute_exact(p, a, begin, end);
 }
 
-int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_t *tiles) {
-    return products_avx512.prepare(portable, begin, end, tiles);
+int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_t *memory) {
+    return products_avx512.prepare(portable, begin, end, memory);
 }
 
 }  // namespace

@@ -11,17 +11,16 @@
 
 namespace {
 
-// Bytes ahead, into the second-level cache: a few lines at a time, for in one burst they would take
-// all of the first level's miss buffers. Measured on Zen 4 (34 GB/s a core); depth 3 reads memory
-// in order as it is, and the hardware's prefetcher does better when left to it.
-constexpr int kPrefetch[] = {0, 12288, 12288, 768, 16384};
+// Blocks ahead in each stream, into the second-level cache: a line at a time, for in one burst they
+// would take all of the first level's miss buffers.
+constexpr int kPrefetch = 16;
 
 // --- Decode: M batch rows (few), weights go from memory to registers --------------------------
 
 template <int D, int M>
 void decode_tile(const Product &p, const Activations &a, int64_t tile) {
     const StepRegisters table(p.steps);
-    const uint8_t *block = p.tiles + tile * p.tile_bytes;
+    FivesTile<D> at(p, tile);
     const int8_t *q[M];
     const int32_t *offset[M];
     const float *scale[M];
@@ -32,19 +31,22 @@ void decode_tile(const Product &p, const Activations &a, int64_t tile) {
         scale[m] = scale_row(a, m);
         sum[m] = _mm512_setzero_ps();
     }
-    for (int64_t n = 0; n < p.blocks; n++, block += block_bytes(kFives, D)) {
-        const __m512i index = load_unit(block);
-        const BlockCodes<D> codes(block + kUnit);
+    for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
+        const __m512i index = load_unit(at.index);
         repeat<kBlockGroups>([&](auto group) {
             constexpr int g = group.value;
-            constexpr int lines = block_bytes(kFives, D) / kUnit;
-            for (int line = lines * g / kBlockGroups; line < lines * (g + 1) / kBlockGroups; line++)
-                _mm_prefetch((const char *)block + kPrefetch[D] + line * kUnit, _MM_HINT_T1);
+            if constexpr (g < plane_units(kFives))
+                for (int i = 0; i < D; i++)
+                    _mm_prefetch(
+                        (const char *)at.plane[i] + plane_bytes(kFives, kPrefetch, 1) + g * kUnit,
+                        _MM_HINT_T1);
+            else
+                _mm_prefetch((const char *)at.index + index_bytes(kPrefetch, 1), _MM_HINT_T1);
             __m512i dot[M];
             for (int m = 0; m < M; m++) dot[m] = _mm512_set1_epi32(offset[m][g]);
             repeat<kGroupSteps>([&](auto step) {
                 constexpr int s = g * kGroupSteps + step.value;
-                const __m512i w = codes.template unit<s>();
+                const __m512i w = at.template unit<s>();
                 for (int m = 0; m < M; m++)
                     dot[m] = _mm512_dpbusd_epi32(dot[m], w, broadcast(q[m] + 4 * s));
             });
@@ -102,13 +104,12 @@ void exact_tile(const Product &p, const Activations &a, int64_t tile) {
     for (int64_t first_row = 0; first_row < a.batch; first_row += kPanelBatch) {
         const int64_t rows = std::min<int64_t>(kPanelBatch, a.batch - first_row);
         std::memset(part.sum, 0, size_t(rows) * sizeof part.sum[0]);
-        const uint8_t *block = p.tiles + tile * p.tile_bytes;
-        for (int64_t n = 0; n < p.blocks; n++, block += block_bytes(kFives, D)) {
-            const __m512i index = load_unit(block);
-            const BlockCodes<D> codes(block + kUnit);
+        FivesTile<D> at(p, tile);
+        for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
+            const __m512i index = load_unit(at.index);
             repeat<kBlockSteps>([&](auto s) {
                 const __m512 step = table.of_group<s.value / kGroupSteps>(index);
-                const __m512i unit = codes.template unit<s.value>();
+                const __m512i unit = at.template unit<s.value>();
                 repeat<4>([&](auto c) {
                     const __m512i code =
                         _mm512_and_si512(_mm512_srli_epi32(unit, 8 * c.value), byte);
@@ -148,10 +149,10 @@ struct Avx512Reader {
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         return Avx512::add_planes(plane, planes, digits);
     }
-    static void units(const SpanRows &rows, int part, Span *span) {
+    static void units(const SpanRows &rows, int plane, Span *span) {
         for (int c = 0; c < kSpanUnits; c += 16) {
             __m512i x[16], y[16];
-            for (int r = 0; r < 16; r++) x[r] = _mm512_load_si512(&rows.byte[part][r][4 * c]);
+            for (int r = 0; r < 16; r++) x[r] = _mm512_load_si512(&rows.trit[plane][r][4 * c]);
             for (int r = 0; r < 16; r += 2) {
                 y[r] = _mm512_unpacklo_epi32(x[r], x[r + 1]);
                 y[r + 1] = _mm512_unpackhi_epi32(x[r], x[r + 1]);
@@ -168,7 +169,7 @@ struct Avx512Reader {
                 const __m512i b = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xee);
                 const __m512i d = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x44);
                 const __m512i e = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xee);
-                uint8_t (*unit)[kUnit] = span->unit[part] + c + i;
+                uint8_t (*unit)[kUnit] = span->unit[plane] + c + i;
                 _mm512_store_si512(unit[0], _mm512_shuffle_i32x4(a, d, 0x88));
                 _mm512_store_si512(unit[4], _mm512_shuffle_i32x4(a, d, 0xdd));
                 _mm512_store_si512(unit[8], _mm512_shuffle_i32x4(b, e, 0x88));
@@ -178,15 +179,8 @@ struct Avx512Reader {
     }
 };
 
-int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_t *tiles) {
-    return prepare_tiles<Avx512Reader>(portable, kFives, kFivesSplit[portable.depth], begin, end,
-                                       tiles, [&](const Span &span, int block, uint8_t *out) {
-                                           pack_fives(span, block, portable.depth, out);
-                                       });
-}
-
 }  // namespace
 
 extern const ProductKernels products_avx512 = {
-    kFives, prepare, avx512_rows, compute, compute_exact,
+    kFives, prepare_tiles<Fives, Avx512Reader>, avx512_rows, compute, compute_exact,
 };

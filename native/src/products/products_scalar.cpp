@@ -15,41 +15,49 @@ struct Plain {
         float v[16];
     };
 
+    using Sums = Ints;
+    using Reader = PlainReader;
+    static constexpr RowKernels rows = plain_rows;
+
     static void prefetch(const uint8_t *) {}
     static Bytes load(const uint8_t *p) {
         Bytes x;
         std::memcpy(x.v, p, 64);
         return x;
     }
-    template <int F>
-    static Bytes pair(Bytes x) {
-        for (auto &v : x.v) v = v >> 2 * F & 3;
-        return x;
-    }
-    static Bytes low_nibble(Bytes x) {
-        for (auto &v : x.v) v &= 15;
-        return x;
-    }
-    static Bytes high_nibble(Bytes x) {
-        for (auto &v : x.v) v >>= 4;
-        return x;
-    }
+    static void store(uint8_t *p, const Bytes &x) { std::memcpy(p, x.v, 64); }
     static Bytes add(Bytes x, const Bytes &y) {
         for (int i = 0; i < 64; i++) x.v[i] = uint8_t(x.v[i] + y.v[i]);
         return x;
     }
-    static Bytes times9(Bytes x) {
-        for (auto &v : x.v) v = uint8_t(9 * v);
-        return x;
+    template <int P>
+    static void trits(const Bytes &x, Bytes *w) {
+        constexpr int power[] = {1, 3, 9, 27};
+        for (int f = 0; f < 4; f++)
+            for (int i = 0; i < 64; i++) w[f].v[i] = uint8_t((x.v[i] >> 2 * f & 3) * power[P]);
     }
-    static Ints set(int32_t x) {
-        Ints r;
-        for (auto &v : r.v) v = x;
+
+    struct Four {
+        int8_t v[4];
+    };
+    static Four four(const int8_t *x) {
+        Four r;
+        std::memcpy(r.v, x, 4);
         return r;
     }
-    static Ints dot(Ints sum, const Bytes &w, const int8_t *x) {
+    template <int D>
+    static Sums first(const Bytes &w, const Four &x) {
+        return more<D>({}, w, x);
+    }
+    template <int D>
+    static Sums more(Sums sum, const Bytes &w, const Four &x) {
         for (int r = 0; r < 16; r++)
-            for (int c = 0; c < 4; c++) sum.v[r] += w.v[4 * r + c] * x[c];
+            for (int c = 0; c < 4; c++) sum.v[r] += w.v[4 * r + c] * x.v[c];
+        return sum;
+    }
+    template <int D>
+    static Ints total(Sums sum, int32_t offset) {
+        for (auto &v : sum.v) v += offset;
         return sum;
     }
     static Ints byte(const Bytes &w, int c, int middle) {
@@ -57,7 +65,6 @@ struct Plain {
         for (int i = 0; i < 16; i++) r.v[i] = w.v[4 * i + c] - middle;
         return r;
     }
-    static Floats zero() { return {}; }
     static Floats set(float x) {
         Floats r;
         for (auto &v : r.v) v = x;
@@ -77,16 +84,25 @@ struct Plain {
         for (int i = 0; i < 16; i++) sum.v[i] += x.v[i] * y.v[i];
         return sum;
     }
-    static Floats lookup(const float *steps, const uint8_t *index, int shift) {
+    static Floats load_floats(const float *p) {
         Floats r;
-        for (int i = 0; i < 16; i++) {
-            uint32_t word;
-            std::memcpy(&word, index + 4 * i, 4);
-            r.v[i] = steps[word >> shift & 31];
-        }
+        std::memcpy(r.v, p, sizeof r.v);
         return r;
     }
     static void store(float *p, const Floats &x) { std::memcpy(p, x.v, sizeof x.v); }
+
+    struct Steps {
+        const float *steps;
+        explicit Steps(const float *of_indices) : steps(of_indices) {}
+        void of_groups(const uint8_t *unit, int pair, Floats (*step)[1]) const {
+            for (int second = 0; second < 2; second++)
+                for (int r = 0; r < 16; r++) {
+                    const int low = unit[16 * pair + r] >> 4 * second & 15;
+                    const int top = unit[48 + r] >> (2 * pair + second) & 1;
+                    step[second][0].v[r] = steps[low | top << 4];
+                }
+        }
+    };
 };
 
 }  // namespace

@@ -20,16 +20,21 @@ def linear(
     bias: np.ndarray | None = None,
     threads: int = 1,
     exact: bool = False,
+    planes: int | None = None,
 ) -> np.ndarray:
     """X [..., K] -> y [..., N] of x's dtype: float16, bfloat16 (ml_dtypes) or float32.
 
-    bias: [N] of one of these dtypes. exact: float32 activations in place of int8. See
-    `products.reference` for the arithmetic. Any number of threads gives the same result.
+    bias: [N] of one of these dtypes. exact: float32 activations in place of int8. planes: read only
+    so many of the top planes. See `products.reference` for the arithmetic. Any number of threads
+    gives the same result.
 
-    Raises ValueError for shapes that do not fit and for memory that is not prepared, TypeError for
-    another dtype, RuntimeError without the library.
+    Raises ValueError for shapes that do not fit, planes outside 1..depth and memory that is not
+    prepared, TypeError for another dtype, RuntimeError without the library.
     """
     n, columns = prepared.shape
+    planes = prepared.depth if planes is None else planes
+    if not 1 <= planes <= prepared.depth:
+        raise ValueError(f"planes is {planes}, expected 1..{prepared.depth}")
     dtype = dtype_number(x.dtype)
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"bias has shape {bias.shape}, expected ({n},)")
@@ -46,7 +51,8 @@ def linear(
         size=prepared.memory.nbytes,
         rows=n,
         layout=prepared.layout,
-        depth=prepared.depth,
+        depth=planes,
+        steps=address(prepared.steps[planes - 1]),
         bias=None if held is None else address(held),
         bias_dtype=dtype if held is None else dtype_number(held.dtype),
         y=address(y),

@@ -27,14 +27,19 @@ class Prepared:
         memory: uint8, aligned to 64 bytes, of `size(...)` bytes; it begins with a header that names
             the layout, so it can be handed around as a plain array.
         shape: (N, K).
-        depth: planes that were read, 1..4.
+        steps: float32 [d, 27]: row r - 1 holds the steps that apply where r planes are read.
         layout: what its codes are, as `layout(isa)`.
     """
 
     memory: np.ndarray
     shape: tuple[int, int]
-    depth: int
+    steps: np.ndarray
     layout: int
+
+    @property
+    def depth(self) -> int:
+        """Planes that it holds, 1..4: as many as that, or fewer, can be multiplied with."""
+        return len(self.steps)
 
     @property
     def nbytes(self) -> int:
@@ -76,32 +81,32 @@ def prepare(
     columns = tensor.in_features
     weight = np.ascontiguousarray(tensor.weight[:planes])
     scale = np.ascontiguousarray(tensor.scale)
-    steps = np.ascontiguousarray(tensor.codebook[planes - 1])
+    codebook = np.ascontiguousarray(tensor.codebook[:planes])
     for what, array, shape, dtype in (
         ("planes", weight, (planes, rows, plane_row_bytes(columns)), np.uint8),
         ("scale indices", scale, (rows, scale_row_bytes(columns)), np.uint8),
-        ("steps", steps, (ENTRIES,), np.float32),
+        ("steps", codebook, (planes, ENTRIES), np.float32),
     ):
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(
                 f"{what} are {array.dtype} {list(array.shape)}, "
                 f"expected {np.dtype(dtype)} {list(shape)}"
             )
-    if not np.isfinite(steps).all():
+    if not np.isfinite(codebook).all():
         raise ValueError("a step is not a finite number")
     memory = aligned_bytes(size(rows, columns, planes, isa))
     prepare_pointers(
         address(weight),
         weight.strides[0],
         address(scale),
-        address(steps),
+        address(codebook[-1]),
         (rows, columns),
         planes,
         address(memory),
         threads,
         isa,
     )
-    return Prepared(memory, (rows, columns), planes, layout(isa))
+    return Prepared(memory, (rows, columns), codebook, layout(isa))
 
 
 def prepare_pointers(

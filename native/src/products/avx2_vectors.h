@@ -1,0 +1,141 @@
+// Eight rows a vector with AVX2, for fields_product.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "avx2_elements.h"
+#include "fields_product.h"
+
+namespace {
+
+struct Avx2Products {
+    static constexpr int kRows = 8;
+    using Bytes = __m256i;
+    using Ints = __m256i;
+    using Floats = __m256;
+    using Sums = __m256i;
+    using Reader = Avx2Reader;
+    static constexpr RowKernels rows = avx2_rows;
+
+    static void prefetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+    static Bytes load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+    static void store(uint8_t *p, Bytes x) { _mm256_storeu_si256((__m256i *)p, x); }
+    static Bytes add(Bytes x, Bytes y) { return _mm256_add_epi8(x, y); }
+
+    // The four trits of a byte times 3**P: by shifts, or two at a time from tables.
+    template <int P>
+    static void trits(Bytes x, Bytes *w) {
+        if constexpr (P == 0) {
+            const Bytes two_bits = _mm256_set1_epi8(3);
+            w[0] = _mm256_and_si256(x, two_bits);
+            w[1] = _mm256_and_si256(_mm256_srli_epi16(x, 2), two_bits);
+            w[2] = _mm256_and_si256(_mm256_srli_epi16(x, 4), two_bits);
+            w[3] = _mm256_and_si256(_mm256_srli_epi16(x, 6), two_bits);
+        } else {
+            constexpr char t = P == 1 ? 3 : P == 2 ? 9 : 27;
+            const Bytes first = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, t, 2 * t, 3 * t, 0, t, 2 * t, 3 * t, 0, t, 2 * t, 3 * t, 0, t, 2 * t, 3 * t));
+            const Bytes second = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 0, 0, 0, t, t, t, t, 2 * t, 2 * t, 2 * t, 2 * t, 3 * t, 3 * t, 3 * t, 3 * t));
+            const Bytes nibble = _mm256_set1_epi8(15);
+            const Bytes low = _mm256_and_si256(x, nibble);
+            const Bytes high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+            w[0] = _mm256_shuffle_epi8(first, low);
+            w[1] = _mm256_shuffle_epi8(second, low);
+            w[2] = _mm256_shuffle_epi8(first, high);
+            w[3] = _mm256_shuffle_epi8(second, high);
+        }
+    }
+
+    static Bytes four(const int8_t *x) {
+        int32_t word;
+        std::memcpy(&word, x, 4);
+        return _mm256_set1_epi32(word);
+    }
+    // vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits with saturation;
+    // codes go up to 80 and activations to 127, so 2 * 80 * 127 = 20,320 never saturates. Up to
+    // depth 3 codes go up to 26, and all 16 columns of a row, in its two sums of 16 bits, up to
+    // 8 * 26 * 127 = 26,416; at depth 4 pairs are added up in 32 bits at once.
+    template <int D>
+    static Sums first(Bytes w, Bytes x) {
+        const __m256i pairs = _mm256_maddubs_epi16(w, x);
+        return D < 4 ? pairs : in_32_bits(pairs);
+    }
+    template <int D>
+    static Sums more(Sums sum, Bytes w, Bytes x) {
+        const __m256i next = first<D>(w, x);
+        __m256i added = D < 4 ? _mm256_add_epi16(sum, next) : _mm256_add_epi32(sum, next);
+#if defined(__GNUC__)
+        __asm__("" : "+x"(added));  // in this order: a tree of sums takes more registers
+#endif
+        return added;
+    }
+    template <int D>
+    static Ints total(Sums sum, int32_t offset) {
+        return _mm256_add_epi32(D < 4 ? in_32_bits(sum) : sum, _mm256_set1_epi32(offset));
+    }
+
+    static Ints byte(Bytes w, int c, int middle) {
+        const __m256i shifted = _mm256_srl_epi32(w, _mm_cvtsi32_si128(8 * c));
+        return _mm256_sub_epi32(_mm256_and_si256(shifted, _mm256_set1_epi32(255)),
+                                _mm256_set1_epi32(middle));
+    }
+    static Floats set(float x) { return _mm256_set1_ps(x); }
+    static Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+    static Floats mul(Floats x, Floats y) { return _mm256_mul_ps(x, y); }
+    static Floats fma(Floats x, Floats y, Floats sum) { return _mm256_fmadd_ps(x, y, sum); }
+    static Floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
+    static void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
+
+    // 32 steps by tables of their bytes: byte b of the steps 0..15, and of 16..31. A gather of
+    // eight takes some 20 cycles on Zen 3, two groups of sixteen rows this way as many.
+    class Steps {
+     public:
+        explicit Steps(const float *steps) {
+            for (int i = 0; i < 32; i++) {
+                uint32_t bits;
+                std::memcpy(&bits, steps + i, 4);
+                for (int b = 0; b < 4; b++) table_[b][i / 16][i % 16] = uint8_t(bits >> 8 * b);
+            }
+        }
+
+        // Groups 2 * pair (in the lower halves of vectors) and the next (in the upper ones).
+        void of_groups(const uint8_t *unit, int pair, Floats (*step)[2]) const {
+            const __m256i nibbles = both(unit + 16 * pair), tops = both(unit + 48);
+            const __m256i by_half = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+            const __m256i low =
+                _mm256_and_si256(_mm256_srlv_epi32(nibbles, by_half), _mm256_set1_epi8(15));
+            const __m256i to_sign = _mm256_sub_epi32(_mm256_setr_epi32(7, 7, 7, 7, 6, 6, 6, 6),
+                                                     _mm256_set1_epi32(2 * pair));
+            const __m256i top = _mm256_sllv_epi32(tops, to_sign);
+            __m256i byte[4];
+            for (int b = 0; b < 4; b++)
+                byte[b] = _mm256_blendv_epi8(_mm256_shuffle_epi8(both(table_[b][0]), low),
+                                             _mm256_shuffle_epi8(both(table_[b][1]), low), top);
+            const __m256i a = _mm256_unpacklo_epi8(byte[0], byte[1]);  // rows 0..7
+            const __m256i b = _mm256_unpacklo_epi8(byte[2], byte[3]);
+            const __m256i c = _mm256_unpackhi_epi8(byte[0], byte[1]);  // rows 8..15
+            const __m256i d = _mm256_unpackhi_epi8(byte[2], byte[3]);
+            halves(_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b), step, 0);
+            halves(_mm256_unpacklo_epi16(c, d), _mm256_unpackhi_epi16(c, d), step, 1);
+        }
+
+     private:
+        static __m256i both(const uint8_t *p) {
+            return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+        }
+        static void halves(__m256i x, __m256i y, Floats (*step)[2], int part) {
+            step[0][part] = _mm256_castsi256_ps(_mm256_permute2x128_si256(x, y, 0x20));
+            step[1][part] = _mm256_castsi256_ps(_mm256_permute2x128_si256(x, y, 0x31));
+        }
+
+        alignas(16) uint8_t table_[4][2][16];
+    };
+
+ private:
+    static __m256i in_32_bits(__m256i pairs) {
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+};
+
+}  // namespace
