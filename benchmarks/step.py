@@ -184,11 +184,9 @@ def main() -> None:
         for new in options.new:
             several = others.pop(0)
             line += f", {new} new {several:.0f} ({several / one:.2f})"
-        for tokens, run in zip(
-            options.tokens, runs[-len(options.tokens) :] if options.tokens else [], strict=True
-        ):
+        for tokens in options.tokens:
             longer = others.pop(0)
-            rate = run.cache_bytes / options.blocks / (longer - one) / 1e3  # type: ignore[attr-defined]
+            rate = model.cache_bytes(batch, tokens) / (longer - one) / 1e3
             line += f", {tokens} tokens +{longer - one:.0f} ({rate:.1f} GB/s)"
         print(line, flush=True)
 

@@ -1,6 +1,7 @@
 // The functions of step_kernels.h, written once over the lanes of an instruction set (V).
-// Besides what lanes_scalar.h names, V has load_as and store_as for every element type and `total`,
-// the sum of the lanes.
+// Besides what lanes_scalar.h names, V has load_as and store_as for every element type, `total`, the
+// sum of the lanes, store_totals, those of four vectors, prefetch, and kRegisters, how many vectors
+// there are.
 #pragma once
 
 #include <algorithm>
@@ -108,8 +109,9 @@ void narrow(const float *x, int64_t n, int dtype, void *out) {
     for (int64_t i = 0; i < n; i += V::W) store_any<V>(out, dtype, i, V::load(x + i));
 }
 
-constexpr int kKeys = 32;            // whose scores are held at a time
-constexpr float kHidden = -FLT_MAX;  // the score of a key that nobody sees
+constexpr int kKeys = 32;          // whose scores are held at a time
+constexpr int kMostRows = 7;       // queries at a time: so many sums stay in registers
+constexpr float kNone = -FLT_MAX;  // the largest score of no keys
 
 // The queries of an attention, numbered through: `heads` of each new token.
 struct Queries {
@@ -124,94 +126,152 @@ struct Queries {
     }
 };
 
-// c tanh(s / c) of scores, 1 - 2 / (1 + exp(2 x)) = tanh(x); what nobody sees stays.
-template <class V>
-void cap(float *score, float c) {
+// Rows as lanes: scores, weights and all that is made of them, for R rows.
+template <class V, int R>
+struct Lanes {
+    static constexpr int kCount =
+        (R + (V::W > 4 ? V::W : 4) - 1) / (V::W > 4 ? V::W : 4) * (V::W > 4 ? V::W : 4);
+    static constexpr int kVectors = kCount / V::W;
+};
+
+// score[n][r] = q[r] * key[n] of K keys. q: [width / W][R][W], for loads at equal offsets in their
+// cache lines would have to wait for each other.
+template <class V, class T, int R, int K>
+void multiply_keys(const float *q, const T *const *key, int width, float *score) {
     using F = typename V::F;
-    const F one = V::set(1), two = V::set(2);
-    for (int t = 0; t < kKeys; t += V::W) {
-        const F s = V::load(score + t);
-        const F e = exponential<V>(V::mul(s, V::set(2 / c)));
-        const F tanh = V::sub(one, V::div(two, V::add(one, e)));
-        V::store(score + t, V::select(V::le(s, V::set(kHidden)), s, V::mul(tanh, V::set(c))));
+    constexpr int kLanes = Lanes<V, R>::kCount, kFours = (R + 3) / 4;
+    F dot[K][4 * kFours];
+    for (int n = 0; n < K; n++)
+        for (int r = 0; r < 4 * kFours; r++) dot[n][r] = V::set(0);
+    for (int i = 0; i < width; i += V::W, q += R * V::W) {
+        F k[K];
+        for (int n = 0; n < K; n++) k[n] = V::load_as(key[n] + i);
+        for (int r = 0; r < R; r++) {
+            const F x = V::load(q + r * V::W);
+            for (int n = 0; n < K; n++) dot[n][r] = V::fma(x, k[n], dot[n][r]);
+        }
     }
+    for (int n = 0; n < K; n++)
+        for (int r = 0; r < kFours; r++)
+            V::store_totals(score + n * kLanes + 4 * r, dot[n] + 4 * r);
 }
 
-// R queries at a time, so that their sums stay in registers while `keys` keys and values, from
-// number `first`, go by once.
-template <class V, class T, int R>
-void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int keys) {
+// out[r] = out[r] * fade[r] + the sum over n of weight[n][r] * value[n], of I vectors from i on.
+template <class V, class T, int R, int I>
+void add_values(float *const *out, const float *fade, const float *weight, const T *const *value,
+                int keys, int i) {
     using F = typename V::F;
+    constexpr int kLanes = Lanes<V, R>::kCount;
+    F sum[R][I];
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < I; j++)
+            sum[r][j] = V::mul(V::load(out[r] + i + j * V::W), V::set(fade[r]));
+    for (int n = 0; n < keys; n++) {
+        F v[I];
+        for (int j = 0; j < I; j++) v[j] = V::load_as(value[n] + i + j * V::W);
+        for (int r = 0; r < R; r++) {
+            const F w = V::set(weight[n * kLanes + r]);
+            for (int j = 0; j < I; j++) sum[r][j] = V::fma(w, v[j], sum[r][j]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < I; j++) V::store(out[r] + i + j * V::W, sum[r][j]);
+}
+
+// c tanh(s / c) of scores: 1 - 2 / (1 + exp(2 x)) = tanh(x).
+template <class V>
+typename V::F capped(typename V::F s, float c) {
+    const typename V::F one = V::set(1);
+    const typename V::F e = exponential<V>(V::mul(s, V::set(2 / c)));
+    return V::mul(V::sub(one, V::div(V::set(2), V::add(one, e))), V::set(c));
+}
+
+// R queries at a time, so that their sums stay in registers while keys and values [first, end) go
+// by once.
+template <class V, class T, int R>
+void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t end) {
+    using F = typename V::F;
+    constexpr int kLanes = Lanes<V, R>::kCount, kVectors = Lanes<V, R>::kVectors;
+    constexpr int kTogether = R < 4 ? 4 : 2;                   // keys
+    constexpr int kWide = R * 2 + 3 <= V::kRegisters ? 2 : 1;  // vectors of a value
     const int width = part.head_dim;
     const Queries queries{part};
-    const float *q[R];
+    alignas(64) float q[R * kMostHeadDim];
     float *out[R];
+    alignas(64) float largest[kLanes] = {}, sum[kLanes] = {}, fade[kLanes];
+    alignas(64) float score[kKeys * kLanes] = {};  // lanes without a query stay 0
     for (int r = 0; r < R; r++) {
-        q[r] = queries.q(row + r);
+        for (int i = 0; i < width; i += V::W)
+            V::store(q + i * R + r * V::W, V::load(queries.q(row + r) + i));
         out[r] = queries.out(row + r);
+        largest[r] = out[r][width];
+        sum[r] = out[r][width + 1];
     }
-    alignas(64) float score[R][kKeys];
-    for (auto &one : score) std::fill(one, one + kKeys, kHidden);
-    for (int t = 0; t < keys; t++) {
-        if (part.mask && !part.mask[first + t]) continue;
-        const T *key = static_cast<const T *>(part.key) + (first + t) * part.stride;
-        F dot[R];
-        for (F &x : dot) x = V::set(0);
-        for (int i = 0; i < width; i += V::W) {
-            const F k = V::load_as(key + i);
-            for (int r = 0; r < R; r++) dot[r] = V::fma(V::load(q[r] + i), k, dot[r]);
-        }
-        for (int r = 0; r < R; r++) score[r][t] = V::total(dot[r]);
-    }
-    if (part.softcap != 0)
-        for (auto &one : score) cap<V>(one, part.softcap);
-    for (int r = 0; r < R; r++) {
-        float *state = out[r] + width;  // the largest score and the sum of the weights
-        const float before = state[0];
-        const float largest = std::max(before, *std::max_element(score[r], score[r] + kKeys));
-        F sum = V::set(0);
-        for (int t = 0; t < kKeys; t += V::W) {
-            const F s = V::load(score[r] + t);
-            const F e = exponential<V>(V::sub(s, V::set(largest)));
-            const F weight = V::select(V::le(s, V::set(kHidden)), V::set(0), e);
-            V::store(score[r] + t, weight);
-            sum = V::add(sum, weight);
-        }
-        const float fade = std::exp(before - largest);
-        state[0] = largest;
-        state[1] = state[1] * fade + V::total(sum);
-        if (fade != 1)
-            for (int i = 0; i < width; i += V::W)
-                V::store(out[r] + i, V::mul(V::load(out[r] + i), V::set(fade)));
-    }
-    const T *value = static_cast<const T *>(part.value) + first * part.stride;
-    for (int i = 0; i < width; i += V::W) {
-        F sum[R];
-        for (int r = 0; r < R; r++) sum[r] = V::load(out[r] + i);
-        for (int t = 0; t < keys; t++) {
+    for (int64_t next; first < end; first = next) {
+        next = std::min(end, (first / kKeys + 1) * kKeys);
+        const int all = int(next - first);
+        const T *key[kKeys], *value[kKeys];
+        int keys = 0;
+        for (int t = 0; t < all; t++) {
             // A value under the mask may be anything, NaN included.
             if (part.mask && !part.mask[first + t]) continue;
-            const F v = V::load_as(value + t * part.stride + i);
-            for (int r = 0; r < R; r++) sum[r] = V::fma(V::set(score[r][t]), v, sum[r]);
+            key[keys] = static_cast<const T *>(part.key) + (first + t) * part.stride;
+            value[keys++] = static_cast<const T *>(part.value) + (first + t) * part.stride;
+            // What comes kKeys later; past the end that is another thread's, or nothing.
+            for (int i = 0; i < width; i += int(64 / sizeof(T))) {
+                V::prefetch(key[keys - 1] + kKeys * part.stride + i);
+                V::prefetch(value[keys - 1] + kKeys * part.stride + i);
+            }
         }
-        for (int r = 0; r < R; r++) V::store(out[r] + i, sum[r]);
+        if (!keys) continue;
+        int n = 0;
+        for (; n + kTogether <= keys; n += kTogether)
+            multiply_keys<V, T, R, kTogether>(q, key + n, width, score + n * kLanes);
+        for (; n < keys; n++) multiply_keys<V, T, R, 1>(q, key + n, width, score + n * kLanes);
+        for (int l = 0; l < kVectors; l++) {
+            float *at = score + l * V::W;
+            if (part.softcap != 0)
+                for (int t = 0; t < keys; t++)
+                    V::store(at + t * kLanes, capped<V>(V::load(at + t * kLanes), part.softcap));
+            const F before = V::load(largest + l * V::W);
+            F most = before;
+            for (int t = 0; t < keys; t++) most = V::max(V::load(at + t * kLanes), most);
+            const F by = exponential<V>(V::sub(before, most));
+            F total = V::mul(V::load(sum + l * V::W), by);
+            for (int t = 0; t < keys; t++) {
+                const F weight = exponential<V>(V::sub(V::load(at + t * kLanes), most));
+                V::store(at + t * kLanes, weight);
+                total = V::add(total, weight);
+            }
+            V::store(largest + l * V::W, most);
+            V::store(sum + l * V::W, total);
+            V::store(fade + l * V::W, by);
+        }
+        for (int i = 0; i < width; i += kWide * V::W)
+            add_values<V, T, R, kWide>(out, fade, score, value, keys, i);
+    }
+    for (int r = 0; r < R; r++) {
+        out[r][width] = largest[r];
+        out[r][width + 1] = sum[r];
     }
 }
 
-// Any number of queries, and keys that all of them see or the mask hides from all.
+// Any number of queries, all of which see keys [first, end) but for those that the mask hides.
 template <class V, class T>
-void attend_keys(const AttentionPart &part, int64_t row, int64_t end, int64_t first, int keys) {
-    constexpr int most = 8;
-    for (; row + most <= end; row += most) attend_rows<V, T, most>(part, row, first, keys);
-    switch (end - row) {
-        case 1: return attend_rows<V, T, 1>(part, row, first, keys);
-        case 2: return attend_rows<V, T, 2>(part, row, first, keys);
-        case 3: return attend_rows<V, T, 3>(part, row, first, keys);
-        case 4: return attend_rows<V, T, 4>(part, row, first, keys);
-        case 5: return attend_rows<V, T, 5>(part, row, first, keys);
-        case 6: return attend_rows<V, T, 6>(part, row, first, keys);
-        case 7: return attend_rows<V, T, 7>(part, row, first, keys);
-        default: return;
+void attend_keys(const AttentionPart &part, int64_t row, int64_t end_row, int64_t first,
+                 int64_t end) {
+    for (int64_t rows; first < end && (rows = end_row - row) > 0;) {
+        const int64_t groups = (rows + kMostRows - 1) / kMostRows;
+        switch ((rows + groups - 1) / groups) {  // as many in each group
+            case 1: attend_rows<V, T, 1>(part, row, first, end); break;
+            case 2: attend_rows<V, T, 2>(part, row, first, end); break;
+            case 3: attend_rows<V, T, 3>(part, row, first, end); break;
+            case 4: attend_rows<V, T, 4>(part, row, first, end); break;
+            case 5: attend_rows<V, T, 5>(part, row, first, end); break;
+            case 6: attend_rows<V, T, 6>(part, row, first, end); break;
+            default: attend_rows<V, T, kMostRows>(part, row, first, end);
+        }
+        row += (rows + groups - 1) / groups;
     }
 }
 
@@ -221,31 +281,28 @@ void attend_type(const AttentionPart &part) {
     for (int64_t row = 0; row < rows; row++) {
         float *out = Queries{part}.out(row);
         std::fill(out, out + part.head_dim, 0.0f);
-        out[part.head_dim] = kHidden;
+        out[part.head_dim] = kNone;
         out[part.head_dim + 1] = 0;
     }
-    for (int64_t first = 0; first < part.tokens; first += kKeys) {
-        const int keys = int(std::min<int64_t>(kKeys, part.tokens - first));
-        // Tokens that see all of these keys go together, the others one by one: each sees a key
-        // more than the one before, and with a window one less at the beginning.
-        int64_t together = 0;
-        auto attend_together = [&](int64_t end) {
-            attend_keys<V, T>(part, together * part.heads, end * part.heads, first, keys);
-            together = end;
-        };
-        for (int64_t token = 0; token < part.new_tokens; token++) {
-            const int64_t seen = std::min(part.seen + token, first + keys);
-            const int64_t begin =
-                part.window ? std::max(part.seen + token - part.window, first) : first;
-            if (begin == first && seen == first + keys) continue;
-            attend_together(token);
-            together = token + 1;
-            if (begin < seen)
-                attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, begin,
-                                  int(seen - begin));
-        }
-        attend_together(part.new_tokens);
-    }
+    const auto bounded = [&](int64_t key) {
+        return std::min(std::max<int64_t>(key, 0), part.tokens);
+    };
+    const auto begin_of = [&](int64_t token) {
+        return part.window ? bounded(part.seen + token - part.window) : 0;
+    };
+    const auto end_of = [&](int64_t token) { return bounded(part.seen + token); };
+    // Whole pieces of kKeys that all tokens see go by once for all. What is before and after them
+    // each token takes for itself, so that its pieces are those that it has alone.
+    const int64_t begin = (begin_of(part.new_tokens - 1) + kKeys - 1) / kKeys * kKeys;
+    const int64_t seen = end_of(0), end = seen == part.tokens ? seen : seen / kKeys * kKeys;
+    const bool common = begin < end;
+    for (int64_t token = 0; token < part.new_tokens; token++)
+        attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, begin_of(token),
+                          common ? begin : end_of(token));
+    if (!common) return;
+    attend_keys<V, T>(part, 0, rows, begin, end);
+    for (int64_t token = 0; token < part.new_tokens; token++)
+        attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, end, end_of(token));
 }
 
 template <class V>
@@ -259,7 +316,7 @@ void attend(const AttentionPart &part) {
 
 template <class V>
 void combine(float *parts, int64_t count, int64_t stride, int head_dim, float *out) {
-    float largest = kHidden;
+    float largest = kNone;
     for (int64_t n = 0; n < count; n++) largest = std::max(largest, parts[n * stride + head_dim]);
     float sum = 0;
     for (int64_t n = 0; n < count; n++) {

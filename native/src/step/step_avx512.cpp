@@ -6,6 +6,8 @@
 namespace {
 
 struct Avx512Rows : Avx512 {
+    static constexpr int kRegisters = 32;
+    static void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
     static constexpr __mmask16 kAll = 0xffff;
     template <class T>
     static F load_as(const T *p) {
@@ -16,6 +18,9 @@ struct Avx512Rows : Avx512 {
         store16(p, kAll, x);
     }
     static float total(F x) { return _mm512_reduce_add_ps(x); }
+    static void store_totals(float *p, const F *x) {
+        for (int i = 0; i < 4; i++) p[i] = total(x[i]);
+    }
 };
 
 }  // namespace

@@ -5,6 +5,8 @@
 namespace {
 
 struct NeonRows : Neon {
+    static constexpr int kRegisters = 32;
+    static void prefetch(const void *p) { __builtin_prefetch(p); }
     static F load_as(const float *p) { return vld1q_f32(p); }
     static F load_as(const Half *p) {
         return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p))));
@@ -22,6 +24,9 @@ struct NeonRows : Neon {
         vst1_u16(reinterpret_cast<uint16_t *>(p), vshrn_n_u32(r, 16));
     }
     static float total(F x) { return vaddvq_f32(x); }
+    static void store_totals(float *p, const F *x) {
+        vst1q_f32(p, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
+    }
 };
 
 }  // namespace

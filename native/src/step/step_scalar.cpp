@@ -5,6 +5,8 @@
 namespace {
 
 struct ScalarRows : Scalar {
+    static constexpr int kRegisters = 16;
+    static void prefetch(const void *) {}
     template <class T>
     static F load_as(const T *p) {
         return ::to_float(*p);
@@ -14,6 +16,9 @@ struct ScalarRows : Scalar {
         round_any(x, p);
     }
     static float total(F x) { return x; }
+    static void store_totals(float *p, const F *x) {
+        for (int i = 0; i < 4; i++) p[i] = x[i];
+    }
 };
 
 }  // namespace
