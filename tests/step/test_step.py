@@ -281,7 +281,7 @@ def error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000),
     n_blocks=st.integers(1, 3),
@@ -294,14 +294,14 @@ def error(ours: np.ndarray, theirs: np.ndarray) -> float:
     dtype=st.sampled_from(sorted(DTYPES)),
     bias=st.booleans(),
     head_norms=st.booleans(),
-    batch=st.integers(1, 4),
-    new=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    new=st.integers(1, 4),
     before=st.integers(0, 70),
     masked=st.booleans(),
     threads=st.integers(1, 3),
 )
 @example(1, 2, 48, 112, 2, 17, 32, 2, "float32", True, True, 2, 3, 597, True, 2)
-@example(2, 1, 96, 208, 1, 1, 64, 3, "bfloat16", False, False, 1, 16, 250, False, 1)
+@example(2, 1, 96, 208, 1, 1, 64, 3, "bfloat16", False, False, 1, 9, 250, False, 1)
 @example(3, 2, 16, 16, 3, 8, 96, 4, "float16", True, False, 3, 1, 0, False, 3)
 def test_as_the_reference(
     isa, seed, n_blocks, hidden, wide, kv_heads, share, head_dim, depth, dtype, bias, head_norms,
@@ -368,10 +368,13 @@ def test_int8_activations_are_near(isa):
     assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
-def test_a_token_gets_the_bits_that_it_gets_alone(isa, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "window"), [("float32", 0), ("float16", 0), ("bfloat16", 0), ("float32", 70)]
+)
+def test_a_token_gets_the_bits_that_it_gets_alone(isa, dtype, window):
     """Several new tokens as one by one, and a sequence of several as alone; over a split's end."""
-    model = random_decoder(isa, 14, wide=208, dtype=dtype, exact=False, head_norms=True)
+    model = random_decoder(isa, 14, wide=208, dtype=dtype, exact=False, head_norms=True,
+                           parts=Parts(window=window))  # fmt: skip
     batch, tokens, new = 2, 259, 5
     call = random_call(model, 14, batch, tokens, masked=True, new=new)
     together = run(model, call, threads=2)
