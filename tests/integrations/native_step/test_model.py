@@ -28,7 +28,27 @@ CONFIGS = {
     ),
     "qwen2": lambda **more: transformers.Qwen2Config(**SIZES, **more),
     "qwen3": lambda **more: transformers.Qwen3Config(**SIZES, **more),
-}
+    "phi3": lambda **more: transformers.Phi3Config(**SIZES, **more),
+    "mixtral": lambda **more: transformers.MixtralConfig(
+        **SIZES, num_local_experts=4, num_experts_per_tok=2, **more
+    ),
+    "qwen2_moe": lambda **more: transformers.Qwen2MoeConfig(
+        **SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48,
+        shared_expert_intermediate_size=80, mlp_only_layers=[1], **more
+    ),
+    "qwen3_moe": lambda **more: transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=48,
+        norm_topk_prob=True, **more
+    ),
+    "gemma2": lambda **more: transformers.Gemma2Config(
+        **{**SIZES, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0,
+           "sliding_window": 5, **more}
+    ),
+    "gemma3": lambda **more: transformers.Gemma3TextConfig(
+        **{**SIZES, "query_pre_attn_scalar": 20, "sliding_window": 5, **more},
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -438,18 +458,109 @@ def test_other_caches(folder, steps):
     assert not steps
 
 
-@pytest.mark.parametrize(
-    ("family", "more"),
-    [("mistral", {"sliding_window": 8}),
-     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1})],
-)  # fmt: skip
-def test_sliding_windows(folder, steps, family, more):
+WINDOWS = {
+    "in the prompt": ("mistral", {"sliding_window": 5}),
+    "while decoding": ("phi3", {"sliding_window": 9}),
+    "of some layers": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    ),
+    "of some layers of Gemma 3": ("gemma3", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_sliding_windows(folder, steps, name):
+    family, more = WINDOWS[name]
     model, reference = load(folder(family, **more)), stock(load(folder(family, **more)))
     torch.testing.assert_close(decode(model), decode(reference), rtol=1e-4, atol=1e-4)
     # A cache without windows does not make the model one without.
     ours, theirs = (decode(m, past=transformers.DynamicCache()) for m in (model, reference))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert not steps
+    assert len(steps) == 10
+
+
+@torch.no_grad()
+def test_a_cache_of_windows_stays_transformers_own(folder, steps):
+    """Its tensors, lengths, copies, a second prompt, and crops where it keeps what is past."""
+    found = []
+    for model in (load(folder("gemma3")), stock(load(folder("gemma3")))):
+        past = model(ids(), use_cache=True).past_key_values
+        kinds = [type(layer) for layer in past.layers]
+        model(torch.tensor([[5]]), past_key_values=past, use_cache=True)
+        copied = copy.deepcopy(past)
+        assert [type(layer) for layer in copied.layers] == kinds
+        logits = [
+            model(torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits
+            for cache in (past, copied)
+            for token in (6, 7)
+        ]
+        for cache in (past, copied):
+            logits += [layer.keys.flatten()[None, None] for layer in cache.layers]
+            logits.append(torch.tensor([layer.get_mask_sizes(1) for layer in cache.layers]))
+            logits.append(torch.tensor([layer.get_seq_length() for layer in cache.layers]))
+        logits.append(model(ids(1, 20, 9), past_key_values=past, use_cache=True).logits[:, -1:])
+        logits.append(model(torch.tensor([[8]]), past_key_values=past, use_cache=True).logits)
+        with pytest.raises(RuntimeError, match="crop"):
+            past.crop(-1)
+        for layer in copied.layers:
+            if hasattr(layer, "activate_past_recording"):
+                layer.activate_past_recording()
+        for token in (9, 10, 11):
+            model(torch.tensor([[token]]), past_key_values=copied, use_cache=True)
+        copied.crop(-2)
+        logits.append(torch.tensor([layer.get_seq_length() for layer in copied.layers]))
+        for token in (12, 13):
+            logits.append(
+                model(torch.tensor([[token]]), past_key_values=copied, use_cache=True).logits
+            )
+        found.append(logits)
+    assert len(steps) == 1 + 4 + 1 + 3 + 2
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen2_moe", "mixtral", "gemma2", "gemma3"])
+def test_generate_with_other_families(folder, steps, family):
+    """Past the room that the first tokens find, and past windows."""
+    prompt = ids(2)
+    how = {"max_new_tokens": 70, "min_new_tokens": 70, "do_sample": False,
+           "attention_mask": torch.ones_like(prompt)}  # fmt: skip
+    ours = load(folder(family)).generate(prompt, **how)
+    assert len(steps) >= 68
+    theirs = stock(load(folder(family))).generate(prompt, **how)
+    assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_what_a_mixture_returns(folder, steps):
+    model = load(folder("qwen3_moe"))
+    past = model(ids(), use_cache=True).past_key_values
+    out = model.model(ids(1, 1), past_key_values=past, use_cache=True)
+    assert type(out).__name__ == "MoeModelOutputWithPast"
+    assert len(steps) == 1
+    out = model(ids(1, 1), past_key_values=past, use_cache=True, output_router_logits=True)
+    assert len(out.router_logits) == 3
+    assert len(steps) == 1
+
+
+@torch.no_grad()
+def test_changed_experts_and_routers_are_used(folder, steps):
+    changes = (
+        lambda m: m.model.layers[0].mlp.gate.weight.data.mul_(-1),
+        lambda m: setattr(m.model.layers[2].mlp.gate, "top_k", 1),
+        lambda m: setattr(m.model.layers[2].mlp.gate, "norm_topk_prob", False),
+        lambda m: setattr(m.model.layers[2].mlp.gate.weight, "data",
+                          m.model.layers[2].mlp.gate.weight.data.flip(0)),
+        lambda m: setattr(m.model.layers[0].mlp.experts.get_submodule("2"), "up_proj",
+                          m.model.layers[2].mlp.experts.get_submodule("3").up_proj),
+        lambda m: setattr(m.model.layers[0].mlp.experts, "act_fn", torch.nn.ReLU()),
+    )  # fmt: skip
+    model, reference = load(folder("qwen3_moe")), stock(load(folder("qwen3_moe")))
+    for change in changes:
+        for m in (model, reference):
+            change(m)
+        torch.testing.assert_close(decode(model), decode(reference), rtol=1e-4, atol=1e-4)
+    assert len(steps) == 5 * (len(changes) - 1)  # the native units know no ReLU
 
 
 def test_without_kernels(folder, steps, native, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tritllm.integrations.transformers.native_step.rotary import RotaryTables
@@ -99,6 +100,25 @@ def test_frequencies_that_depend_on_the_length_are_asked_for(asked):
         tables.at(hidden, torch.tensor([[position]]))
     assert len(asked) == 2
     assert torch.equal(module.inv_freq, before)
+
+
+def test_a_module_of_two_kinds_of_layers():
+    rope = {"full_attention": dict(ROPES["default"]), "sliding_attention": dict(ROPES["default"])}
+    rope["sliding_attention"]["rope_theta"] = 1e2
+    module = Gemma3RotaryEmbedding(
+        transformers.Gemma3TextConfig(
+            hidden_size=64, num_attention_heads=2, head_dim=32, num_hidden_layers=6,
+            rope_parameters=rope,
+        )
+    )  # fmt: skip
+    hidden, found = torch.zeros(1, 1, 64), []
+    for kind in rope:
+        tables = RotaryTables(module, kind)
+        for position in (7, 9):
+            positions = torch.tensor([[position]])
+            found.append(tables.at(hidden, positions)[0])
+            assert torch.equal(found[-1], module(hidden, positions, kind)[0])
+    assert not torch.equal(found[1], found[3])
 
 
 def test_a_module_that_says_something_else_is_asked(asked):

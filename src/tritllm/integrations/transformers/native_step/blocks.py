@@ -1,82 +1,31 @@
-"""A model's blocks as the native step wants them: which modules they are, and their addresses."""
+"""Whether the native step computes what a model's blocks compute, and the blocks by address."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import nn
 
+from tritllm.integrations.transformers.experts import TritExperts
+from tritllm.integrations.transformers.native_step.families import Block, Family, Mixture, Unit
 from tritllm.integrations.transformers.native_step.watch import kind_of
 from tritllm.ops.dtypes import NUMBER_OF_TORCH
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
 
-class Linears(NamedTuple):
-    """The linear layers of a block."""
-
-    q: Any
-    k: Any
-    v: Any
-    o: Any
-    gate: Any
-    up: Any
-    down: Any
-
-
-class Norms(NamedTuple):
-    """The RMS norms of a block; those of the heads are None where a model has none."""
-
-    input: Any
-    post_attention: Any
-    q: Any
-    k: Any
-
-
-class Block(NamedTuple):
-    """One of transformers' decoder layers, taken apart."""
-
-    layer: Any
-    attention: Any
-    mlp: Any
-    linears: Linears
-    norms: Norms
-
-
-def blocks_of(model: Any) -> list[Block]:
-    """The blocks of a model of the Llama family (`model.layers`)."""
-    found = []
-    for layer in model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        linears = Linears(
-            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-        )  # fmt: skip
-        norms = Norms(
-            layer.input_layernorm, layer.post_attention_layernorm,
-            getattr(attention, "q_norm", None), getattr(attention, "k_norm", None),
-        )  # fmt: skip
-        found.append(Block(layer, attention, mlp, linears, norms))
-    return found
-
-
-def can_be_native(model: Any, blocks: list[Block]) -> bool:
+def can_be_native(model: Any, blocks: list[Block], family: Family) -> bool:
     """Whether the native step computes what these blocks compute."""
-    config, dtype = model.config, model.norm.weight.dtype
-    kinds = getattr(config, "layer_types", None)
-    sliding = getattr(config, "sliding_window", None) is not None
-    if any(kind != "full_attention" for kind in kinds) if kinds else sliding:
+    if not blocks or model.norm.weight.dtype not in NUMBER_OF_TORCH:
         return False
-    if dtype not in NUMBER_OF_TORCH or config.hidden_act not in ("silu", "swish"):
+    if kind_of(model.norm).__module__ != family.source:
         return False
-    if not blocks or kind_of(model.norm).__module__ != kind_of(model).__module__:
-        return False
-    source = kind_of(model).__module__
     return all(
-        _is_native_block(block, config, source)
+        _is_native_block(block, type(model.config), family)
         and block.attention.layer_idx == index
-        and block.linears.q.mode == blocks[0].linears.q.mode  # the step has one for all
+        and _shape_of(block) == _shape_of(blocks[0])  # the step has one for all
         for index, block in enumerate(blocks)
     ) and all(
         tensor.dtype in NUMBER_OF_TORCH and tensor.device.type == "cpu" and tensor.is_contiguous()
@@ -84,73 +33,158 @@ def can_be_native(model: Any, blocks: list[Block]) -> bool:
     )
 
 
-def _is_native_block(block: Block, config: Any, source: str) -> bool:
-    """Whether a block's modules are those of transformers' file `source`, around packed layers that
-    all run in one mode.
+def _shape_of(block: Block) -> tuple[Any, ...]:
+    q = block.q
+    return q.in_features, block.o.in_features, _keys_of(block), block.attention.head_dim, q.mode
+
+
+def _keys_of(block: Block) -> int:
+    """Rows of a block's matrix of keys."""
+    if block.k is not None:
+        return int(block.k.out_features)
+    return int(block.q.out_features - block.o.in_features) // 2
+
+
+def _is_native_block(block: Block, config: type, family: Family) -> bool:
+    """Whether a block's modules are those of the family's file, around packed layers that all run
+    in one mode.
     """
     norms = [norm for norm in block.norms if norm is not None]
-    for module in (block.layer, block.attention, block.mlp, *norms):
-        if kind_of(module).__module__ != source:  # somebody's own, or a parametrized one
+    for module in (block.layer, *block.parts, *norms):
+        if kind_of(module).__module__ != family.source:  # somebody's own, or a parametrized one
             return False
-    if "silu" not in kind_of(block.mlp.act_fn).__name__.lower():
+    attention = block.attention
+    if type(attention.config) is not config or not attention.is_causal:
         return False
-    if block.attention.training and block.attention.attention_dropout:
+    if attention.training and _is_random(block):
         return False
-    head_dim = block.attention.head_dim
-    if head_dim % block_step.HEAD_MULTIPLE or head_dim > block_step.MOST_HEAD_DIM:
+    if attention.head_dim % block_step.HEAD_MULTIPLE:
         return False
-    if type(block.attention.config) is not type(config):
+    if attention.head_dim > block_step.MOST_HEAD_DIM:
         return False
-    for linear in block.linears:
+    for linear in block.linears():
         if kind_of(linear) is not TritLinear or linear.prepared is None:
             return False
-        if linear.prepared.device.type != "cpu" or linear.mode != block.linears.q.mode:
+        if linear.prepared.device.type != "cpu" or linear.mode != block.q.mode:
             return False
         if not linear.weight_codebook.is_contiguous():
             return False
-    linears = block.linears
-    if linears.q.in_features % block_step.WIDTH_MULTIPLE:
+    if _activation_of(block) is None or block.q.in_features % block_step.WIDTH_MULTIPLE:
         return False
-    if linears.gate.out_features % block_step.WIDTH_MULTIPLE:
+    if block.unit is not None and not _is_native_unit(block.unit):
         return False
-    epsilon = block.norms.input.variance_epsilon
-    return all(norm.variance_epsilon == epsilon for norm in norms)
+    if block.mixture is not None and not _is_native_mixture(block, block.mixture):
+        return False
+    epsilon = epsilon_of(block.norms.input)
+    return all(epsilon_of(norm) == epsilon for norm in norms)
+
+
+def _is_random(block: Block) -> bool:
+    """Whether a block in training draws numbers."""
+    dropouts = [m.p for m in block.layer.children() if isinstance(m, nn.Dropout)]
+    jitter = getattr(block.layer.mlp, "jitter_noise", 0)
+    return any((block.attention.attention_dropout, jitter, *dropouts))
+
+
+def _activation_of(block: Block) -> int | None:
+    """The native number of the activation that all of a block's units have; None for others."""
+    names = {kind_of(act_fn).__name__.lower() for act_fn in block.act_fns}
+    for part, number in (("silu", block_step.SILU), ("gelutanh", block_step.GELU_TANH)):
+        if all(part in name for name in names):
+            return number
+    return None
+
+
+def _is_native_unit(unit: Unit) -> bool:
+    rows = unit.gate.out_features // (2 if unit.up is None else 1)
+    inner = unit.down.in_features
+    return bool(rows == inner and inner % block_step.WIDTH_MULTIPLE == 0)
+
+
+def _is_native_mixture(block: Block, mixture: Mixture) -> bool:
+    experts, router = block.layer.mlp.experts, mixture.router
+    inner = mixture.units[0].down.in_features
+    if kind_of(experts) is not TritExperts or router.weight.shape[0] != len(mixture.units):
+        return False
+    if not 0 < router.top_k <= min(block_step.MOST_CHOSEN, len(mixture.units)):
+        return False
+    if any(not _is_native_unit(u) or u.down.in_features != inner for u in mixture.units):
+        return False
+    gate = mixture.shared_gate
+    if gate is None or block.unit is None:
+        return gate is None and block.unit is None
+    return kind_of(gate) is nn.Linear and gate.out_features == 1 and gate.bias is None
+
+
+def epsilon_of(norm: Any) -> float:
+    """What an RMS norm adds to the mean of squares."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
 def vectors_of(block: Block) -> list[torch.Tensor]:
-    """The norm weights and biases of a block, whose addresses the native step holds."""
+    """A block's norm weights, biases and weights of routers, whose addresses the step holds."""
     tensors = [norm.weight for norm in block.norms if norm is not None]
-    return tensors + [linear.bias for linear in block.linears if linear.bias is not None]
+    tensors += [linear.bias for linear in block.linears() if linear.bias is not None]
+    if block.mixture is not None:
+        gates = (block.mixture.router, block.mixture.shared_gate)
+        tensors += [gate.weight for gate in gates if gate is not None]
+    return tensors
 
 
-def native_blocks(blocks: list[Block], dtype: torch.dtype) -> ctypes.Array[block_step.Block]:
+def native_blocks(
+    blocks: list[Block], family: Family, dtype: torch.dtype, tables: list[str | None], turned: int
+) -> ctypes.Array[block_step.Block]:
     """The blocks by address; valid as long as the tensors stay where they are.
 
-    dtype: of the model's activations and cache.
+    dtype: of the model's activations and cache. tables: kinds of layers, as many as there are
+    tables of cosines, or [None]. turned: the elements of a head that are rotated.
     """
     found = []
     for block in blocks:
-        linears, head_dim = block.linears, block.attention.head_dim
+        head_dim = block.attention.head_dim
+        norms = block.norms._asdict().items()
         found.append(
             block_step.Block(
-                hidden=linears.q.in_features,
-                intermediate=linears.gate.out_features,
-                heads=linears.q.out_features // head_dim,
-                kv_heads=linears.k.out_features // head_dim,
+                hidden=block.q.in_features,
+                intermediate=0 if block.unit is None else block.unit.down.in_features,
+                heads=block.o.in_features // head_dim,
+                kv_heads=_keys_of(block) // head_dim,
                 head_dim=head_dim,
-                rotary_dim=head_dim,
+                rotary_dim=turned,
                 dtype=NUMBER_OF_TORCH[dtype],
-                exact=linears.q.mode == "exact",
-                epsilon=block.norms.input.variance_epsilon,
+                exact=block.q.mode == "exact",
+                epsilon=epsilon_of(block.norms.input),
+                norm_offset=family.norm_offset,
                 scaling=block.attention.scaling,
-                input_norm=norm_vector(block.norms.input),
-                post_norm=norm_vector(block.norms.post_attention),
-                q_norm=norm_vector(block.norms.q),
-                k_norm=norm_vector(block.norms.k),
-                **{name: weight(linear) for name, linear in linears._asdict().items()},
+                softcap=block.softcap,
+                window=block.window,
+                rotary=tables.index(block.kind) if len(tables) > 1 else 0,
+                activation=_activation_of(block),
+                **{f"{n}_norm": vector(None if norm is None else norm.weight) for n, norm in norms},
+                **{name: weight(linear) for name, linear in block.named_linears()},
+                experts=None if block.mixture is None else _experts(block.mixture),
             )
         )
     return (block_step.Block * len(found))(*found)
+
+
+def _experts(mixture: Mixture) -> Any:
+    """A pointer, which keeps what it points at."""
+    units, gate = mixture.units, mixture.shared_gate
+    array = (block_step.Expert * len(units))(
+        *(block_step.Expert(*(weight(linear) for linear in unit)) for unit in units)
+    )
+    return ctypes.pointer(
+        block_step.Experts(
+            count=len(units),
+            chosen=mixture.router.top_k,
+            normalized=mixture.normalized,
+            intermediate=units[0].down.in_features,
+            router=vector(mixture.router.weight),
+            shared_gate=vector(None if gate is None else gate.weight),
+            expert=array,
+        )
+    )
 
 
 def weight(linear: Any) -> block_step.Weight:
@@ -171,8 +205,3 @@ def vector(tensor: torch.Tensor | None) -> block_step.Vector:
     if tensor is None:
         return block_step.Vector(None, 0)
     return block_step.Vector(tensor.data_ptr(), NUMBER_OF_TORCH[tensor.dtype])
-
-
-def norm_vector(norm: Any) -> block_step.Vector:
-    """A norm's weight, or no vector where there is no norm."""
-    return vector(None if norm is None else norm.weight)

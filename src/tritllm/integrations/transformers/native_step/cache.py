@@ -6,9 +6,14 @@ import ctypes
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
-from tritllm.integrations.transformers.native_step.lazy_layer import LazyLayer, Room, become_lazy
+from tritllm.integrations.transformers.native_step.lazy_layer import (
+    LAZY,
+    LazyLayer,
+    Room,
+    become_lazy,
+)
 from tritllm.ops.backends.cpu import scratch_memory
 from tritllm.step import native_step as block_step
 
@@ -28,15 +33,17 @@ class PreallocatedCache:
 
     def __init__(self, past: DynamicCache) -> None:
         layers = past.layers
-        batch, heads, self.tokens, width = layers[0].keys.shape
+        batch, heads, _, width = layers[0].keys.shape
+        self.tokens = layers[0].get_seq_length()
         wanted = self.tokens + max(_LEAST_ROOM, self.tokens // 4)
         self.capacity = -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
         self._rooms: list[Room] = []
         for layer in layers:  # one at a time, so that the old memory can go
             memory = layer.keys.new_empty((2, batch, heads, self.capacity, width))
-            memory[0, :, :, : self.tokens] = layer.keys
-            memory[1, :, :, : self.tokens] = layer.values
-            self._rooms.append(Room(memory[0], memory[1], self.tokens))
+            start = self.tokens - layer.keys.shape[2]  # what is before takes no memory
+            memory[0, :, :, start : self.tokens] = layer.keys
+            memory[1, :, :, start : self.tokens] = layer.values
+            self._rooms.append(Room(memory[0], memory[1], start, self.tokens))
             become_lazy(layer, self._rooms[-1])
         self._stride = memory.stride()[1:4]
         self._batch, self._dtype = batch, memory.dtype
@@ -72,8 +79,7 @@ class PreallocatedCache:
         blocks: ctypes.Array[block_step.Block],
         final_norm: tuple[block_step.Vector, float],
         hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        rotary: list[tuple[torch.Tensor, torch.Tensor]],
         mask: torch.Tensor | None,
     ) -> None:
         """Run the blocks and the final norm on hidden [B, T, H], in place.
@@ -84,8 +90,7 @@ class PreallocatedCache:
             blocks: the model's, in its order.
             final_norm: weight and epsilon.
             hidden: contiguous embeddings of the new tokens, of the cache's dtype.
-            cos: rotary cosines [1 or B, T, D] of hidden's dtype; sin alike.
-            sin: see cos.
+            rotary: one or two tables of cosines and sines [1 or B, T, R] of hidden's dtype.
             mask: [B, all tokens], nonzero for one that is seen, by itself and those after it; None
                 if all are.
         """
@@ -98,8 +103,11 @@ class PreallocatedCache:
             size = block_step.scratch_size(blocks, batch, new, self.capacity)
             self._scratch[new] = size
         scratch = scratch_memory(size)
+        cos = rotary[0][0]
         call = block_step.Step(
-            batch, new, tokens, hidden.data_ptr(), (cos.data_ptr(),), (sin.data_ptr(),),
+            batch, new, tokens, hidden.data_ptr(),
+            tuple(table[0].data_ptr() for table in rotary),
+            tuple(table[1].data_ptr() for table in rotary),
             cos.stride(0) if cos.shape[0] > 1 else 0,
             ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
             None if seen is None else seen.data_ptr(), tokens,
@@ -125,15 +133,29 @@ def preallocated(
     if past.offloading or len(past.layers) != len(blocks):
         return None
     first = past.layers[0]
-    for layer in past.layers:
-        if type(layer) not in (DynamicLayer, LazyLayer) or not layer.is_initialized:
+    tokens = first.get_seq_length()
+    for layer, block in zip(past.layers, blocks, strict=True):
+        if not _is_growing(layer, block.window) or not layer.is_initialized:
             return None
-        if not layer.keys.numel():
+        batch, heads, held, width = layer.keys.shape
+        if not layer.keys.numel() or layer.get_seq_length() != tokens or held > tokens:
             return None
-        if layer.keys.shape != first.keys.shape or layer.values.shape != first.keys.shape:
+        if held < tokens and held < block.window - 1:
+            return None
+        if first.keys.shape != (batch, heads, first.keys.shape[2], width):
+            return None
+        if layer.values.shape != layer.keys.shape:
             return None
         for x in (layer.keys, layer.values):
             if type(x) is not torch.Tensor or x.dtype is not dtype or x.device.type != "cpu":
                 return None
     memory = _preallocated[past] = PreallocatedCache(past)
     return memory
+
+
+def _is_growing(layer: object, window: int) -> bool:
+    """Whether a layer is one of transformers' default ones, which holds all that a window needs."""
+    if type(layer) not in LAZY and not isinstance(layer, LazyLayer):
+        return False
+    own = getattr(layer, "sliding_window", None)
+    return own is None or own == window

@@ -4,7 +4,7 @@ For every token a block of the Llama family runs some thirty small torch operato
 products. `use_native_step` gives such a model a forward that lets native code do the whole stack of
 blocks, when a few tokens a sequence come (one, or a draft to verify), on a CPU, with prepared
 weights and transformers' usual growing cache. Everything else (prefill, gradients, torch.compile,
-hooks, sliding windows, other caches) takes transformers' own forward.
+hooks, other caches) takes transformers' own forward.
 
 Numbers: inside a block everything is float32, where transformers rounds to the model's dtype after
 every operator.
@@ -17,21 +17,14 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from tritllm.integrations.transformers.native_step.blocks import vector
+from tritllm.integrations.transformers.native_step.blocks import epsilon_of, vector
 from tritllm.integrations.transformers.native_step.cache import MOST_NEW_TOKENS, preallocated
+from tritllm.integrations.transformers.native_step.families import family_of
 from tritllm.integrations.transformers.native_step.parts import Parts
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, subclass
 from tritllm.ops.trit_linear import TritLinear
 
-# Models whose blocks are what native/include/tritllm_step.h says.
-MODELS = {
-    "LlamaModel": "transformers.models.llama.modeling_llama",
-    "MistralModel": "transformers.models.mistral.modeling_mistral",
-    "Qwen2Model": "transformers.models.qwen2.modeling_qwen2",
-    "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
-}
 _PARTS = "_tritllm_native_step"
 # What a caller may ask for that only transformers' own forward gives.
 _UNUSUAL = ("output_hidden_states", "output_attentions", "return_dict")
@@ -43,13 +36,12 @@ def use_native_step(model: torch.nn.Module) -> bool:
     if all(layer.prepared is None for layer in layers):
         return False
     for module in model.modules():
-        kind = kind_of(module)
-        if MODELS.get(kind.__name__) == kind.__module__:
+        if family_of(module) is not None:
             if not isinstance(module, NativeStepModel):
                 # The class is swapped, because nn.Module looks `forward` up for each call and
                 # whoever wraps, hooks, compiles or copies the model must meet an ordinary method;
                 # an instance attribute would be lost by pickling and hidden from isinstance.
-                module.__class__ = subclass(kind, NativeStepModel)
+                module.__class__ = subclass(kind_of(module), NativeStepModel)
             return True
     return False
 
@@ -74,9 +66,8 @@ class NativeStepModel(WatchedModule):
                 kwargs,
             )  # fmt: skip
             if hidden is not None:
-                return BaseModelOutputWithPast(
-                    last_hidden_state=hidden, past_key_values=past_key_values
-                )
+                output = self.__dict__[_PARTS].family.output
+                return output(last_hidden_state=hidden, past_key_values=past_key_values)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -109,6 +100,8 @@ class NativeStepModel(WatchedModule):
             return None
         if any(kwargs.get(name) is not None for name in _UNUSUAL):
             return None
+        if kwargs.get("output_router_logits"):
+            return None
         parts = self.__dict__.get(_PARTS)
         if parts is None or not parts.unchanged():
             parts = self.__dict__[_PARTS] = Parts(self)
@@ -123,12 +116,12 @@ class NativeStepModel(WatchedModule):
             return None
         if position_ids is None:
             position_ids = torch.arange(cache.tokens, cache.tokens + new)[None]
-        cos, sin = parts.rotary.at(hidden, position_ids)
-        if not _rotary_fits(cos, sin, hidden, parts.head_dim):
+        rotary = [tables.at(hidden, position_ids) for tables in parts.rotary]
+        if not _rotary_fits(rotary, hidden, parts.turned):
             return None
         hidden = hidden.contiguous()
-        final_norm = vector(self.norm.weight), self.norm.variance_epsilon
-        cache.step(blocks, final_norm, hidden, cos, sin, mask)
+        final_norm = vector(self.norm.weight), epsilon_of(self.norm)
+        cache.step(blocks, final_norm, hidden, rotary, mask)
         return hidden
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -146,12 +139,12 @@ def _fits(mask: Any, batch: int, tokens: int) -> bool:
     return mask is None or (isinstance(mask, torch.Tensor) and mask.shape == (batch, tokens))
 
 
-def _rotary_fits(cos: torch.Tensor, sin: torch.Tensor, hidden: torch.Tensor, width: int) -> bool:
-    return bool(
-        cos.dtype is sin.dtype is hidden.dtype
-        and cos.shape == sin.shape
-        and cos.shape[1:] == (hidden.shape[1], width)
-        and cos.shape[0] in (1, hidden.shape[0])
-        and cos.is_contiguous()
-        and sin.is_contiguous()
+def _rotary_fits(
+    rotary: list[tuple[torch.Tensor, torch.Tensor]], hidden: torch.Tensor, width: int
+) -> bool:
+    rows = rotary[0][0].shape[0]
+    return rows in (1, hidden.shape[0]) and all(
+        x.dtype is hidden.dtype and x.shape == (rows, hidden.shape[1], width) and x.is_contiguous()
+        for table in rotary
+        for x in table
     )

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from tritllm.integrations.transformers import attention
 from tritllm.integrations.transformers.compat import attention_of
+from tritllm.integrations.transformers.experts import TritExpert, TritExperts
 from tritllm.integrations.transformers.native_step.blocks import (
-    Block,
-    blocks_of,
     can_be_native,
     native_blocks,
     vectors_of,
+)
+from tritllm.integrations.transformers.native_step.families import (
+    Block,
+    Family,
+    blocks_of,
+    family_of,
 )
 from tritllm.integrations.transformers.native_step.rotary import RotaryTables
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, watch
@@ -24,7 +28,6 @@ from tritllm.ops import changes
 from tritllm.ops.trit_linear import MOST, TritLinear
 from tritllm.step import native_step as block_step
 
-_ATTENTIONS = ("sdpa", attention.NAME)
 _ADDRESS = torch.Tensor.data_ptr
 
 
@@ -43,8 +46,11 @@ class Parts:
         self._changes, self._handles = changes.count(), RemovableHandle.next_id
         self._config = model.config
         self._settings = _copied(vars(model.config))
-        self._asks_for_more = _asks_for_more(model.config)
-        self.head_dim, self.dtype = 0, torch.float32
+        family = family_of(model)
+        assert family is not None  # or there is no native forward that asks
+        self.family: Family = family
+        self._asks_for_more = _asks_for_more(model.config, self.family)
+        self.turned, self.dtype = 0, torch.float32
         self._modules: list[Block] = []  # none where the model is not native now
         self._linears: list[dict[str, Any]] = []
         self._of_planes: dict[tuple[int, ...], ctypes.Array[block_step.Block]] = {}
@@ -62,19 +68,30 @@ class Parts:
         if any("forward" in module.__dict__ for module in modules):
             return
         try:
-            blocks = blocks_of(model)
-        except AttributeError:  # somebody's own module, which has other parts or none
+            blocks = blocks_of(model, self.family)
+        except (AttributeError, ValueError):  # other parts, as of somebody's own module
             return
-        if not can_be_native(model, blocks):
+        if not can_be_native(model, blocks, self.family) or not self._find_rotary(model, blocks):
             return
         self.dtype = model.norm.weight.dtype
-        self.head_dim = blocks[0].attention.head_dim
-        self.rotary = RotaryTables(model.rotary_emb)
         self._modules = blocks
-        self._linears = [linear.__dict__ for block in blocks for linear in block.linears]
+        self._linears = [linear.__dict__ for block in blocks for linear in block.linears()]
         self._find_blocks()
         self._vectors = [model.norm.weight, *(v for block in blocks for v in vectors_of(block))]
         self._addresses = [vector.data_ptr() for vector in self._vectors]
+
+    def _find_rotary(self, model: Any, blocks: list[Block]) -> bool:
+        """Whether the positions of all layers are rotated by one table, or by two."""
+        module = model.rotary_emb
+        self._tables: list[str | None] = [None]
+        if isinstance(module.rope_type, dict):
+            self._tables = sorted({block.kind for block in blocks}, key=str)
+        if len(self._tables) > 2:
+            return False
+        self.rotary = [RotaryTables(module, kind) for kind in self._tables]
+        widths = {2 * tables.frequencies.numel() for tables in self.rotary}
+        self.turned = max(widths)
+        return len(widths) == 1 and self.turned % block_step.HEAD_MULTIPLE == 0
 
     def unchanged(self) -> bool:
         """Whether every module and tensor is what and where it was."""
@@ -98,7 +115,9 @@ class Parts:
         self._planes = changes.planes_count()
         key = tuple(linear[MOST] for linear in self._linears)
         if key not in self._of_planes:
-            self._of_planes[key] = native_blocks(self._modules, self.dtype)
+            self._of_planes[key] = native_blocks(
+                self._modules, self.family, self.dtype, self._tables, self.turned
+            )
         self._blocks = self._of_planes[key]
 
     def may_be_bypassed(self) -> bool:
@@ -111,16 +130,18 @@ def _copied(settings: dict[str, Any]) -> dict[str, Any]:
     return {n: copy.copy(v) if isinstance(v, list | dict) else v for n, v in settings.items()}
 
 
-def _asks_for_more(config: Any) -> bool:
+def _asks_for_more(config: Any, family: Family) -> bool:
     """Whether a config asks for what a step has not."""
     return bool(
         config.output_attentions
         or config.output_hidden_states
-        or attention_of(config) not in _ATTENTIONS
+        or getattr(config, "output_router_logits", False)
+        or attention_of(config) not in family.attentions
     )
 
 
 def _is_known(module: Any) -> bool:
     """Whether the class is one of those that a model of the family is made of."""
     kind = kind_of(module)
-    return kind is TritLinear or kind.__module__.startswith(("transformers.", "torch.nn.modules."))
+    own = kind in (TritLinear, TritExpert, TritExperts)
+    return own or kind.__module__.startswith(("transformers.", "torch.nn.modules."))

@@ -28,16 +28,16 @@ class RotaryTables:
     only where they are, bit for bit, what the module says of a position by itself, and as long as
     the module's frequencies are the same. Its attributes are watched (`watch`): whoever holds
     tables makes new ones when they change.
+
+    kind: of the layers whose positions these are, for modules that tell them apart.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, kind: str | None = None) -> None:
         self._module = module
-        kind = getattr(module, "rope_type", None)
-        self._usable = (
-            isinstance(kind, str)
-            and not any(name in kind for name in _CHANGING)
-            and isinstance(getattr(module, "inv_freq", None), torch.Tensor)
-        )
+        self._arguments = () if kind is None else (kind,)
+        self._name = "inv_freq" if kind is None else f"{kind}_inv_freq"
+        rope = module.rope_type if kind is None else module.rope_type[kind]
+        self._usable = not any(name in rope for name in _CHANGING)
         self._tables: dict[int, _Table] = {}
 
     def at(
@@ -57,23 +57,33 @@ class RotaryTables:
                     table = self._make(hidden, positions, number, at)
                 if table is not None:
                     return table.cos.narrow(1, at, count), table.sin.narrow(1, at, count)
-        cos, sin = self._module(hidden, positions)
+        return self._ask(hidden, positions)
+
+    @property
+    def frequencies(self) -> torch.Tensor:
+        """The module's, one for each pair of elements that is rotated."""
+        found: torch.Tensor = getattr(self._module, self._name)
+        return found
+
+    def _ask(
+        self, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self._module(hidden, positions, *self._arguments)
         return cos, sin
 
     def _is_current(self, table: _Table, hidden: torch.Tensor) -> bool:
-        return table.cos.dtype is hidden.dtype and torch.equal(
-            table.frequencies, self._module.inv_freq
-        )
+        same = torch.equal(table.frequencies, self.frequencies)
+        return same and table.cos.dtype is hidden.dtype
 
     def _make(
         self, hidden: torch.Tensor, positions: torch.Tensor, number: int, at: int
     ) -> _Table | None:
         """The table of a number; None, from now on, where it is not what the module says."""
         first = number * _APART
-        cos, sin = self._module(hidden, torch.arange(first, first + _ROWS)[None])
-        frequencies = self._module.inv_freq.clone()
+        cos, sin = self._ask(hidden, torch.arange(first, first + _ROWS)[None])
+        frequencies = self.frequencies.clone()
         table = _Table(frequencies, cos.contiguous(), sin.contiguous())
-        for ours, theirs in zip(table[1:], self._module(hidden, positions[:1]), strict=True):
+        for ours, theirs in zip(table[1:], self._ask(hidden, positions[:1]), strict=True):
             if not torch.equal(ours[:, at : at + positions.shape[1]], theirs):
                 self._usable = False
                 return None
