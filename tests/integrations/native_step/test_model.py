@@ -519,7 +519,7 @@ def test_a_cache_of_windows_stays_transformers_own(folder, steps):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["phi3", "qwen2_moe", "mixtral", "gemma2", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "gemma2", "gemma3"])
 def test_generate_with_other_families(folder, steps, family):
     """Past the room that the first tokens find, and past windows."""
     prompt = ids(2)
