@@ -76,10 +76,12 @@ class Model:
                 memory[:] = layer.memory
                 own[name] = dataclasses.replace(layer, memory=memory)
             self.prepared.append(own)
-            weights = (native_step.Weight(address(p.memory), p.nbytes, none) for p in own.values())
+            weights = {name: native_step.Weight(address(layer.memory), layer.nbytes, none)
+                       for name, layer in own.items()}  # fmt: skip
             blocks.append(native_step.Block(
-                s.hidden, s.wide, s.heads, s.kv_heads, s.head_dim, BFLOAT16, 0, 1e-6,
-                s.head_dim**-0.5, norm, norm, none, none, *weights,
+                hidden=s.hidden, intermediate=s.wide, heads=s.heads, kv_heads=s.kv_heads,
+                head_dim=s.head_dim, rotary_dim=s.head_dim, dtype=BFLOAT16, epsilon=1e-6,
+                scaling=s.head_dim**-0.5, input_norm=norm, post_norm=norm, **weights,
             ))  # fmt: skip
         self.blocks = (native_step.Block * n_blocks)(*blocks)
 
