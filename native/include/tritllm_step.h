@@ -30,6 +30,7 @@ extern "C" {
 #define TRITLLM_WIDTH_MULTIPLE 16
 #define TRITLLM_HEAD_MULTIPLE 32
 #define TRITLLM_MOST_HEAD_DIM 256
+#define TRITLLM_CACHE_GROUP 32
 
 typedef struct {
     const void *data; /* NULL: there is none */
@@ -113,6 +114,11 @@ typedef struct {
     int64_t mask_stride;
     tritllm_vector final_norm; /* [hidden], or none */
     float final_epsilon;
+    /* Of keys and values that are int8 with a scale for each TRITLLM_CACHE_GROUP of a head's
+     * elements, by strides of key_stride / TRITLLM_CACHE_GROUP; or NULL: they have the blocks'
+     * dtype. A group is rounded to that first: s = max|x| / 127, q = rint(x * (127 / max|x|)). */
+    float *const *key_scale;
+    float *const *value_scale;
 } tritllm_step;
 
 /* Bytes of scratch memory; -1 for a block or a size that this library cannot compute. */

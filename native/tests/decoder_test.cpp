@@ -130,7 +130,9 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
                                c.masked ? mask.data() : nullptr,
                                c.tokens,
                                {model.vectors[0].data(), TRITLLM_FLOAT32},
-                               1e-6f};
+                               1e-6f,
+                               nullptr,
+                               nullptr};
     const Memory scratch = aligned(
         tritllm_llama_step_scratch(blocks.data(), kBlocks, c.batch, c.new_tokens, c.tokens));
     CHECK(tritllm_llama_step(threads, blocks.data(), kBlocks, &step, scratch.get()) == TRITLLM_OK);

@@ -17,6 +17,7 @@ from support.weights import random_weights
 from tritllm import products as kernels
 from tritllm.native.arrays import address, aligned_bytes
 from tritllm.products import reference
+from tritllm.step import int8_cache
 from tritllm.step import native_step as decoder
 from tritllm.step import reference as decoder_reference
 
@@ -268,6 +269,34 @@ def run(model: Decoder, call: Call, threads: int = 1, room: int = 0, final=None)
     return hidden, *([x[:, :, :tokens] for x in part] for part in caches)
 
 
+def run_int8(model: Decoder, call: Call, threads: int = 1):
+    """The native step on an int8 cache; (hidden, keys, values), these as float32."""
+    batch, _, tokens, _ = call.keys[0].shape
+    new = call.hidden.shape[1]
+    held = []
+    for part in (call.keys, call.values):
+        pairs = [int8_cache.quantized(x) for x in part]
+        for q, scale in pairs:
+            q[:, :, tokens - new :], scale[:, :, tokens - new :] = 99, np.nan  # to be written
+        held += list(zip(*pairs))
+    pointers = [(ctypes.c_void_p * len(part))(*(x.ctypes.data for x in part)) for part in held]
+    keys, key_scales, values, value_scales = (ctypes.addressof(part) for part in pointers)
+    hidden = call.hidden.copy()
+    mask = None if call.mask is None else np.ascontiguousarray(call.mask, np.uint8)
+    step = decoder.Step(
+        batch, new, tokens, hidden.ctypes.data,
+        *(tuple(x.ctypes.data for x in tables) for tables in (call.cos, call.sin)),
+        new * call.cos[0].shape[2], keys, values, held[0][0].strides[:3],
+        None if mask is None else mask.ctypes.data, tokens, decoder.Vector(None, 0), 0,
+        key_scales, value_scales,
+    )  # fmt: skip
+    scratch = aligned_bytes(decoder.scratch_size(model.native, batch, new, tokens))
+    decoder.llama_step(threads, model.native, step, scratch.ctypes.data)
+    return hidden, *(
+        [int8_cache.dequantized(*pair) for pair in zip(*held[i : i + 2])] for i in (0, 2)
+    )
+
+
 def expected(model: Decoder, call: Call):
     keys, values = ([x.copy() for x in part] for part in (call.keys, call.values))
     hidden = decoder_reference.step(
@@ -358,6 +387,39 @@ def test_experts_that_a_token_did_not_choose_are_not_read(isa):
             refused += 1
         expert.down.prepared = memory
     assert refused == 2 * 2  # two of four experts in two blocks
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("share", [1, 3, 7])
+def test_int8_cache(isa, share, dtype):
+    """Over a split's end, with outliers of other sizes in each group, and groups of zeros."""
+    model = random_decoder(isa, 15, heads=2 * share, head_dim=96, dtype=dtype)
+    call = random_call(model, 15, 2, 270, masked=True, new=3)
+    for x in call.keys + call.values:
+        x *= np.repeat([1, 50, 1e-3], 32).astype(model.dtype)
+        x[:, 1, 5:9, :32] = 0
+    ours, keys, values = run_int8(model, call, threads=2)
+    rounded = [[int8_cache.dequantized(*int8_cache.quantized(x)) for x in part]
+               for part in (call.keys, call.values)]  # fmt: skip
+    theirs = decoder_reference.step(
+        model.plain, call.hidden, call.cos, call.sin, *rounded, call.mask, int8=True
+    )
+    assert error(ours, theirs) < (4e-2 if dtype == "bfloat16" else 1e-2)  # a quantum may flip
+    assert np.linalg.norm((ours - theirs).astype(np.float32)) < (
+        (1e-2 if dtype == "bfloat16" else 2e-3) * np.linalg.norm(theirs.astype(np.float32))
+    )
+    for mine, reference_ in zip(keys + values, rounded[0] + rounded[1]):
+        assert np.array_equal(mine[:, :, :-3], reference_[:, :, :-3])
+        assert error(mine, reference_) < 1.5 / 127
+
+
+def test_what_is_not_finite_is_seen_in_an_int8_cache():
+    x = np.ones((2, 64), np.float32)
+    x[0, 5] = np.inf
+    x[1, 40] = np.nan
+    again = int8_cache.dequantized(*int8_cache.quantized(x))
+    assert np.array_equal(np.isnan(again), np.repeat([[True, False], [False, True]], 32, axis=1))
+    assert np.array_equal(again[0, 32:], x[0, 32:])
 
 
 def test_int8_activations_are_near(isa):

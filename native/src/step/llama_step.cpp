@@ -9,6 +9,7 @@
 #include "cpu/phase.h"
 #include "cpu/team.h"
 #include "expert_choice.h"
+#include "int8_cache.h"
 #include "products/product_set.h"
 #include "step_kernels.h"
 
@@ -490,9 +491,27 @@ class Thread {
             kernel.widen(rounded, block.dtype, width, to);
             kernel.multiply(to, width, block.scaling);
         }
-        rotate_head(block, row, k, block.k_norm, element_at(step.key[number], block.dtype, slot));
-        kernel.narrow(k + shape.keys, width, block.dtype,
-                      element_at(step.value[number], block.dtype, slot));
+        if (!step.key_scale) {
+            rotate_head(block, row, k, block.k_norm,
+                        element_at(step.key[number], block.dtype, slot));
+            kernel.narrow(k + shape.keys, width, block.dtype,
+                          element_at(step.value[number], block.dtype, slot));
+            return;
+        }
+        rotate_head(block, row, k, block.k_norm, rounded);
+        store_int8(block, rounded, step.key[number], step.key_scale[number], slot);
+        kernel.narrow(k + shape.keys, width, block.dtype, rounded);
+        store_int8(block, rounded, step.value[number], step.value_scale[number], slot);
+    }
+
+    // x: a head's elements, of the block's dtype.
+    void store_int8(const tritllm_block &block, const void *x, void *to, float *scale,
+                    int64_t at) const {
+        alignas(64) float wide[kMostHeadDim];
+        kernel.widen(x, block.dtype, block.head_dim, wide);
+        for (int i = 0; i < block.head_dim; i += TRITLLM_CACHE_GROUP)
+            scale[(at + i) / TRITLLM_CACHE_GROUP] =
+                quantize_group(wide + i, static_cast<int8_t *>(to) + at + i);
     }
 
     void rotate_head(const tritllm_block &block, int64_t row, float *x,
@@ -534,8 +553,16 @@ class Thread {
         AttentionPart work;
         work.q = scratch.q + row * shape.queries + head * share * block.head_dim;
         work.q_stride = shape.queries;
-        work.key = element_at(step.key[number], block.dtype, at);
-        work.value = element_at(step.value[number], block.dtype, at);
+        if (step.key_scale) {
+            work.key = static_cast<const int8_t *>(step.key[number]) + at;
+            work.value = static_cast<const int8_t *>(step.value[number]) + at;
+            work.key_scale = step.key_scale[number] + at / TRITLLM_CACHE_GROUP;
+            work.value_scale = step.value_scale[number] + at / TRITLLM_CACHE_GROUP;
+        } else {
+            work.key = element_at(step.key[number], block.dtype, at);
+            work.value = element_at(step.value[number], block.dtype, at);
+            work.key_scale = work.value_scale = nullptr;
+        }
         work.stride = stride[2];
         work.mask = step.mask ? step.mask + sequence * step.mask_stride + first : nullptr;
         work.tokens = std::min(kKeysAPart, step.tokens - first);

@@ -1,5 +1,5 @@
 // The functions of step_kernels.h, written once over the lanes of an instruction set (V).
-// Besides what lanes_scalar.h names, V has load_as and store_as for every element type, `total`, the
+// Besides what lanes_scalar.h names, V has load_as and store_as for every element type, load_as for int8, `total`, the
 // sum of the lanes, store_totals, those of four vectors, prefetch, and kRegisters, how many vectors
 // there are.
 #pragma once
@@ -134,10 +134,42 @@ struct Lanes {
     static constexpr int kVectors = kCount / V::W;
 };
 
+// A token's keys or values, of type T.
+template <class V, class T>
+struct Plain {
+    const T *x;
+
+    static Plain from(const void *data, const float *, int64_t at) {
+        return {static_cast<const T *>(data) + at};
+    }
+    typename V::F load(int i) const { return V::load_as(x + i); }
+    void prefetch(int64_t ahead, int width) const {
+        for (int i = 0; i < width; i += int(64 / sizeof(T))) V::prefetch(x + ahead + i);
+    }
+};
+
+// The same, int8 with scales.
+template <class V>
+struct Scaled {
+    const int8_t *x;
+    const float *scale;
+
+    static Scaled from(const void *data, const float *scale, int64_t at) {
+        return {static_cast<const int8_t *>(data) + at, scale + at / TRITLLM_CACHE_GROUP};
+    }
+    typename V::F load(int i) const {
+        return V::mul(V::load_as(x + i), V::set(scale[i / TRITLLM_CACHE_GROUP]));
+    }
+    void prefetch(int64_t ahead, int width) const {
+        for (int i = 0; i < width; i += 64) V::prefetch(x + ahead + i);
+        V::prefetch(scale + ahead / TRITLLM_CACHE_GROUP);
+    }
+};
+
 // score[n][r] = q[r] * key[n] of K keys. q: [width / W][R][W], for loads at equal offsets in their
 // cache lines would have to wait for each other.
-template <class V, class T, int R, int K>
-void multiply_keys(const float *q, const T *const *key, int width, float *score) {
+template <class V, class X, int R, int K>
+void multiply_keys(const float *q, const X *key, int width, float *score) {
     using F = typename V::F;
     constexpr int kLanes = Lanes<V, R>::kCount, kFours = (R + 3) / 4;
     F dot[K][4 * kFours];
@@ -145,7 +177,7 @@ void multiply_keys(const float *q, const T *const *key, int width, float *score)
         for (int r = 0; r < 4 * kFours; r++) dot[n][r] = V::set(0);
     for (int i = 0; i < width; i += V::W, q += R * V::W) {
         F k[K];
-        for (int n = 0; n < K; n++) k[n] = V::load_as(key[n] + i);
+        for (int n = 0; n < K; n++) k[n] = key[n].load(i);
         for (int r = 0; r < R; r++) {
             const F x = V::load(q + r * V::W);
             for (int n = 0; n < K; n++) dot[n][r] = V::fma(x, k[n], dot[n][r]);
@@ -157,9 +189,9 @@ void multiply_keys(const float *q, const T *const *key, int width, float *score)
 }
 
 // out[r] = out[r] * fade[r] + the sum over n of weight[n][r] * value[n], of I vectors from i on.
-template <class V, class T, int R, int I>
-void add_values(float *const *out, const float *fade, const float *weight, const T *const *value,
-                int keys, int i) {
+template <class V, class X, int R, int I>
+void add_values(float *const *out, const float *fade, const float *weight, const X *value, int keys,
+                int i) {
     using F = typename V::F;
     constexpr int kLanes = Lanes<V, R>::kCount;
     F sum[R][I];
@@ -168,7 +200,7 @@ void add_values(float *const *out, const float *fade, const float *weight, const
             sum[r][j] = V::mul(V::load(out[r] + i + j * V::W), V::set(fade[r]));
     for (int n = 0; n < keys; n++) {
         F v[I];
-        for (int j = 0; j < I; j++) v[j] = V::load_as(value[n] + i + j * V::W);
+        for (int j = 0; j < I; j++) v[j] = value[n].load(i + j * V::W);
         for (int r = 0; r < R; r++) {
             const F w = V::set(weight[n * kLanes + r]);
             for (int j = 0; j < I; j++) sum[r][j] = V::fma(w, v[j], sum[r][j]);
@@ -188,7 +220,7 @@ typename V::F capped(typename V::F s, float c) {
 
 // R queries at a time, so that their sums stay in registers while keys and values [first, end) go
 // by once.
-template <class V, class T, int R>
+template <class V, class X, int R>
 void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t end) {
     using F = typename V::F;
     constexpr int kLanes = Lanes<V, R>::kCount, kVectors = Lanes<V, R>::kVectors;
@@ -210,24 +242,23 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t 
     for (int64_t next; first < end; first = next) {
         next = std::min(end, (first / kKeys + 1) * kKeys);
         const int all = int(next - first);
-        const T *key[kKeys], *value[kKeys];
+        X key[kKeys], value[kKeys];
         int keys = 0;
         for (int t = 0; t < all; t++) {
             // A value under the mask may be anything, NaN included.
             if (part.mask && !part.mask[first + t]) continue;
-            key[keys] = static_cast<const T *>(part.key) + (first + t) * part.stride;
-            value[keys++] = static_cast<const T *>(part.value) + (first + t) * part.stride;
+            const int64_t at = (first + t) * part.stride;
+            key[keys] = X::from(part.key, part.key_scale, at);
+            value[keys] = X::from(part.value, part.value_scale, at);
             // What comes kKeys later; past the end that is another thread's, or nothing.
-            for (int i = 0; i < width; i += int(64 / sizeof(T))) {
-                V::prefetch(key[keys - 1] + kKeys * part.stride + i);
-                V::prefetch(value[keys - 1] + kKeys * part.stride + i);
-            }
+            key[keys].prefetch(kKeys * part.stride, width);
+            value[keys++].prefetch(kKeys * part.stride, width);
         }
         if (!keys) continue;
         int n = 0;
         for (; n + kTogether <= keys; n += kTogether)
-            multiply_keys<V, T, R, kTogether>(q, key + n, width, score + n * kLanes);
-        for (; n < keys; n++) multiply_keys<V, T, R, 1>(q, key + n, width, score + n * kLanes);
+            multiply_keys<V, X, R, kTogether>(q, key + n, width, score + n * kLanes);
+        for (; n < keys; n++) multiply_keys<V, X, R, 1>(q, key + n, width, score + n * kLanes);
         for (int l = 0; l < kVectors; l++) {
             float *at = score + l * V::W;
             if (part.softcap != 0)
@@ -248,7 +279,7 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t 
             V::store(fade + l * V::W, by);
         }
         for (int i = 0; i < width; i += kWide * V::W)
-            add_values<V, T, R, kWide>(out, fade, score, value, keys, i);
+            add_values<V, X, R, kWide>(out, fade, score, value, keys, i);
     }
     for (int r = 0; r < R; r++) {
         out[r][width] = largest[r];
@@ -257,25 +288,25 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t 
 }
 
 // Any number of queries, all of which see keys [first, end) but for those that the mask hides.
-template <class V, class T>
+template <class V, class X>
 void attend_keys(const AttentionPart &part, int64_t row, int64_t end_row, int64_t first,
                  int64_t end) {
     for (int64_t rows; first < end && (rows = end_row - row) > 0;) {
         const int64_t groups = (rows + kMostRows - 1) / kMostRows;
         switch ((rows + groups - 1) / groups) {  // as many in each group
-            case 1: attend_rows<V, T, 1>(part, row, first, end); break;
-            case 2: attend_rows<V, T, 2>(part, row, first, end); break;
-            case 3: attend_rows<V, T, 3>(part, row, first, end); break;
-            case 4: attend_rows<V, T, 4>(part, row, first, end); break;
-            case 5: attend_rows<V, T, 5>(part, row, first, end); break;
-            case 6: attend_rows<V, T, 6>(part, row, first, end); break;
-            default: attend_rows<V, T, kMostRows>(part, row, first, end);
+            case 1: attend_rows<V, X, 1>(part, row, first, end); break;
+            case 2: attend_rows<V, X, 2>(part, row, first, end); break;
+            case 3: attend_rows<V, X, 3>(part, row, first, end); break;
+            case 4: attend_rows<V, X, 4>(part, row, first, end); break;
+            case 5: attend_rows<V, X, 5>(part, row, first, end); break;
+            case 6: attend_rows<V, X, 6>(part, row, first, end); break;
+            default: attend_rows<V, X, kMostRows>(part, row, first, end);
         }
         row += (rows + groups - 1) / groups;
     }
 }
 
-template <class V, class T>
+template <class V, class X>
 void attend_type(const AttentionPart &part) {
     const int64_t rows = part.new_tokens * part.heads;
     for (int64_t row = 0; row < rows; row++) {
@@ -297,20 +328,21 @@ void attend_type(const AttentionPart &part) {
     const int64_t seen = end_of(0), end = seen == part.tokens ? seen : seen / kKeys * kKeys;
     const bool common = begin < end;
     for (int64_t token = 0; token < part.new_tokens; token++)
-        attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, begin_of(token),
+        attend_keys<V, X>(part, token * part.heads, (token + 1) * part.heads, begin_of(token),
                           common ? begin : end_of(token));
     if (!common) return;
-    attend_keys<V, T>(part, 0, rows, begin, end);
+    attend_keys<V, X>(part, 0, rows, begin, end);
     for (int64_t token = 0; token < part.new_tokens; token++)
-        attend_keys<V, T>(part, token * part.heads, (token + 1) * part.heads, end, end_of(token));
+        attend_keys<V, X>(part, token * part.heads, (token + 1) * part.heads, end, end_of(token));
 }
 
 template <class V>
 void attend(const AttentionPart &part) {
+    if (part.key_scale) return attend_type<V, Scaled<V>>(part);
     switch (part.dtype) {
-        case TRITLLM_FLOAT16: return attend_type<V, Half>(part);
-        case TRITLLM_BFLOAT16: return attend_type<V, Bfloat>(part);
-        default: return attend_type<V, float>(part);
+        case TRITLLM_FLOAT16: return attend_type<V, Plain<V, Half>>(part);
+        case TRITLLM_BFLOAT16: return attend_type<V, Plain<V, Bfloat>>(part);
+        default: return attend_type<V, Plain<V, float>>(part);
     }
 }
 

@@ -15,6 +15,10 @@ struct Avx2Rows : Avx2 {
         const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
     }
+    static F load_as(const int8_t *p) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    }
     static void store_as(float *p, F x) { _mm256_storeu_ps(p, x); }
     static void store_as(Half *p, F x) {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p),

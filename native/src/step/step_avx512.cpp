@@ -13,6 +13,10 @@ struct Avx512Rows : Avx512 {
     static F load_as(const T *p) {
         return load16(p, kAll);
     }
+    static F load_as(const int8_t *p) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    }
     template <class T>
     static void store_as(T *p, F x) {
         store16(p, kAll, x);

@@ -12,11 +12,12 @@ struct AttentionPart {
     const float *q;  // [new_tokens][heads][head_dim], times the scores' scaling; a token's at
     int64_t q_stride;
     const void *key, *value;
-    int64_t stride;       // of a token's keys and values, in elements
-    const uint8_t *mask;  // [tokens], or null
-    int64_t tokens;       // keys
-    int64_t seen;         // the end of the keys that the first new token sees; may be negative
-    int64_t window;       // how many keys before that end it sees, or 0: all
+    const float *key_scale, *value_scale;  // of int8 keys and values, or null
+    int64_t stride;                        // of a token's keys and values, in elements
+    const uint8_t *mask;                   // [tokens], or null
+    int64_t tokens;                        // keys
+    int64_t seen;    // the end of the keys that the first new token sees; may be negative
+    int64_t window;  // how many keys before that end it sees, or 0: all
     int64_t new_tokens;
     int32_t heads, head_dim, dtype;
     float softcap;  // c of c tanh(score / c), or 0

@@ -15,6 +15,12 @@ struct NeonRows : Neon {
         return vreinterpretq_f32_u32(
             vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16));
     }
+    static F load_as(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+    }
     static void store_as(float *p, F x) { vst1q_f32(p, x); }
     static void store_as(Half *p, F x) {
         vst1_u16(reinterpret_cast<uint16_t *>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));

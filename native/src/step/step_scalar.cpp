@@ -11,6 +11,7 @@ struct ScalarRows : Scalar {
     static F load_as(const T *p) {
         return ::to_float(*p);
     }
+    static F load_as(const int8_t *p) { return float(*p); }
     template <class T>
     static void store_as(T *p, F x) {
         round_any(x, p);

@@ -16,6 +16,7 @@ ALIGNMENT = 64  # bytes: of prepared memory, activations and scratch memory
 PRODUCTS_AT_ONCE = 64  # of one call
 WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
 HEAD_MULTIPLE, MOST_HEAD_DIM = 32, 256
+CACHE_GROUP = 32  # elements of int8 keys and values that share a scale
 SILU, GELU_TANH = range(2)
 MOST_CHOSEN = 32
 
@@ -248,6 +249,8 @@ class Step(ctypes.Structure):
         ("mask_stride", _INT64),
         ("final_norm", Vector),
         ("final_epsilon", _FLOAT),
+        ("key_scale", _POINTER),
+        ("value_scale", _POINTER),
     )
 
 
@@ -278,6 +281,7 @@ FACTS = {
     "TRITLLM_WIDTH_MULTIPLE": WIDTH_MULTIPLE,
     "TRITLLM_HEAD_MULTIPLE": HEAD_MULTIPLE,
     "TRITLLM_MOST_HEAD_DIM": MOST_HEAD_DIM,
+    "TRITLLM_CACHE_GROUP": CACHE_GROUP,
     "TRITLLM_SILU": SILU,
     "TRITLLM_GELU_TANH": GELU_TANH,
     "TRITLLM_MOST_CHOSEN": MOST_CHOSEN,

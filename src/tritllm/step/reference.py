@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tritllm.step.int8_cache import dequantized, quantized
+
 Product = Callable[[np.ndarray], np.ndarray]
 Activation = Callable[[np.ndarray], np.ndarray]
 
@@ -85,17 +87,22 @@ def step(
     keys: Sequence[np.ndarray],
     values: Sequence[np.ndarray],
     mask: np.ndarray | None = None,
+    int8: bool = False,
 ) -> np.ndarray:
     """Hidden states [B, T, H] of T new tokens a sequence -> those after the last block.
 
     cos, sin: one or two tables [B, T, R], for the first R elements of a head. keys, values: of
     every block [B, kv_heads, S, D]; the last T of the S tokens are the new ones and are written.
-    mask: bool [B, S], False hides a key. A new token sees the keys up to its own.
+    mask: bool [B, S], False hides a key. A new token sees the keys up to its own. int8: keys and
+    values are float32 that hold what an int8 cache does.
     """
     new = hidden.shape[1]
     for block, key, value in zip(blocks, keys, values, strict=True):
         tables = cos[block.rotary], sin[block.rotary]
-        q, key[:, :, -new:], value[:, :, -new:] = project(block, hidden, *tables)
+        q, *written = project(block, hidden, *tables)
+        if int8:
+            written = [dequantized(*quantized(x)) for x in written]
+        key[:, :, -new:], value[:, :, -new:] = written
         hidden = attend(block, hidden, q, key, value, mask).astype(block.dtype)
     return hidden
 
