@@ -61,7 +61,16 @@ struct Avx2 {
         return _mm256_blendv_epi8(no, yes, _mm256_castps_si256(m));
     }
 
-    static F lookup(const float *table, I index) { return _mm256_i32gather_ps(table, index, 4); }
+    // Of 32 entries: a gather takes three times as long as these permutations.
+    static F lookup(const float *table, I index) {
+        const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+        const __m256 bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(index, 27));
+        const auto eight = [&](int first) {
+            return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + first), index);
+        };
+        return _mm256_blendv_ps(_mm256_blendv_ps(eight(0), eight(8), bit3),
+                                _mm256_blendv_ps(eight(16), eight(24), bit3), bit4);
+    }
 
     static D wide(F x) {
         return {_mm256_cvtps_pd(_mm256_castps256_ps128(x)),
