@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers.cache_utils import DynamicCache
 
+from tritllm.integrations.transformers.int8_cache import Int8Cache, Int8Room
 from tritllm.integrations.transformers.native_step.lazy_layer import (
     LAZY,
     LazyLayer,
@@ -20,6 +21,7 @@ from tritllm.step import native_step as block_step
 MOST_NEW_TOKENS = 16  # of a sequence in one step: more are a prompt, for transformers' own forward
 _LEAST_ROOM = 64  # tokens, at least as many as above
 _CAPACITY_MULTIPLE = 16  # tokens
+CACHES = (DynamicCache, Int8Cache)  # whose memory the native step can use
 
 
 class PreallocatedCache:
@@ -31,25 +33,20 @@ class PreallocatedCache:
     (`belongs_to`), and what they put there is copied.
     """
 
-    def __init__(self, past: DynamicCache) -> None:
-        layers = past.layers
-        batch, heads, _, width = layers[0].keys.shape
-        self.tokens = layers[0].get_seq_length()
-        wanted = self.tokens + max(_LEAST_ROOM, self.tokens // 4)
-        self.capacity = -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
-        self._rooms: list[Room] = []
-        for layer in layers:  # one at a time, so that the old memory can go
-            memory = layer.keys.new_empty((2, batch, heads, self.capacity, width))
-            start = self.tokens - layer.keys.shape[2]  # what is before takes no memory
-            memory[0, :, :, start : self.tokens] = layer.keys
-            memory[1, :, :, start : self.tokens] = layer.values
-            self._rooms.append(Room(memory[0], memory[1], start, self.tokens))
-            become_lazy(layer, self._rooms[-1])
-        self._stride = memory.stride()[1:4]
-        self._batch, self._dtype = batch, memory.dtype
-        pointers = ctypes.c_void_p * len(layers)
-        self._keys = pointers(*(room.keys.data_ptr() for room in self._rooms))
-        self._values = pointers(*(room.values.data_ptr() for room in self._rooms))
+    def __init__(self, rooms: list[Room] | list[Int8Room], dtype: torch.dtype) -> None:
+        """rooms: of the cache's layers, of as many tokens. dtype: of the model's activations."""
+        self._rooms, self._dtype = rooms, dtype
+        keys = rooms[0].keys
+        self._batch, self.tokens = keys.shape[0], rooms[0].tokens
+        self.capacity = min(room.keys.shape[2] for room in rooms)
+        self._stride = keys.stride()[:3]
+        pointers = ctypes.c_void_p * len(rooms)
+        self._keys = pointers(*(room.keys.data_ptr() for room in rooms))
+        self._values = pointers(*(room.values.data_ptr() for room in rooms))
+        self._scales = [
+            pointers(*(scale.data_ptr() for scale in scales))
+            for scales in zip(*(_scales_of(room) for room in rooms), strict=True)
+        ]
         self._scratch: dict[int, int] = {}  # bytes for so many new tokens
 
     def belongs_to(self, past: DynamicCache, new: int) -> bool:
@@ -111,7 +108,7 @@ class PreallocatedCache:
             cos.stride(0) if cos.shape[0] > 1 else 0,
             ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
             None if seen is None else seen.data_ptr(), tokens,
-            *final_norm,
+            *final_norm, *map(ctypes.addressof, self._scales),
         )  # fmt: skip
         block_step.llama_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
         for room in self._rooms:
@@ -132,6 +129,21 @@ def preallocated(
         return memory
     if past.offloading or len(past.layers) != len(blocks):
         return None
+    rooms: list[Room] | list[Int8Room] | None
+    if type(past) is Int8Cache:
+        rooms = _int8_rooms(past, dtype, new)
+    else:
+        rooms = _growing_rooms(past, blocks, dtype)
+    if rooms is None:
+        return None
+    memory = _preallocated[past] = PreallocatedCache(rooms, dtype)
+    return memory
+
+
+def _growing_rooms(
+    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype
+) -> list[Room] | None:
+    """Memory with room for more, into which the layers' tensors are copied."""
     first = past.layers[0]
     tokens = first.get_seq_length()
     for layer, block in zip(past.layers, blocks, strict=True):
@@ -149,8 +161,34 @@ def preallocated(
         for x in (layer.keys, layer.values):
             if type(x) is not torch.Tensor or x.dtype is not dtype or x.device.type != "cpu":
                 return None
-    memory = _preallocated[past] = PreallocatedCache(past)
-    return memory
+    batch, heads, _, width = first.keys.shape
+    wanted = tokens + max(_LEAST_ROOM, tokens // 4)
+    capacity = -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+    rooms = []
+    for layer in past.layers:  # one at a time, so that the old memory can go
+        memory = layer.keys.new_empty((2, batch, heads, capacity, width))
+        start = tokens - layer.keys.shape[2]  # what is before takes no memory
+        memory[0, :, :, start:tokens] = layer.keys
+        memory[1, :, :, start:tokens] = layer.values
+        rooms.append(Room(memory[0], memory[1], start, tokens))
+        become_lazy(layer, rooms[-1])
+    return rooms
+
+
+def _int8_rooms(past: Int8Cache, dtype: torch.dtype, new: int) -> list[Int8Room] | None:
+    """The layers' own memory, enlarged for `new` tokens."""
+    first = past.layers[0].room
+    for layer in past.layers:
+        room = layer.room
+        if first is None or room is None or not room.tokens or layer.dtype is not dtype:
+            return None
+        if room.tokens != first.tokens or room.keys.device.type != "cpu":
+            return None
+        if any(room.keys.shape[i] != first.keys.shape[i] for i in (0, 1, 3)):
+            return None
+    rooms = [layer.with_room(layer.room.keys, new) for layer in past.layers]
+    same = all(room.keys.stride() == rooms[0].keys.stride() for room in rooms)
+    return rooms if same else None
 
 
 def _is_growing(layer: object, window: int) -> bool:
@@ -159,3 +197,8 @@ def _is_growing(layer: object, window: int) -> bool:
         return False
     own = getattr(layer, "sliding_window", None)
     return own is None or own == window
+
+
+def _scales_of(room: Room | Int8Room) -> tuple[torch.Tensor, ...]:
+    """The scales of int8 keys and values; nothing of others."""
+    return (room.key_scale, room.value_scale) if isinstance(room, Int8Room) else ()

@@ -19,7 +19,11 @@ from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache
 
 from tritllm.integrations.transformers.native_step.blocks import epsilon_of, vector
-from tritllm.integrations.transformers.native_step.cache import MOST_NEW_TOKENS, preallocated
+from tritllm.integrations.transformers.native_step.cache import (
+    CACHES,
+    MOST_NEW_TOKENS,
+    preallocated,
+)
 from tritllm.integrations.transformers.native_step.families import family_of
 from tritllm.integrations.transformers.native_step.parts import Parts
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, subclass
@@ -60,7 +64,7 @@ class NativeStepModel(WatchedModule):
         **kwargs: Any,
     ) -> Any:
         """As transformers defines it."""
-        if not torch.compiler.is_compiling() and type(past_key_values) is DynamicCache:
+        if not torch.compiler.is_compiling() and type(past_key_values) in CACHES:
             hidden = self._native(
                 input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
                 kwargs,
