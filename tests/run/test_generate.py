@@ -113,6 +113,30 @@ def test_pieces_end_at_words_so_that_no_character_is_cut():
     assert pieces == ["ein ", "größerer\n", "Text"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_text_is_decoded_in_short_pieces(seed):
+    """Of a tokenizer that drops the first space and whose characters are of several tokens."""
+    longest = 0
+
+    class Tokenizer:
+        def decode(self, tokens, skip_special_tokens):
+            nonlocal longest
+            longest = max(longest, len(tokens))
+            return bytes(tokens).decode("utf-8", "replace").removeprefix(" ")
+
+    generator = torch.Generator().manual_seed(seed)
+    letters = list("aä  €\n😀" + "b" * seed)
+    text = "".join(letters[i] for i in torch.randint(len(letters), (400,), generator=generator))
+    pieces: list[str] = []
+    clock = TokenClock(Tokenizer(), pieces.append)
+    clock.put(torch.zeros(1, 3))
+    for byte in text.encode():
+        clock.put(torch.tensor([byte]))
+    clock.end()
+    assert "".join(pieces) == text.removeprefix(" ")
+    assert longest < 150 < len(text.encode())
+
+
 def test_command(speaking, torch_only, threads_kept):
     app = typer.Typer()
     app.command()(generate_command.command)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tritllm.integrations.transformers.drafting.draft import DraftReport
 
 SEEDS = 2**64  # what torch takes
+_KEPT_TOKENS, _MOST_TOKENS = 32, 96  # decoded again for every new one
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ class TokenClock:
             self._tokens += value.reshape(-1).tolist()
             text = self._text()
             self._emit(text, max(text.rfind(" "), text.rfind("\n")) + 1)
+            self._forget(text)
 
     def end(self) -> None:
         """Called by generate when it is done."""
@@ -247,7 +249,23 @@ class TokenClock:
         )
 
     def _text(self) -> str:
-        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        """That of the tokens which are kept; all of it up to `_printed` was passed on."""
+        return self._decode(self._tokens)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _forget(self, text: str) -> None:
+        """Drop early tokens where the others' text is the end of all the text, so that a token of
+        a long text costs no more than one of a short.
+        """
+        if len(self._tokens) <= _MOST_TOKENS:
+            return
+        kept = self._tokens[-_KEPT_TOKENS:]
+        end = self._decode(kept)
+        begin = len(text) - len(end)
+        if end and text.endswith(end) and begin <= self._printed:
+            self._tokens, self._printed = kept, self._printed - begin
 
     def _emit(self, text: str, upto: int) -> None:
         if self._on_text is not None and upto > self._printed:
