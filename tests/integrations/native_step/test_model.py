@@ -22,13 +22,13 @@ SIZES = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 CONFIGS = {
-    "llama": lambda **more: transformers.LlamaConfig(**SIZES, **more),
+    "llama": lambda **more: transformers.LlamaConfig(**{**SIZES, **more}),
     "mistral": lambda **more: transformers.MistralConfig(
         **{"sliding_window": None, **SIZES, **more}
     ),
     "qwen2": lambda **more: transformers.Qwen2Config(**SIZES, **more),
     "qwen3": lambda **more: transformers.Qwen3Config(**SIZES, **more),
-    "phi3": lambda **more: transformers.Phi3Config(**SIZES, **more),
+    "phi3": lambda **more: transformers.Phi3Config(**{**SIZES, **more}),
     "mixtral": lambda **more: transformers.MixtralConfig(
         **SIZES, num_local_experts=4, num_experts_per_tok=2, **more
     ),
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
     made = {}
 
     def make(family: str, **more) -> str:
-        key = (family, *sorted(more.items()))
+        key = (family, *sorted(map(str, more.items())))
         if key not in made:
             place = tmp_path_factory.mktemp(family)
             torch.manual_seed(1)
@@ -529,6 +529,28 @@ def test_generate_with_other_families(folder, steps, family):
     assert len(steps) >= 68
     theirs = stock(load(folder(family))).generate(prompt, **how)
     assert torch.equal(ours, theirs)
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16,
+        "long_factor": [2.0] * 16, "original_max_position_embeddings": 12}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [("phi3", {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1,
+               "head_dim": 64, "rope_parameters": {**LONG, "partial_rotary_factor": 0.5},
+               "original_max_position_embeddings": 12}),
+     ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+                "max_position_embeddings": 9})],
+    ids=["longrope, half of a head", "dynamic"],
+)  # fmt: skip
+def test_rotations_that_change_with_the_length(folder, steps, family, more):
+    """Past the length where they do."""
+    made = folder(family, **more)
+    torch.testing.assert_close(
+        decode(load(made), tokens=9), decode(stock(load(made)), tokens=9), rtol=1e-4, atol=1e-4
+    )
+    assert len(steps) == 9
 
 
 @torch.no_grad()

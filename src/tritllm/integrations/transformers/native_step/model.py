@@ -1,10 +1,10 @@
 """Models whose decode step is one native call.
 
-For every token a block of the Llama family runs some thirty small torch operators around its packed
-products. `use_native_step` gives such a model a forward that lets native code do the whole stack of
-blocks, when a few tokens a sequence come (one, or a draft to verify), on a CPU, with prepared
-weights and transformers' usual growing cache. Everything else (prefill, gradients, torch.compile,
-hooks, other caches) takes transformers' own forward.
+For every token a block runs some thirty small torch operators around its packed products.
+`use_native_step` gives such a model a forward that lets native code do the whole stack of blocks,
+when a few tokens a sequence come (one, or a draft to verify), on a CPU, with prepared weights and
+transformers' usual growing cache. Everything else (prefill, gradients, torch.compile, hooks, other
+caches) takes transformers' own forward.
 
 Numbers: inside a block everything is float32, where transformers rounds to the model's dtype after
 every operator.
