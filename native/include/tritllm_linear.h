@@ -6,7 +6,7 @@
  *
  *   bytes = tritllm_linear_size(isa, N, K, depth)
  *   tritllm_linear_prepare(isa, &portable, 0, N, prepared)
- *   bytes = tritllm_linear_activations_size(batch, K, exact)
+ *   bytes = tritllm_linear_activations_size(batch, K, arithmetic)
  *   tritllm_linear_begin(isa, &input, activations)
  *   tritllm_linear_quantize(&input, 0, batch, activations)
  *   tritllm_linear_compute(&product, activations, 0, N)
@@ -16,13 +16,16 @@
  * that keep a codebook each is as many products of one call, each with its own prepared memory and
  * its own columns of y; so parts may begin at any row, and kernels know nothing of them.
  *
- * Arithmetic. By default activations are int8 with one float32 scale for each 16 along K (the
+ * Arithmetic. TRITLLM_GROUPS: activations are int8 with one float32 scale for each 16 along K (the
  * groups of the weights): s = max|x| / 127, q = rint(x * (127 / max|x|)). A group's dot product is
  * an exact integer, and y = sum over the groups, ascending, of float(dot) * s times step, then +
- * bias. With `exact`, y = the sum over k, ascending, of x times float32(level * step), then + bias.
- * Each of these sums adds by fma, which rounds once, but for the scalar set, which rounds the
- * product and then the sum; so all other sets give equal bits. The result is rounded once to y's
- * type. A group that holds a NaN makes the row's results NaN.
+ * bias. TRITLLM_EXACT: y = the sum over k, ascending, of x times float32(level * step), then + bias.
+ * TRITLLM_SUPERBLOCKS, for many batch rows: int8 with one scale for each 192 along K, of weights and
+ * of activations (src/products/superblocks.h says how weights are rounded); the sums are those of
+ * TRITLLM_GROUPS with superblocks for groups. Each of these sums adds by fma, which rounds once, but
+ * for the scalar set, which rounds the product and then the sum; so all other sets give equal bits.
+ * The result is rounded once to y's type. A group, or superblock, that holds a NaN makes the row's
+ * results NaN.
  *
  * Memory is aligned to TRITLLM_ALIGNMENT bytes; row ranges of N begin at multiples of TRITLLM_TILE.
  * Nothing past the caller's arrays is read or written. Return values are those of tritllm.h.
@@ -75,17 +78,29 @@ typedef struct {
  * was made by this version and can run here; else nothing is written. */
 TRITLLM_API int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared *out);
 
+/* Of activations: see above. */
+enum {
+    TRITLLM_GROUPS = 0,
+    TRITLLM_EXACT = 1,
+    TRITLLM_SUPERBLOCKS = 2
+};
+
+/* From how many batch rows on TRITLLM_SUPERBLOCKS is the faster of the two that round to int8; 0:
+ * never; -1 where the instruction set cannot run here. */
+TRITLLM_API int64_t tritllm_linear_superblock_rows(int isa);
+
 typedef struct {
     const void *x; /* row b at element b * stride */
     int64_t stride;
     int64_t batch;
     int64_t columns; /* K */
     int32_t dtype;
-    int32_t exact; /* 1: keep float32 */
+    int32_t arithmetic;
 } tritllm_input;
 
 /* Bytes of prepared activations, a multiple of 64. */
-TRITLLM_API int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int exact);
+TRITLLM_API int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns,
+                                                    int arithmetic);
 
 /* Writes the header of the activations, which the functions of `isa` will then fill. All
  * instruction sets write the same bytes, so that products of any of them can read them. */

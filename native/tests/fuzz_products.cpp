@@ -82,7 +82,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int depth = 1 + input.next() % 4;
     const int64_t batch = 1 + input.next() % 18;
     const int flags = input.next(), dtypes = input.next();
-    const bool repaired = flags & 1, exact = flags & 2, tame = flags & 4, signs = flags & 8;
+    const bool repaired = flags & 1, tame = flags & 4, signs = flags & 8;
+    const int arithmetic = flags & 2 ? TRITLLM_EXACT : flags & 128 ? TRITLLM_SUPERBLOCKS : TRITLLM_GROUPS;
     const int x_dtype = tame ? int(TRITLLM_FLOAT32) : dtypes % 3;
     const int y_dtype = dtypes / 3 % 3, bias_dtype = dtypes / 9 % 3;
     const int n_damages = input.next() % 4, cut = input.next() % 65, believed = input.next();
@@ -114,8 +115,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             const float value = float(int8_t(x[i])) / 8;
             std::memcpy(&x[i], &value, 4);
         }
-    const tritllm_input activated = {x.data(), columns, batch, columns, x_dtype, exact};
-    const int64_t activations_size = tritllm_linear_activations_size(batch, columns, exact);
+    const tritllm_input activated = {x.data(), columns, batch, columns, x_dtype, arithmetic};
+    const int64_t activations_size = tritllm_linear_activations_size(batch, columns, arithmetic);
     CHECK(activations_size > 0);
     const Aligned activations(activations_size);
 

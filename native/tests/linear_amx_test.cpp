@@ -17,7 +17,8 @@ int main() {
     std::mt19937 rng(1);
     const int64_t rows = 70, columns = 700, groups = 44;
     for (int depth = 1; depth <= 4; depth++)
-        for (int64_t batch : {15, 16, 33, 112}) {
+        for (int64_t batch : {15, 16, 33, 112})
+            for (int arithmetic : {TRITLLM_GROUPS, TRITLLM_SUPERBLOCKS}) {
             std::vector<uint8_t> weight(size_t(depth * rows * 140)), scale(size_t(rows * 27));
             for (auto &b : weight) b = uint8_t(rng() % 243);
             std::vector<uint8_t> index(size_t(rows * groups));
@@ -33,8 +34,8 @@ int main() {
                 std::aligned_alloc(64, size_t(tritllm_linear_size(avx512, rows, columns, depth)));
             if (tritllm_linear_prepare(avx512, &portable, 0, rows, memory)) return 1;
             void *activations =
-                std::aligned_alloc(64, size_t(tritllm_linear_activations_size(batch, columns, 0)));
-            const tritllm_input input = {x.data(), columns, batch, columns, TRITLLM_FLOAT32, 0};
+                std::aligned_alloc(64, size_t(tritllm_linear_activations_size(batch, columns, arithmetic)));
+            const tritllm_input input = {x.data(), columns, batch, columns, TRITLLM_FLOAT32, arithmetic};
             if (tritllm_linear_begin(avx512, &input, activations)) return 1;
             if (tritllm_linear_quantize(&input, 0, batch, activations)) return 1;
 
@@ -57,7 +58,9 @@ int main() {
                 const auto *h = static_cast<const ActivationsHeader *>(activations);
                 const Activations a = {reinterpret_cast<const uint8_t *>(h + 1), h->row_bytes,
                                        batch, product.blocks};
-                (i ? emulated_kernels_amx : products_avx512).compute(product, a, 0, tiles_of(rows));
+                const ProductKernels &k = i ? emulated_kernels_amx : products_avx512;
+                (arithmetic == TRITLLM_GROUPS ? k.compute : k.compute_superblocks)(
+                    product, a, 0, tiles_of(rows));
             }
             if (y[0] != y[1]) {
                 std::fprintf(stderr, "depth %d, batch %d: results differ\n", depth, int(batch));

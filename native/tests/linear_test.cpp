@@ -34,14 +34,39 @@ float defined(int isa, const Matrix &w, int64_t n, const float *x, float bias, b
     return y + bias;
 }
 
-void compare(int isa, const Matrix &w, int64_t batch, bool exact, std::mt19937 &rng) {
+// The same by superblocks of 192 columns.
+float defined_by_superblocks(int isa, const Matrix &w, int64_t n, const float *x, float bias) {
+    const float most = float((std::pow(3, w.depth) - 1) / 2);
+    float y = 0;
+    for (int64_t s = 0; s < w.columns; s += 192) {
+        const int64_t end = std::min(s + 192, w.columns);
+        float top = 0, largest = 0;
+        for (int64_t k = s; k < end; k++) {
+            top = std::max(top, std::fabs(w.step(n, k / 16 * 16)));
+            largest = std::max(largest, std::fabs(x[k]));
+        }
+        const float span = most * top, factor = span > 0 ? 32512 / span : 0;
+        const float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
+        int dot = 0;
+        for (int64_t k = s; k < end; k++) {
+            const int m = int(std::nearbyint(w.step(n, k / 16 * 16) * factor));
+            const int rounded = (w.level[size_t(n * w.columns + k)] * m + 128) >> 8;
+            CHECK(rounded >= -127 && rounded <= 127);
+            dot += rounded * int(std::nearbyint(x[k] * inverse));
+        }
+        y = add_product(isa, float(dot) * scale, span / 127, y);
+    }
+    return y + bias;
+}
+
+void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt19937 &rng) {
     const Memory prepared = w.prepare(isa);
     std::vector<float> x(size_t(batch * w.columns)), bias(static_cast<size_t>(w.rows));
     std::normal_distribution<float> normal;
     for (auto &v : x) v = normal(rng);
     for (auto &v : bias) v = normal(rng);
-    const Memory activations = aligned(tritllm_linear_activations_size(batch, w.columns, exact));
-    const tritllm_input input = {x.data(), w.columns, batch, w.columns, TRITLLM_FLOAT32, exact};
+    const Memory activations = aligned(tritllm_linear_activations_size(batch, w.columns, arithmetic));
+    const tritllm_input input = {x.data(), w.columns, batch, w.columns, TRITLLM_FLOAT32, arithmetic};
     std::vector<float> y(size_t(batch * w.rows)), whole(y.size());
     tritllm_product product = {};
     product.prepared = prepared.get();
@@ -65,8 +90,11 @@ void compare(int isa, const Matrix &w, int64_t batch, bool exact, std::mt19937 &
     }
     for (int64_t b = 0; b < batch; b++)
         for (int64_t n = 0; n < w.rows; n++) {
+            const float *row = x.data() + b * w.columns;
             const float expected =
-                defined(isa, w, n, x.data() + b * w.columns, bias[size_t(n)], exact);
+                arithmetic == TRITLLM_SUPERBLOCKS
+                    ? defined_by_superblocks(isa, w, n, row, bias[size_t(n)])
+                    : defined(isa, w, n, row, bias[size_t(n)], arithmetic == TRITLLM_EXACT);
             CHECK(std::memcmp(&y[size_t(b * w.rows + n)], &expected, 4) == 0);
         }
 }
@@ -82,7 +110,8 @@ int main() {
             for (const auto &shape : shapes) {
                 const Matrix w(shape[0], shape[1], depth, rng);
                 for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
-                    for (bool exact : {false, true}) compare(isa, w, batch, exact, rng);
+                    for (int arithmetic : {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS})
+                        compare(isa, w, batch, arithmetic, rng);
             }
         std::printf("%s agrees\n", tritllm_isa_name(isa));
     }

@@ -16,6 +16,7 @@ from tritllm.ops import mode as modes
 from tritllm.ops.backends import cpu, default
 from tritllm.ops.dtypes import NUMPY_OF_TORCH
 from tritllm.ops.numpy_arrays import torch_parts
+from tritllm.ops.trit_linear import TritLinear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((24, 80), (7, 1), (5, 83), (33, 48), (1, 16))
@@ -307,3 +308,33 @@ def test_mode_is_checked(monkeypatch):
     assert modes.requested() == "torch"
     assert "TRITLLM_LINEAR=torch" in cpu.describe()
     assert cpu.runs_as_requested()
+
+
+def test_many_rows_may_be_multiplied_by_superblocks(monkeypatch):
+    """TRITLLM_PREFILL decides; where groups are as fast they are taken."""
+    from tritllm import products
+
+    weight = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    tensor = encode(weight, 2)
+    prepared = products.prepare(tensor)
+    layer = TritLinear.from_tensor(tensor, mode="int8")
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+
+    def result(asked: str) -> np.ndarray:
+        monkeypatch.setenv("TRITLLM_PREFILL", asked)
+        cpu._superblock_rows.cache_clear()
+        return layer(x).numpy()
+
+    try:
+        by = {
+            name: products.linear(prepared, x.numpy(), arithmetic=number)
+            for name, number in (("groups", products.GROUPS), ("superblocks", products.SUPERBLOCKS))
+        }
+        assert (result("groups") == by["groups"]).all()
+        assert (result("superblocks") == by["superblocks"]).all()
+        faster = products.superblock_rows()
+        assert (result("auto") == by["superblocks" if 0 < faster <= 64 else "groups"]).all()
+        with pytest.raises(TritError, match="TRITLLM_PREFILL=fast is not one of auto, groups"):
+            result("fast")
+    finally:
+        cpu._superblock_rows.cache_clear()

@@ -22,12 +22,12 @@ HEADER, BLOCK = 64, 96  # bytes; columns
 LEVELS = (1, 4, 13, 40)
 
 
-def prepared_activations(isa: str, x: np.ndarray, exact: bool) -> np.ndarray:
+def prepared_activations(isa: str, x: np.ndarray, arithmetic: int) -> np.ndarray:
     """uint8 [batch, bytes of a row] as this instruction set's own functions fill them."""
     batch, columns = x.shape
-    memory = aligned_bytes(kernels.scratch_size(batch, columns, exact))
+    memory = aligned_bytes(kernels.scratch_size(batch, columns, arithmetic))
     memory[:] = 0xA5
-    call = Input(address(x), columns, batch, columns, dtype_number(x.dtype), exact)
+    call = Input(address(x), columns, batch, columns, dtype_number(x.dtype), arithmetic)
     number = isa_number(isa, "products")
     assert library().tritllm_linear_begin(number, ctypes.byref(call), address(memory)) == OK
     assert library().tritllm_linear_quantize(ctypes.byref(call), 0, batch, address(memory)) == OK
@@ -53,7 +53,7 @@ def hard_rows(columns: int, dtype: type) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 def test_int8_activations_are_the_twins(isa: str, columns: int, dtype: type) -> None:
     x = hard_rows(columns, dtype)
-    found = prepared_activations(isa, x, exact=False)
+    found = prepared_activations(isa, x, kernels.GROUPS)
     expected = reference.quantize(x)
     blocks, groups = -(-columns // BLOCK), -(-columns // 16)
     q = found[:, : blocks * BLOCK].view(np.int8).reshape(len(x), -1, 16)
@@ -72,6 +72,22 @@ def test_int8_activations_are_the_twins(isa: str, columns: int, dtype: type) -> 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 def test_exact_activations_are_float32(isa: str, columns: int, dtype: type) -> None:
     x = hard_rows(columns, dtype)
-    found = prepared_activations(isa, x, exact=True).view(np.float32)
+    found = prepared_activations(isa, x, kernels.EXACT).view(np.float32)
     np.testing.assert_array_equal(found[:, :columns], x.astype(np.float32))
     assert not found[:, columns : -(-columns // BLOCK) * BLOCK].any()
+
+
+@pytest.mark.parametrize("columns", [1, 191, 192, 193, 577])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_activations_by_superblocks_are_the_twins(isa: str, columns: int, dtype: type) -> None:
+    x = hard_rows(columns, dtype)
+    found = prepared_activations(isa, x, kernels.SUPERBLOCKS)
+    expected = reference.quantize_superblocks(x)
+    held, supers = -(-columns // BLOCK) * BLOCK, -(-columns // 192)
+    q = found[:, : supers * 192].view(np.int8).reshape(len(x), -1, 192)
+    assert held <= supers * 192
+    assert (q == expected.q).all()
+    after = np.ascontiguousarray(found[:, supers * 192 : supers * 200])
+    assert (after[:, : 4 * supers].view(np.int32) == -128 * q.astype(np.int32).sum(axis=2)).all()
+    scale = np.ascontiguousarray(after[:, 4 * supers :]).view(np.float32)
+    np.testing.assert_array_equal(scale, expected.scale)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.native_library import needs_library
 from support.weights import random_weights
 
+from tritllm import encode
 from tritllm import products as kernels
 from tritllm.native.arrays import address, aligned_bytes
 from tritllm.native.structures import OK, Input, Product
@@ -117,6 +118,48 @@ def test_long_rows(isa, columns, batch):
     assert_close(y, reference.quantized(*w.at(2), x), reference.bound(*w.at(2), x))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("columns", [1, 190, 193, 700])
+@pytest.mark.parametrize("batch", [1, 5, 16, 100])
+def test_superblocks_agree_with_the_reference(isa, depth, columns, batch):
+    w = random_weights(depth, 50, columns, depth)
+    x = activations(columns, batch, columns, np.float32)
+    largest = (3**depth - 1) // 2
+    expected = reference.superblocks(*w.at(depth), x, largest)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    y = kernels.linear(prepared, x, threads=2, arithmetic=kernels.SUPERBLOCKS)
+    assert_close(y, expected, 2 * reference.bound(*w.at(depth), x))
+
+
+def test_superblocks_take_rows_that_are_zero_or_not_finite(isa):
+    w = random_weights(8, 20, 400, 2)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    x = activations(2, 50, 400, np.float32)
+    clean = kernels.linear(prepared, x, arithmetic=kernels.SUPERBLOCKS)
+    x[1] = 0
+    x[0, 399] = np.inf
+    y = kernels.linear(prepared, x, arithmetic=kernels.SUPERBLOCKS)
+    assert np.isnan(y[0]).all()
+    assert not y[1].any()
+    assert y[2:].tobytes() == clean[2:].tobytes()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_superblocks_lose_little(isa, depth):
+    """On normal weights and activations, 1 % of a result's norm; groups lose half as much."""
+    tensor = encode(np.random.default_rng(0).standard_normal((64, 1536)).astype(np.float32), depth)
+    x = activations(1, 64, 1536, np.float32)
+    exact = x.astype(np.float64) @ tensor.decode().T.astype(np.float64)
+    prepared = kernels.prepare(tensor, isa=isa)
+
+    def error(arithmetic: int) -> float:
+        y = kernels.linear(prepared, x, arithmetic=arithmetic)
+        return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+
+    assert error(kernels.GROUPS) < 0.005
+    assert error(kernels.GROUPS) < error(kernels.SUPERBLOCKS) < 0.012
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("batch", [1, 2, 4, 5, 100])
 def test_one_memory_serves_every_depth(isa, exact, batch):
@@ -125,8 +168,8 @@ def test_one_memory_serves_every_depth(isa, exact, batch):
     x = activations(2, batch, 700, np.float32)
     prepared = kernels.prepare(w.tensor, isa=isa)
     for planes in (1, 2, 3, 4):
-        alone = kernels.linear(kernels.prepare(w.tensor, planes, isa=isa), x, exact=exact)
-        found = kernels.linear(prepared, x, exact=exact, planes=planes)
+        alone = kernels.linear(kernels.prepare(w.tensor, planes, isa=isa), x, arithmetic=exact)
+        found = kernels.linear(prepared, x, arithmetic=exact, planes=planes)
         assert found.tobytes() == alone.tobytes()
     for planes in (0, 5):
         with pytest.raises(ValueError, match=r"expected 1\.\.4"):
@@ -143,8 +186,8 @@ def test_a_row_of_zeros_gives_the_bias(isa, exact, batch):
     x = activations(4, batch, 130, np.float32)
     x[batch // 2] = 0
     bias = activations(5, 1, 35, np.float32)[0]
-    assert (kernels.linear(prepared, x, exact=exact)[batch // 2] == 0).all()
-    assert (kernels.linear(prepared, x, bias, exact=exact)[batch // 2] == bias).all()
+    assert (kernels.linear(prepared, x, arithmetic=exact)[batch // 2] == 0).all()
+    assert (kernels.linear(prepared, x, bias, arithmetic=exact)[batch // 2] == bias).all()
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -153,7 +196,7 @@ def test_large_activations_stay_finite(isa, exact, batch):
     w = random_weights(6, 33, 400, 4)
     x = np.full((batch, 400), 1e5, np.float32) * np.where(np.arange(400) % 3, 1, -1)
     x = x.astype(np.float32)
-    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x, exact=exact)
+    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x, arithmetic=exact)
     assert np.isfinite(y).all()
     assert_close(
         y, reference.exact(*w.at(4), x), 0.02 * np.abs(x).max() + reference.bound(*w.at(4), x)

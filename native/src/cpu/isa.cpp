@@ -32,11 +32,11 @@ bool always(int) { return true; }
 
 enum Word { kEax, kEbx, kEcx, kEdx };
 
-void cpuid(int leaf, uint32_t *word) {
+void cpuid(int leaf, uint32_t *word, int subleaf = 0) {
 #if defined(_MSC_VER)
-    __cpuidex(reinterpret_cast<int *>(word), leaf, 0);
+    __cpuidex(reinterpret_cast<int *>(word), leaf, subleaf);
 #else
-    __cpuid_count(leaf, 0, word[kEax], word[kEbx], word[kEcx], word[kEdx]);
+    __cpuid_count(leaf, subleaf, word[kEax], word[kEbx], word[kEcx], word[kEdx]);
 #endif
 }
 
@@ -67,6 +67,13 @@ bool runs_avx2(int) {  // FMA, OSXSAVE, AVX, F16C; AVX2
     return has(1, kEcx, {12, 27, 28, 29}) && keeps(0x06) && has(7, kEbx, {5});
 }
 
+bool runs_avxvnni(int) {  // VNNI of 256 bits
+    uint32_t found[4];
+    if (!runs_avx2(0)) return false;
+    cpuid(7, found, 1);
+    return found[kEax] >> 4 & 1;
+}
+
 bool runs_avx512(int) {  // F, DQ, BW, VL; VBMI, VNNI
     return runs_avx2(0) && has(7, kEbx, {16, 17, 30, 31}) && has(7, kEcx, {1, 11}) && keeps(0xe6);
 }
@@ -85,6 +92,7 @@ bool runs_amx(int) {
 #else
 
 bool runs_avx2(int) { return false; }
+bool runs_avxvnni(int) { return false; }
 bool runs_avx512(int) { return false; }
 bool runs_amx(int) { return false; }
 
@@ -115,6 +123,7 @@ bool runs_neon(int family) {
 
 TRITLLM_DECLARE(scalar)
 TRITLLM_DECLARE(avx2)
+TRITLLM_DECLARE(avxvnni)
 TRITLLM_DECLARE(avx512)
 TRITLLM_DECLARE(amx)
 TRITLLM_DECLARE(neon)
@@ -151,6 +160,8 @@ const InstructionSet kTable[] = {
     {"scalar", always, &codec_scalar, &products_scalar, &step_scalar},
     {"avx2", runs_avx2, TRITLLM_OWN(TRITLLM_BUILDS_AVX2, codec_avx2),
      TRITLLM_OWN(TRITLLM_BUILDS_AVX2, products_avx2), TRITLLM_OWN(TRITLLM_BUILDS_AVX2, step_avx2)},
+    {"avxvnni", runs_avxvnni, nullptr, TRITLLM_OWN(TRITLLM_BUILDS_AVXVNNI, products_avxvnni),
+     nullptr},
     {"avx512", runs_avx512, TRITLLM_OWN(TRITLLM_BUILDS_AVX512, codec_avx512),
      TRITLLM_OWN(TRITLLM_BUILDS_AVX512, products_avx512),
      TRITLLM_OWN(TRITLLM_BUILDS_AVX512, step_avx512)},

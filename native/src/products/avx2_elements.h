@@ -9,6 +9,7 @@
 
 #include "portable_tile.h"
 #include "product_kernels.h"
+#include "superblocks.h"
 
 namespace {
 
@@ -93,6 +94,7 @@ void widen_row_avx2(const void *x, int64_t columns, int64_t blocks, uint8_t *row
 constexpr RowKernels avx2_rows = {
     {quantize_row_avx2<Half>, quantize_row_avx2<Bfloat>, quantize_row_avx2<float>},
     {widen_row_avx2<Half>, widen_row_avx2<Bfloat>, widen_row_avx2<float>},
+    {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>},
 };
 
 struct Avx2Reader {

@@ -75,6 +75,14 @@ struct Avx2Products {
         return _mm256_add_epi32(D < 4 ? in_32_bits(sum) : sum, _mm256_set1_epi32(offset));
     }
 
+    // Of superblocks: signed by signed bytes. A pair of 127s, 2 * 127 * 127 = 32,258, fits 16 bits.
+    static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
+    static Ints set(int32_t x) { return _mm256_set1_epi32(x); }
+    static Ints dot(Ints sum, Bytes w, Bytes x) {
+        return _mm256_add_epi32(
+            sum, in_32_bits(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))));
+    }
+
     static Ints byte(Bytes w, int c, int middle) {
         const __m256i shifted = _mm256_srl_epi32(w, _mm_cvtsi32_si128(8 * c));
         return _mm256_sub_epi32(_mm256_and_si256(shifted, _mm256_set1_epi32(255)),
@@ -132,7 +140,6 @@ struct Avx2Products {
         alignas(16) uint8_t table_[4][2][16];
     };
 
- private:
     static __m256i in_32_bits(__m256i pairs) {
         return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     }

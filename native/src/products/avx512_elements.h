@@ -8,6 +8,7 @@
 
 #include "cpu/lanes_avx512.h"
 #include "product_kernels.h"
+#include "superblocks.h"
 
 namespace {
 
@@ -76,6 +77,7 @@ void widen_row_avx512(const void *x, int64_t columns, int64_t blocks, uint8_t *r
 constexpr RowKernels avx512_rows = {
     {quantize_row_avx512<Half>, quantize_row_avx512<Bfloat>, quantize_row_avx512<float>},
     {widen_row_avx512<Half>, widen_row_avx512<Bfloat>, widen_row_avx512<float>},
+    {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>},
 };
 
 // Sixteen results of one batch row from row `row` on, `bias` added, rounded once.

@@ -12,6 +12,7 @@
 
 #include "fields.h"
 #include "product_kernels.h"
+#include "superblocks.h"
 
 namespace {
 
@@ -345,14 +346,39 @@ void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t
             }
 }
 
+// --- Superblocks -----------------------------------------------------------------------------------
+
 template <class V>
-constexpr ProductKernels fields_kernels() {
-    return {kFields, prepare_tiles<Fields, typename V::Reader>, V::rows, fields_compute<V>,
-            fields_exact<V>};
+struct FieldsEngine : V {
+    template <int D>
+    static void unpack(const Product &p, const typename V::Steps &steps, int64_t tile,
+                       int64_t block, int count, uint8_t (*code)[kUnit], float (*step)[kTileRows]) {
+        FieldsTile<D> at(p, tile);
+        at.advance(block);
+        for (int i = 0; i < count; i++, at.advance(1))
+            unpack_block<V, D>(at, steps, code + i * kBlockSteps, step + i * kBlockGroups);
+    }
+    static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
+                         int64_t rows, int64_t s, int64_t count) {
+        multiply_super_panel<V>(panel, tiles, a, first, rows, s, count);
+    }
+    static void finish(const Product &p, int64_t b, int64_t tile, const float *sum) {
+        finish_tile(p, b, tile, sum);
+    }
+};
+
+template <class V>
+constexpr ProductKernels fields_kernels(int64_t superblock_rows = 0) {
+    return {kFields,         prepare_tiles<Fields, typename V::Reader>,
+            V::rows,         fields_compute<V>,
+            fields_exact<V>, superblocks_compute<FieldsEngine<V>>,
+            superblock_rows};
 }
 
 // The rows of sets that leave elements to the compiler.
-constexpr RowKernels plain_rows = {{quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
-                                   {widen_row<Half>, widen_row<Bfloat>, widen_row<float>}};
+constexpr RowKernels plain_rows = {
+    {quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
+    {widen_row<Half>, widen_row<Bfloat>, widen_row<float>},
+    {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>}};
 
 }  // namespace

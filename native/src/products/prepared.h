@@ -16,7 +16,7 @@
 
 #include "cpu/lanes_scalar.h"
 #include "cpu/trits.h"
-#include "tritllm.h"
+#include "tritllm_linear.h"
 
 // Structures that the table of kernels mentions are plain data without functions of their own, for
 // the reason that elements.h gives.
@@ -41,16 +41,17 @@ struct ActivationsHeader {
     int64_t batch;
     int64_t columns;
     int64_t row_bytes;
-    int32_t exact;
+    int32_t arithmetic;
     int32_t isa;  // whose functions fill the rows
     int32_t reserved[6];
 };
 static_assert(sizeof(ActivationsHeader) == 64, "one cache line");
 
-// Batch rows of activations. Exact: float32 [96 * blocks]. Else int8 [96 * blocks], then for each
-// of the depths 1..4 int32 [6 * blocks], then float32 [6 * blocks]; the int32 are -L * (sum of the
-// group), which makes dot products of codes (>= 0, as vpdpbusd wants its left operand) those of
-// levels.
+// Batch rows of activations. Exact: float32 [96 * blocks]. By groups: int8 [96 * blocks], then for
+// each of the depths 1..4 int32 [6 * blocks], then float32 [6 * blocks]; the int32 are -L * (sum of
+// the group), which makes dot products of codes (>= 0, as vpdpbusd wants its left operand) those of
+// levels. By superblocks of two blocks: int8 [192 * supers], int32 [supers], float32 [supers]; the
+// int32 are -128 * (sum of the superblock), for weights that have 128 added.
 struct Activations {
     const uint8_t *rows;
     int64_t row_bytes;
@@ -108,7 +109,7 @@ struct QuantizedOutput {
     int8_t *q;
     float *scale;
     int32_t *offset;
-    int64_t groups;
+    int64_t groups;  // or superblocks
 };
 inline QuantizedOutput quantized_output(uint8_t *row, int64_t blocks) {
     const Activations a{row, 0, 1, blocks};
@@ -116,9 +117,33 @@ inline QuantizedOutput quantized_output(uint8_t *row, int64_t blocks) {
             const_cast<int32_t *>(offset_row(a, 0, 1)), blocks * kBlockGroups};
 }
 
-inline int64_t activation_row_bytes(int64_t blocks, bool exact) {
-    const int64_t bytes =
-        exact ? blocks * kBlockColumns * 4 : blocks * (kBlockColumns + 5 * 4 * kBlockGroups);
+constexpr int kSuperBlocks = 2;
+constexpr int kSuperColumns = kSuperBlocks * kBlockColumns;
+inline int64_t supers_of(int64_t blocks) { return (blocks + kSuperBlocks - 1) / kSuperBlocks; }
+
+inline const int8_t *superblock_row(const Activations &a, int64_t b) {
+    return reinterpret_cast<const int8_t *>(a.rows + b * a.row_bytes);
+}
+inline const int32_t *superblock_offset(const Activations &a, int64_t b) {
+    return reinterpret_cast<const int32_t *>(superblock_row(a, b) +
+                                             kSuperColumns * supers_of(a.blocks));
+}
+inline const float *superblock_scale(const Activations &a, int64_t b) {
+    return reinterpret_cast<const float *>(superblock_offset(a, b) + supers_of(a.blocks));
+}
+inline QuantizedOutput superblock_output(uint8_t *row, int64_t blocks) {
+    const Activations a{row, 0, 1, blocks};
+    return {const_cast<int8_t *>(superblock_row(a, 0)), const_cast<float *>(superblock_scale(a, 0)),
+            const_cast<int32_t *>(superblock_offset(a, 0)), supers_of(blocks)};
+}
+
+inline int64_t activation_row_bytes(int64_t blocks, int arithmetic) {
+    int64_t bytes = 0;
+    switch (arithmetic) {
+        case TRITLLM_EXACT: bytes = blocks * kBlockColumns * 4; break;
+        case TRITLLM_SUPERBLOCKS: bytes = supers_of(blocks) * (kSuperColumns + 4 + 4); break;
+        default: bytes = blocks * (kBlockColumns + 5 * 4 * kBlockGroups);
+    }
     return (bytes + 63) / 64 * 64;
 }
 

@@ -25,6 +25,7 @@ struct Product {
 struct RowKernels {
     void (*quantize[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
     void (*widen[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
+    void (*superblocks[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
 };
 
 // The functions that one instruction set provides for y = x W^T.
@@ -36,4 +37,6 @@ struct ProductKernels {
     // Tiles [begin, end) for all batch rows.
     void (*compute)(const Product &, const Activations &, int64_t begin, int64_t end);
     void (*compute_exact)(const Product &, const Activations &, int64_t begin, int64_t end);
+    void (*compute_superblocks)(const Product &, const Activations &, int64_t begin, int64_t end);
+    int64_t superblock_rows;  // from so many batch rows on superblocks are the faster; 0: never
 };

@@ -85,8 +85,11 @@ Activations open_activations(const void *activations) {
 void multiply(const ProductKernels &k, const Product &p, const void *activations, int64_t begin,
               int64_t end) {
     const Activations a = open_activations(activations);
-    const bool exact = static_cast<const ActivationsHeader *>(activations)->exact;
-    (exact ? k.compute_exact : k.compute)(p, a, begin, end);
+    switch (static_cast<const ActivationsHeader *>(activations)->arithmetic) {
+        case TRITLLM_EXACT: return k.compute_exact(p, a, begin, end);
+        case TRITLLM_SUPERBLOCKS: return k.compute_superblocks(p, a, begin, end);
+        default: return k.compute(p, a, begin, end);
+    }
 }
 
 // --- One call on many threads -------------------------------------------------------------------
@@ -203,23 +206,30 @@ int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared
     return status;
 }
 
-int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int exact) {
-    if (batch < 0 || columns < 1 || columns > kLargest || batch > kLargest / columns) return -1;
+int64_t tritllm_linear_superblock_rows(int isa) {
+    const ProductKernels *k = product_kernels(isa);
+    return k ? k->superblock_rows : -1;
+}
+
+int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int arithmetic) {
+    if (arithmetic < TRITLLM_GROUPS || arithmetic > TRITLLM_SUPERBLOCKS || batch < 0 ||
+        columns < 1 || columns > kLargest || batch > kLargest / columns)
+        return -1;
     return int64_t(sizeof(ActivationsHeader)) +
-           batch * activation_row_bytes(blocks_of(columns), exact);
+           batch * activation_row_bytes(blocks_of(columns), arithmetic);
 }
 
 int tritllm_linear_begin(int isa, const tritllm_input *input, void *activations) {
     if (!product_kernels(isa)) return TRITLLM_UNSUPPORTED;
     if (!valid_type(input->dtype) ||
-        tritllm_linear_activations_size(input->batch, input->columns, input->exact) < 0)
+        tritllm_linear_activations_size(input->batch, input->columns, input->arithmetic) < 0)
         return TRITLLM_BAD_ARGUMENT;
     ActivationsHeader h = {};
     std::memcpy(h.magic, kActivationsMagic, 8);
     h.batch = input->batch;
     h.columns = input->columns;
-    h.row_bytes = activation_row_bytes(blocks_of(input->columns), input->exact);
-    h.exact = input->exact != 0;
+    h.row_bytes = activation_row_bytes(blocks_of(input->columns), input->arithmetic);
+    h.arithmetic = input->arithmetic;
     h.isa = isa;
     std::memcpy(activations, &h, sizeof h);
     return TRITLLM_OK;
@@ -233,7 +243,9 @@ int tritllm_linear_quantize(const tritllm_input *input, int64_t begin, int64_t e
         return TRITLLM_BAD_ARGUMENT;
     const ProductKernels *k = product_kernels(h->isa);
     if (!k) return TRITLLM_UNSUPPORTED;
-    const auto convert = (h->exact ? k->rows.widen : k->rows.quantize)[input->dtype];
+    const auto convert = (h->arithmetic == TRITLLM_EXACT         ? k->rows.widen
+                          : h->arithmetic == TRITLLM_SUPERBLOCKS ? k->rows.superblocks
+                                                                 : k->rows.quantize)[input->dtype];
     const int64_t blocks = blocks_of(h->columns), width = element_size(input->dtype);
     for (int64_t b = begin; b < end; b++)
         convert(static_cast<const uint8_t *>(input->x) + b * input->stride * width, h->columns,

@@ -1,15 +1,16 @@
 // y = x W^T of many batch rows with AMX int8; few of them, and the exact products, are AVX-512's.
 //
-// Four units of a group are a right operand as tdpbsud wants it: row k of the tile holds bytes 4k
+// By groups, four units of a group are a right operand as tdpbsud wants it: row k of the tile holds bytes 4k
 // .. 4k+3 of the sixteen weight rows. The left operand is sixteen batch rows of sixteen
-// activations. As scales change every 16 columns a tile is but a quarter full; it is still twice as
-// fast as vpdpbusd, and the integers are the same.
+// activations. As scales change every 16 columns a tile is but a quarter full. By superblocks,
+// tiles are full.
 //
 // Written without a machine that has AMX: tests/linear_amx_test.cpp runs it on tiles made of
 // arrays.
 #include <immintrin.h>
 
 #include "avx512_panel.h"
+#include "avx512_superblocks.h"
 
 #ifdef TRITLLM_EMULATE_TILES
 #include "emulated_tiles.h"
@@ -103,6 +104,91 @@ void compute(const Product &p, const Activations &a, int64_t begin, int64_t end)
     }
 }
 
+// --- Superblocks: full tiles of 16 batch rows x 64 columns -------------------------------------
+
+struct alignas(64) FullTiles {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16};
+};
+
+struct AmxSuperblocks : Avx512Engine {
+    static constexpr int kRows = 16;
+
+    static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
+                         int64_t rows, int64_t s, int64_t count) {
+        const int64_t whole = rows / kRows * kRows;
+        const FullTiles config;
+        __asm__ volatile("" : : "m"(config) : "memory");  // see with_tiles
+        _tile_loadconfig(&config);
+        for (int64_t row = 0; row < whole; row += kRows)
+            multiply_tiles(panel, tiles, a, first, row, s, count);
+        _tile_release();
+        for (int64_t row = whole; row < rows; row += Avx512Vnni::kSuperRows)
+            for (int t = 0; t < tiles; t++)
+                multiply_super_rows<Avx512Vnni, 1>(rows - row, panel, t, a, first, row, s, count);
+    }
+
+ private:
+    static constexpr int kColumns = 64;
+
+    // Two tiles of weights (the second may hold those of an earlier panel, whose results are not
+    // taken). Superblocks take turns between two pairs of result tiles, so that one is multiplied
+    // while the other is added up.
+    static void multiply_tiles(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
+                               int64_t row, int64_t s, int64_t count) {
+        alignas(64) int32_t dot[2][2][kRows][16];
+        const int8_t *q = superblock_row(a, first + row) + s * kSuperColumns;
+        const auto stride = size_t(a.row_bytes);
+        for (int64_t n = 0; n < count; n++, q += kSuperColumns) {
+            const uint8_t *left = panel.weight[0][n * kSuperSteps];
+            const uint8_t *right = panel.weight[1][n * kSuperSteps];
+            constexpr int bytes = kColumns / 4 * kUnit;  // of 64 columns
+            __asm__ volatile("" ::: "memory");  // gcc's tile loads do not say that they read memory
+            if (n % 2) {
+                _tile_zero(2);
+                _tile_zero(3);
+                for (int k = 0; k < kSuperColumns / kColumns; k++) {
+                    _tile_loadd(4, q + k * kColumns, stride);
+                    _tile_loadd(5, left + k * bytes, kUnit);
+                    _tile_loadd(6, right + k * bytes, kUnit);
+                    _tile_dpbsud(2, 4, 5);
+                    _tile_dpbsud(3, 4, 6);
+                }
+                _tile_stored(2, dot[1][0], 64);
+                _tile_stored(3, dot[1][1], 64);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                for (int k = 0; k < kSuperColumns / kColumns; k++) {
+                    _tile_loadd(4, q + k * kColumns, stride);
+                    _tile_loadd(5, left + k * bytes, kUnit);
+                    _tile_loadd(6, right + k * bytes, kUnit);
+                    _tile_dpbsud(0, 4, 5);
+                    _tile_dpbsud(1, 4, 6);
+                }
+                _tile_stored(0, dot[0][0], 64);
+                _tile_stored(1, dot[0][1], 64);
+            }
+            __asm__ volatile("" ::: "memory");
+            for (int m = 0; m < kRows; m++) {
+                const int64_t b = first + row + m;
+                const __m512i offset = _mm512_set1_epi32(superblock_offset(a, b)[s + n]);
+                const __m512 activation = _mm512_set1_ps(superblock_scale(a, b)[s + n]);
+                for (int t = 0; t < tiles; t++) {
+                    const __m512i sums = _mm512_load_si512(dot[n % 2][t][m]);
+                    const __m512 levels = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, offset));
+                    float *sum = panel.sum[t][row + m];
+                    _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_mul_ps(levels, activation),
+                                                         _mm512_load_ps(panel.scale[t][n]),
+                                                         _mm512_load_ps(sum)));
+                }
+            }
+        }
+    }
+};
+static_assert(kSuperColumns % 64 == 0, "superblocks are whole tiles");
+
 void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     products_avx512.compute_exact(p, a, begin, end);
 }
@@ -114,5 +200,7 @@ int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_
 }  // namespace
 
 extern const ProductKernels products_amx = {
-    kFives, prepare, avx512_rows, compute, compute_exact,
+    kFives,          prepare,       avx512_rows,
+    compute,         compute_exact, superblocks_compute<AmxSuperblocks>,
+    kSuperblockRows,
 };

@@ -7,6 +7,7 @@
 // it ends as the dot product of the levels.
 #include "avx512_elements.h"
 #include "avx512_panel.h"
+#include "avx512_superblocks.h"
 #include "cpu/lanes_avx512.h"
 
 namespace {
@@ -140,6 +141,15 @@ void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_
         }
 }
 
+// --- Superblocks ------------------------------------------------------------------------------
+
+struct Avx512Superblocks : Avx512Engine {
+    static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
+                         int64_t rows, int64_t s, int64_t count) {
+        multiply_super_panel<Avx512Vnni>(panel, tiles, a, first, rows, s, count);
+    }
+};
+
 // --- Preparation ------------------------------------------------------------------------------
 
 // Sixteen rows of sixteen 32-bit words at a time: words of two rows are interleaved, then of four,
@@ -182,5 +192,6 @@ struct Avx512Reader {
 }  // namespace
 
 extern const ProductKernels products_avx512 = {
-    kFives, prepare_tiles<Fives, Avx512Reader>, avx512_rows, compute, compute_exact,
+    kFives,        prepare_tiles<Fives, Avx512Reader>,     avx512_rows,     compute,
+    compute_exact, superblocks_compute<Avx512Superblocks>, kSuperblockRows,
 };

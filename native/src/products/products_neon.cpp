@@ -63,6 +63,11 @@ struct NeonProducts {
         return vaddq_s32(sum, vdupq_n_s32(offset));
     }
 
+    // Of superblocks: signed by signed bytes.
+    static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
+    static Ints set(int32_t x) { return vdupq_n_s32(x); }
+    static Ints dot(Ints sum, Bytes w, int8x16_t x) { return more<1>(sum, w, x); }
+
     static Ints byte(Bytes w, int c, int middle) {
         const uint32x4_t shifted = vshlq_u32(vreinterpretq_u32_u8(w), vdupq_n_s32(-8 * c));
         return vsubq_s32(vreinterpretq_s32_u32(vandq_u32(shifted, vdupq_n_u32(255))),

@@ -60,6 +60,19 @@ struct Plain {
         for (auto &v : sum.v) v += offset;
         return sum;
     }
+    // Of superblocks: signed by signed bytes.
+    static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
+    static Ints set(int32_t x) {
+        Ints r;
+        for (auto &v : r.v) v = x;
+        return r;
+    }
+    static Ints dot(Ints sum, const Bytes &w, const Four &x) {
+        for (int r = 0; r < 16; r++)
+            for (int c = 0; c < 4; c++) sum.v[r] += int8_t(w.v[4 * r + c]) * x.v[c];
+        return sum;
+    }
+
     static Ints byte(const Bytes &w, int c, int middle) {
         Ints r;
         for (int i = 0; i < 16; i++) r.v[i] = w.v[4 * i + c] - middle;

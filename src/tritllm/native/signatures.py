@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "7756c7f90c1c330f"
+INTERFACE = "509a9a59fe905408"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
@@ -45,6 +45,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_linear_layout": (_INT, (_INT,)),
     "tritllm_linear_prepare": (_INT, (_INT, _POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_linear_describe": (_INT, (_POINTER, _INT64, _POINTER)),
+    "tritllm_linear_superblock_rows": (_INT64, (_INT,)),
     "tritllm_linear_activations_size": (_INT64, (_INT64, _INT64, _INT)),
     "tritllm_linear_begin": (_INT, (_INT, _POINTER, _POINTER)),
     "tritllm_linear_quantize": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),

@@ -18,6 +18,7 @@ WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
 HEAD_MULTIPLE, MOST_HEAD_DIM = 32, 256
 CACHE_GROUP = 32  # elements of int8 keys and values that share a scale
 SILU, GELU_TANH = range(2)
+GROUPS, EXACT, SUPERBLOCKS = range(3)  # what activations become, and how products add up
 MOST_CHOSEN = 32
 
 _INT, _INT64, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -145,7 +146,7 @@ class Input(ctypes.Structure):
         ("batch", _INT64),
         ("columns", _INT64),
         ("dtype", _INT),
-        ("exact", _INT),
+        ("arithmetic", _INT),
     )
 
 

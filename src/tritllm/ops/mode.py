@@ -1,4 +1,4 @@
-"""The environment variable TRITLLM_LINEAR: what computes packed layers.
+"""Environment variables: TRITLLM_LINEAR, what computes packed layers, and TRITLLM_PREFILL.
 
 * `int8` (the default): the device's own kernels, activations rounded to int8 in groups of 16 where
   the kernels do so;
@@ -7,6 +7,14 @@
   no kernels for a device, or they cannot be loaded.
 
 It is what a TritLinear takes when it is made; `TritLinear.mode` changes it for a layer.
+
+TRITLLM_PREFILL says what int8 products of many rows do on a CPU, from the first of them on:
+
+* `auto` (the default): superblocks where those are faster (AVX-VNNI, AVX-512 and AMX, from 48 rows
+  on), else groups;
+* `groups`: activations have a scale every 16 columns and weights are what the file says, as for few
+  rows: more accurate;
+* `superblocks`: both are rounded to int8 with one scale for each row and 192 columns.
 """
 
 from __future__ import annotations
@@ -16,6 +24,7 @@ import os
 from tritllm.errors import TritError
 
 MODES = ("int8", "exact", "torch")
+PREFILLS = ("auto", "groups", "superblocks")
 
 
 def requested() -> str:
@@ -23,8 +32,13 @@ def requested() -> str:
     return checked(os.environ.get("TRITLLM_LINEAR") or MODES[0], "TRITLLM_LINEAR")
 
 
-def checked(mode: str, name: str) -> str:
+def prefill() -> str:
+    """What `TRITLLM_PREFILL` asks for. Raises TritError for an unknown value."""
+    return checked(os.environ.get("TRITLLM_PREFILL") or PREFILLS[0], "TRITLLM_PREFILL", PREFILLS)
+
+
+def checked(mode: str, name: str, known: tuple[str, ...] = MODES) -> str:
     """The mode itself. Raises TritError, which begins with `name`, for an unknown one."""
-    if mode not in MODES:
-        raise TritError(f"{name}={mode} is not one of {', '.join(MODES)}")
+    if mode not in known:
+        raise TritError(f"{name}={mode} is not one of {', '.join(known)}")
     return mode

@@ -8,10 +8,14 @@ arrays of another kind. All need the native library (`tritllm.native.available()
 `products.reference` is the same arithmetic in NumPy. `TRITLLM_ISA` forces an instruction set.
 """
 
-from tritllm.products.linear import linear, run_function, scratch_size
+from tritllm.native.structures import EXACT, GROUPS, SUPERBLOCKS
+from tritllm.products.linear import linear, run_function, scratch_size, superblock_rows
 from tritllm.products.prepared import Prepared, layout, prepare, prepare_pointers, size
 
 __all__ = [
+    "EXACT",
+    "GROUPS",
+    "SUPERBLOCKS",
     "Prepared",
     "layout",
     "linear",
@@ -20,4 +24,5 @@ __all__ = [
     "run_function",
     "scratch_size",
     "size",
+    "superblock_rows",
 ]

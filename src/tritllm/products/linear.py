@@ -9,8 +9,9 @@ from functools import cache, lru_cache
 import numpy as np
 
 from tritllm.native.arrays import address, aligned_bytes, dtype_number, with_dense_rows
+from tritllm.native.instruction_sets import isa_number
 from tritllm.native.library import check, library
-from tritllm.native.structures import BAD_ARGUMENT, Input, Product
+from tritllm.native.structures import BAD_ARGUMENT, GROUPS, Input, Product
 from tritllm.products.prepared import Prepared
 
 
@@ -19,14 +20,14 @@ def linear(
     x: np.ndarray,
     bias: np.ndarray | None = None,
     threads: int = 1,
-    exact: bool = False,
+    arithmetic: int = GROUPS,
     planes: int | None = None,
 ) -> np.ndarray:
     """X [..., K] -> y [..., N] of x's dtype: float16, bfloat16 (ml_dtypes) or float32.
 
-    bias: [N] of one of these dtypes. exact: float32 activations in place of int8. planes: read only
-    so many of the top planes. See `products.reference` for the arithmetic. Any number of threads
-    gives the same result.
+    bias: [N] of one of these dtypes. arithmetic: GROUPS, EXACT (float32 activations in place of
+    int8) or SUPERBLOCKS (for many rows). planes: read only so many of the top planes. See
+    `products.reference` for the arithmetic. Any number of threads gives the same result.
 
     Raises ValueError for shapes that do not fit, planes outside 1..depth and memory that is not
     prepared, TypeError for another dtype, RuntimeError without the library.
@@ -45,7 +46,7 @@ def linear(
     stride = rows.strides[0] // rows.itemsize if batch > 1 else columns
     held = None if bias is None else np.ascontiguousarray(bias)
     y = np.empty((batch, n), x.dtype)
-    scratch = aligned_bytes(scratch_size(batch, columns, exact))
+    scratch = aligned_bytes(scratch_size(batch, columns, arithmetic))
     product = Product(
         prepared=address(prepared.memory),
         size=prepared.memory.nbytes,
@@ -59,7 +60,7 @@ def linear(
         stride=n,
         dtype=dtype,
     )
-    call = Input(address(rows), stride, batch, columns, dtype, exact)
+    call = Input(address(rows), stride, batch, columns, dtype, arithmetic)
     status = run_function()(threads, call, address(scratch), product, 1)
     if status == BAD_ARGUMENT:
         raise ValueError("the memory is not that of a prepared matrix of this shape and depth")
@@ -68,9 +69,17 @@ def linear(
 
 
 @lru_cache(maxsize=4096)
-def scratch_size(batch: int, columns: int, exact: bool = False) -> int:
+def scratch_size(batch: int, columns: int, arithmetic: int = GROUPS) -> int:
     """Bytes of scratch memory, aligned to 64, that `run_function` needs."""
-    return library().tritllm_linear_activations_size(batch, columns, exact)
+    return library().tritllm_linear_activations_size(batch, columns, arithmetic)
+
+
+def superblock_rows(isa: str | None = None) -> int:
+    """From how many batch rows on SUPERBLOCKS is faster than GROUPS here; 0: never.
+
+    Raises RuntimeError without the library.
+    """
+    return library().tritllm_linear_superblock_rows(isa_number(isa, "products"))
 
 
 @cache

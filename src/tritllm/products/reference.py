@@ -36,7 +36,10 @@ def quantize(x: np.ndarray) -> Quantized:
     rows, columns = x.shape
     padded = np.zeros((rows, groups_of(columns) * GROUP), np.float32)
     padded[:, :columns] = x
-    groups = padded.reshape(rows, -1, GROUP)
+    return _quantize(padded.reshape(rows, -1, GROUP))
+
+
+def _quantize(groups: np.ndarray) -> Quantized:
     largest = np.abs(groups).max(axis=2)
     finite = np.isfinite(largest)
     present = finite & (largest >= SMALLEST)
@@ -63,6 +66,52 @@ def quantized(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.nda
     activations = quantize(x)
     dots = group_dots(level, activations).astype(np.float32)
     terms = dots * activations.scale[:, None, :] * steps[index][None]
+    return np.cumsum(terms, axis=2, dtype=np.float32)[..., -1]
+
+
+SUPERBLOCK = 192  # columns
+
+
+def quantize_superblocks(x: np.ndarray) -> Quantized:
+    """As `quantize`, a scale for each 192 columns: q int8 [rows, S, 192], scale [rows, S]."""
+    rows, columns = x.shape
+    padded = np.zeros((rows, -(-columns // SUPERBLOCK) * SUPERBLOCK), np.float32)
+    padded[:, :columns] = x
+    return _quantize(padded.reshape(rows, -1, SUPERBLOCK))
+
+
+def round_weights(
+    level: np.ndarray, index: np.ndarray, steps: np.ndarray, largest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levels int8 [N, K], scale indices [N, G], steps float32 [27] -> w int8 [N, S, 192] and its
+    scale float32 [N, S]: weights rounded to int8 with one scale for each row and 192 columns.
+
+    largest: L, the largest level at this depth. top = max |step| of a superblock's groups, m =
+    rint(step * (32512 / (L * top))) and w = (level * m + 128) >> 8, so |w| <= 127.
+    """
+    n, columns = level.shape
+    supers, share = -(-columns // SUPERBLOCK), SUPERBLOCK // GROUP
+    groups = np.zeros((n, supers * share), np.float32)
+    groups[:, : index.shape[1]] = steps[index]
+    groups = groups.reshape(n, supers, share)
+    span = np.float32(largest) * np.abs(groups).max(axis=2)
+    factor = np.where(span > 0, np.float32(32512) / np.where(span > 0, span, 1), np.float32(0))
+    m = np.rint(groups * factor[..., None]).astype(np.int32)
+    padded = np.zeros((n, supers * SUPERBLOCK), np.int32)
+    padded[:, :columns] = level
+    product = padded.reshape(n, supers, share, GROUP) * m[..., None]
+    w = ((product + 128) >> 8).reshape(n, supers, SUPERBLOCK).astype(np.int8)
+    return w, span / np.float32(127)
+
+
+def superblocks(
+    level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray, largest: int
+) -> np.ndarray:
+    """As `quantized`, with weights and activations rounded by superblocks of 192 columns."""
+    activations = quantize_superblocks(x)
+    w, scale = round_weights(level, index, steps, largest)
+    dots = np.einsum("bsi,nsi->bns", activations.q.astype(np.int32), w.astype(np.int32))
+    terms = dots.astype(np.float32) * activations.scale[:, None, :] * scale[None]
     return np.cumsum(terms, axis=2, dtype=np.float32)[..., -1]
 
 

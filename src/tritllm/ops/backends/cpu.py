@@ -7,8 +7,10 @@ size is a multiple of 64 bytes.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -141,8 +143,11 @@ def linear_prepared(
         element = 0 if bias is None else bias.element_size()
         product = _parts(product, part_rows, in_features, y.element_size(), element)
         count = len(part_rows)
-    call = Input(x.data_ptr(), in_features, batch, in_features, dtype, exact)
-    scratch = scratch_memory(products.scratch_size(batch, in_features, exact))
+    arithmetic = products.EXACT if exact else products.GROUPS
+    if not exact and batch >= _superblock_rows():
+        arithmetic = products.SUPERBLOCKS
+    call = Input(x.data_ptr(), in_features, batch, in_features, dtype, arithmetic)
+    scratch = scratch_memory(products.scratch_size(batch, in_features, arithmetic))
     status = products.run_function()(
         torch.get_num_threads(), call, scratch.data_ptr(), product, count
     )
@@ -189,6 +194,15 @@ def _refuse_or_cast(call: PreparedArguments) -> torch.Tensor:
         bias=bias.float() if bias is not None and bias.dtype is torch.float64 else bias,
     )
     return linear_prepared(*narrow).to(x.dtype)
+
+
+@cache
+def _superblock_rows() -> int:
+    """From how many rows on activations and weights share scales by superblocks."""
+    asked = mode.prefill()
+    if asked == "auto":
+        return products.superblock_rows() or sys.maxsize
+    return 1 if asked == "superblocks" else sys.maxsize
 
 
 class _Scratch(threading.local):

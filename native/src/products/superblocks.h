@@ -1,0 +1,217 @@
+// y = x W^T of many batch rows with one scale for each superblock of 192 columns.
+//
+// Where an instruction adds up whole vectors of int8 products (VNNI, AMX), the scale that the codec
+// has for every 16 columns costs as much as the products. So a panel of weights, once unpacked for
+// many rows, is rounded to int8 with one scale for each row and superblock, and so are activations:
+//
+//   top = the largest |step| of the superblock's groups     weight ~ w * (L * top / 127)
+//   m = rint(step * (32512 / (L * top))), of a group        w = (level * m + 128) >> 8, |w| <= 127
+//   s = max|x| / 127                                        q = rint(x * (127 / max|x|))
+//   y = sum over superblocks, ascending, of float(dot(w, q)) * s times (L * top / 127), then + bias
+//
+// The largest level at the largest step is 127; nothing else is lost of weights than what that grid
+// rounds, at most L * top / 254 and a 16-bit m. products/reference.py is the same in NumPy.
+//
+// An engine V holds V::kRows rows of weights a vector and takes V::kSuperTiles tiles and
+// V::kSuperRows batch rows at a time; its weights are w + V::kBias.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/elements.h"
+#include "product_kernels.h"
+
+namespace {
+
+constexpr int kPanelSupers = 3;
+constexpr int kSuperBatch = 96;       // batch rows, at most, for which a panel is used
+constexpr int kLeastSuperBatch = 48;  // and at least, where there are more
+constexpr int64_t kSuperBytes = int64_t(384)
+                                << 10;  // of activations, to stay in the second-level cache
+constexpr int kSuperSteps = kSuperBlocks * kBlockSteps;
+constexpr int kSuperGroups = kSuperBlocks * kBlockGroups;
+
+template <class T>
+void quantize_superblocks(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
+    const T *in = static_cast<const T *>(x);
+    const auto [q, scale, offset, supers] = superblock_output(row, blocks);
+    for (int64_t s = 0; s < supers; s++) {
+        float v[kSuperColumns] = {};
+        const int64_t held = std::min<int64_t>(kSuperColumns, columns - kSuperColumns * s);
+        for (int64_t i = 0; i < held; i++) v[i] = to_float(in[kSuperColumns * s + i]);
+        uint32_t bits = 0;  // of the largest magnitude: those of finite numbers are in order
+        for (const float &f : v) bits = std::max(bits, bits_of(f) & 0x7fffffffu);
+        const bool finite = bits < 0x7f800000u;
+        float largest;
+        std::memcpy(&largest, &bits, 4);
+        const bool zero = !finite || largest < kSmallestActivation;
+        const float inverse = zero ? 0.0f : 127.0f / largest;
+        int32_t sum = 0;
+        for (int i = 0; i < kSuperColumns; i++) {
+            // Adding 1.5 * 2**23 leaves the integer, rounded half to even, in the low bits.
+            const float shifted = (zero ? 0.0f : v[i]) * inverse + 12582912.0f;
+            const int32_t n = int32_t(bits_of(shifted) - bits_of(12582912.0f));
+            q[kSuperColumns * s + i] = int8_t(n);
+            sum += n;
+        }
+        offset[s] = -128 * sum;
+        scale[s] = !finite ? NAN : zero ? 0.0f : largest / 127.0f;
+    }
+}
+
+// Codes (level + L) of a superblock and its steps -> w + bias in place, and the weights' scales.
+template <int D, int kBias>
+void round_superblock(uint8_t (*code)[kUnit], const float (*step)[kTileRows], float *scale) {
+    float top[kTileRows] = {}, factor[kTileRows];
+    for (int g = 0; g < kSuperGroups; g++)
+        for (int r = 0; r < kTileRows; r++) {
+            const float magnitude = std::fabs(step[g][r]);
+            top[r] = magnitude > top[r] ? magnitude : top[r];
+        }
+    for (int r = 0; r < kTileRows; r++) {
+        const float span = float(kMaxLevel[D]) * top[r];
+        factor[r] = span > 0 ? 32512.0f / span : 0.0f;
+        scale[r] = span / 127.0f;
+    }
+    for (int g = 0; g < kSuperGroups; g++, code += kGroupSteps) {
+        int16_t multiplier[kUnit];
+        for (int r = 0; r < kTileRows; r++) {
+            const float shifted = step[g][r] * factor[r] + 12582912.0f;
+            const auto m = int16_t(int32_t(bits_of(shifted) - bits_of(12582912.0f)));
+            for (int c = 0; c < 4; c++) multiplier[4 * r + c] = m;
+        }
+        for (int i = 0; i < kGroupSteps; i++)
+            for (int j = 0; j < kUnit; j++) {
+                const auto level = int16_t(code[i][j] - kMaxLevel[D]);
+                const auto rounded = int16_t(level * multiplier[j] + 128);
+                code[i][j] = uint8_t((rounded >> 8) + kBias);
+            }
+    }
+}
+
+struct SuperPanel {
+    alignas(64) uint8_t weight[2][kPanelSupers * kSuperSteps][kUnit];
+    alignas(64) float scale[2][kPanelSupers][kTileRows];
+    alignas(64) float sum[2][kSuperBatch][kTileRows];
+};
+
+// Rows row .. row + M - 1 of the panel's sums, which are batch rows `first` later, by superblocks s ..
+// s + count - 1 and tiles t .. t + T - 1.
+template <class V, int T, int M>
+void multiply_superblocks(SuperPanel &panel, int t, const Activations &a, int64_t first,
+                          int64_t row, int64_t s, int64_t count) {
+    constexpr int kVectors = T * kTileRows / V::kRows;
+    const auto tile = [&](int i) { return t + i * V::kRows / kTileRows; };
+    const auto lane = [&](int i) { return i * V::kRows % kTileRows; };
+    const int8_t *q[M];
+    for (int m = 0; m < M; m++) q[m] = superblock_row(a, first + row + m) + s * kSuperColumns;
+    for (int64_t n = 0; n < count; n++) {
+        typename V::Ints dot[M][kVectors];
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < kVectors; i++)
+                dot[m][i] = V::set(V::kBias ? superblock_offset(a, first + row + m)[s + n] : 0);
+        for (int step = 0; step < kSuperSteps; step++) {
+            typename V::Bytes w[kVectors];
+            for (int i = 0; i < kVectors; i++)
+                w[i] = V::load(panel.weight[tile(i)][n * kSuperSteps + step] + 4 * lane(i));
+            for (int m = 0; m < M; m++) {
+                const auto x = V::four(q[m] + 4 * step);
+                for (int i = 0; i < kVectors; i++) dot[m][i] = V::dot(dot[m][i], w[i], x);
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            q[m] += kSuperColumns;
+            const auto activation = V::set(superblock_scale(a, first + row + m)[s + n]);
+            for (int i = 0; i < kVectors; i++) {
+                float *sum = panel.sum[tile(i)][row + m] + lane(i);
+                V::store(sum, V::fma(V::mul(V::to_floats(dot[m][i]), activation),
+                                     V::load_floats(panel.scale[tile(i)][n] + lane(i)),
+                                     V::load_floats(sum)));
+            }
+        }
+    }
+}
+
+// As many rows as there are registers for, fewer at the end.
+template <class V, int T, int M = V::kSuperRows>
+void multiply_super_rows(int64_t rows, SuperPanel &panel, int t, const Activations &a,
+                         int64_t first, int64_t row, int64_t s, int64_t count) {
+    if (rows >= M)
+        multiply_superblocks<V, T, M>(panel, t, a, first, row, s, count);
+    else if constexpr (M > 1)
+        multiply_super_rows<V, T, M - 1>(rows, panel, t, a, first, row, s, count);
+}
+
+// A panel by all rows: V::kSuperRows of them by V::kSuperTiles tiles at a time.
+template <class V>
+void multiply_super_panel(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
+                          int64_t rows, int64_t s, int64_t count) {
+    for (int64_t row = 0; row < rows; row += V::kSuperRows)
+        for (int t = 0; t < tiles;) {
+            if (tiles - t >= V::kSuperTiles) {
+                multiply_super_rows<V, V::kSuperTiles>(rows - row, panel, t, a, first, row, s,
+                                                       count);
+                t += V::kSuperTiles;
+            } else {
+                multiply_super_rows<V, 1>(rows - row, panel, t, a, first, row, s, count);
+                t++;
+            }
+        }
+}
+
+// Engine: a V whose multiply takes any number of batch rows of the panel, unpack<D> the codes and
+// steps of up to a superblock's blocks, and finish sixteen results.
+template <class Engine, int D>
+void superblocks_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    SuperPanel panel;
+    alignas(64) float step[kSuperGroups][kTileRows];
+    const typename Engine::Steps steps(p.steps);
+    const int64_t fit = kSuperBytes / (p.blocks * kBlockColumns) / 16 * 16;
+    const int64_t most = std::min<int64_t>(kSuperBatch, std::max<int64_t>(kLeastSuperBatch, fit));
+    const int64_t supers = supers_of(p.blocks);
+    for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
+        const int64_t rows = std::min(most, a.batch - first_row);
+        for (int64_t tile = begin; tile < end; tile += 2) {
+            const int tiles = int(std::min<int64_t>(2, end - tile));
+            std::memset(panel.sum, 0, sizeof panel.sum);
+            if (tiles == 1) std::memset(panel.weight[1], 0, sizeof panel.weight[1]);
+            for (int64_t s = 0; s < supers; s += kPanelSupers) {
+                const int64_t count = std::min<int64_t>(kPanelSupers, supers - s);
+                for (int t = 0; t < tiles; t++)
+                    for (int64_t n = 0; n < count; n++) {
+                        auto code = panel.weight[t] + n * kSuperSteps;
+                        const int64_t block = (s + n) * kSuperBlocks;
+                        const int held = int(std::min<int64_t>(kSuperBlocks, p.blocks - block));
+                        Engine::template unpack<D>(p, steps, tile + t, block, held, code, step);
+                        if (held < kSuperBlocks) {  // level 0 at step 0
+                            std::memset(code[held * kBlockSteps], kMaxLevel[D],
+                                        size_t(kSuperBlocks - held) * kBlockSteps * kUnit);
+                            std::memset(
+                                step[held * kBlockGroups], 0,
+                                size_t(kSuperBlocks - held) * kBlockGroups * sizeof step[0]);
+                        }
+                        round_superblock<D, Engine::kBias>(code, step, panel.scale[t][n]);
+                    }
+                Engine::multiply(panel, tiles, a, first_row, rows, s, count);
+            }
+            for (int t = 0; t < tiles; t++)
+                for (int64_t b = 0; b < rows; b++)
+                    Engine::finish(p, first_row + b, tile + t, panel.sum[t][b]);
+        }
+    }
+}
+
+template <class Engine>
+void superblocks_compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    switch (p.depth) {
+        case 1: return superblocks_depth<Engine, 1>(p, a, begin, end);
+        case 2: return superblocks_depth<Engine, 2>(p, a, begin, end);
+        case 3: return superblocks_depth<Engine, 3>(p, a, begin, end);
+        default: return superblocks_depth<Engine, 4>(p, a, begin, end);
+    }
+}
+
+}  // namespace
