@@ -1,9 +1,10 @@
 """One pass over the source's shards: read ahead, encode, write behind, and keep the journal.
 
 A thread reads the source ahead, by a tensor at most, and another hashes what it has read; the
-caller's thread encodes; one more hashes and writes the results of the tensors before. None of them
-waits where one shard ends and the next begins. The slowest sets the pace, and the plan says how
-much of the source is held at a time.
+caller's thread encodes; one more hashes and writes the results of the tensors before; a last one
+waits until they are on the disk and keeps the journal. None of them waits where one shard ends and
+the next begins. The slowest sets the pace, and the plan says how much of the source is held at a
+time.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tritllm.quantizer.shard_reader import (
 from tritllm.quantizer.source import SourceShard
 
 COMMIT_BYTES = 256 << 20  # source bytes between two durable records within a shard
+_COMMITS = 2  # on their way to the disk at a time, so that little waits in the system's memory
 _JOBS_BEHIND = 64  # at the end of a shard at most; so many shards' files may be open at once
 
 
@@ -101,6 +103,7 @@ class ShardPass:
             )
             with (
                 ReadAhead(partial(reader.read, opened), self.plan.memory.source_held) as items,
+                InOrder() as committing,
                 InOrder() as behind,
             ):
                 for item in items:
@@ -108,12 +111,12 @@ class ShardPass:
                         writing = self._begin(item.begun, files)
                     elif isinstance(item, ShardEnds):
                         end: Record = {"shard": writing.shard, "shard_sha256": item.sha256.result()}
-                        behind.submit(self._commit, writing.outputs, [*writing.pending, end])
-                        behind.submit(writing.outputs.close, at_most=_JOBS_BEHIND)
+                        writing.pending.append(end)
+                        behind.submit(self._finish, writing, committing, at_most=_JOBS_BEHIND)
                     else:
                         decibels = self._take(item, writing, items, reader, behind)
                         if item.read_sha256 is not None:
-                            self._note(item, item.read_sha256.result(), writing, behind)
+                            self._note(item, item.read_sha256.result(), writing, behind, committing)
                             yield Progress(item.tensor, self.done_bytes, self.total_bytes, decibels)
 
     def _opened(self, shards: Sequence[SourceShard]) -> Iterator[OpenShard]:
@@ -163,13 +166,20 @@ class ShardPass:
             )  # fmt: skip
         return {}
 
-    def _note(self, piece: Piece, read_sha256: str, writing: _Writing, behind: InOrder) -> None:
+    def _note(
+        self,
+        piece: Piece,
+        read_sha256: str,
+        writing: _Writing,
+        behind: InOrder,
+        committing: InOrder,
+    ) -> None:
         """A tensor is done: its record, and a commit where enough has come together."""
         writing.record["read_sha256"] = read_sha256
         writing.pending.append(writing.record)
         writing.uncommitted += piece.tensor.entry.nbytes
         if writing.uncommitted >= COMMIT_BYTES:
-            behind.submit(self._commit, writing.outputs, writing.pending)
+            behind.submit(self._written, writing.outputs, writing.pending, committing)
             writing.pending, writing.uncommitted = [], 0
         self.done_bytes += piece.tensor.entry.nbytes
 
@@ -250,6 +260,17 @@ class ShardPass:
             for name, values in replaced.items():
                 outputs.write_replaced(piece.tensor, name, values, record)
         items.release(piece.data.nbytes)
+
+    def _written(self, outputs: ShardOutputs, records: list[Record], committing: InOrder) -> None:
+        """What the records speak of is written; let it be made durable while more is."""
+        committing.submit(self._commit, outputs, records, at_most=_COMMITS)
+
+    def _finish(self, writing: _Writing, committing: InOrder) -> None:
+        """All of a shard is written."""
+        self._written(writing.outputs, writing.pending, committing)
+        committing.submit(writing.outputs.close)
+
+    # What follows runs in the committing thread.
 
     def _commit(self, outputs: ShardOutputs, records: list[Record]) -> None:
         outputs.sync()
