@@ -554,6 +554,27 @@ def test_rotations_that_change_with_the_length(folder, steps, family, more):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", ["phi3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3"])
+def test_several_tokens_at_once_with_other_families(folder, steps, family):
+    """And crops of them, as of drafts: transformers' cache keeps what is past for those."""
+    found = []
+    for model in (load(folder(family)), stock(load(folder(family)))):
+        past = model(ids(2), use_cache=True).past_key_values
+        for layer in past.layers:
+            if hasattr(layer, "activate_past_recording"):
+                layer.activate_past_recording()
+        logits = []
+        for length, gone in ((4, 2), (3, 1), (1, 0), (5, 3)):
+            given = ids(2, length, seed=length)
+            logits.append(model(given, past_key_values=past, use_cache=True).logits)
+            past.crop(-gone)
+        found.append(logits)
+    assert len(steps) == 4
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_what_a_mixture_returns(folder, steps):
     model = load(folder("qwen3_moe"))
     past = model(ids(), use_cache=True).past_key_values
