@@ -373,6 +373,17 @@ def test_a_token_of_another_family_gets_the_bits_that_it_gets_alone(isa, name):
     assert first.tobytes() == together[:, :1].tobytes()
 
 
+@pytest.mark.parametrize(("tokens", "window"), [(40, 9), (600, 90), (600, 300)])
+def test_what_is_before_every_window_may_be_anything(isa, tokens, window):
+    model = random_decoder(isa, 25, n_blocks=1, parts=Parts(window=window))
+    call = random_call(model, 25, 2, tokens, masked=False, new=3)
+    clean = run(model, call, threads=2)[0]
+    assert error(clean, expected(model, call)[0]) < BOUND["float32"]
+    for part in (call.keys, call.values):
+        part[0][:, :, : tokens - 3 + 1 - window] = np.nan
+    assert run(model, call)[0].tobytes() == clean.tobytes()
+
+
 def test_experts_that_a_token_did_not_choose_are_not_read(isa):
     model = random_decoder(isa, 24, parts=FAMILIES["mixtral"])
     call = random_call(model, 24, 1, 5, masked=False)

@@ -529,11 +529,11 @@ class Thread {
     // Rows of what all heads attend to. Long sequences are cut into parts at the same tokens
     // whatever their length, so that results do not depend on what comes later.
     void attend(const tritllm_block &block, int64_t number) {
-        const int64_t splits = splits_of(step.tokens);
+        const int64_t before = splits_before(block), splits = splits_of(step.tokens) - before;
         phases.run(step.batch * block.kv_heads * splits, [&](int64_t part) {
             const int64_t sequence = part / splits / block.kv_heads;
             const int head = int(part / splits % block.kv_heads);
-            attend_part(block, number, sequence, head, part % splits);
+            attend_part(block, number, sequence, head, before + part % splits);
             if (splits == 1)
                 for (int64_t t = 0; t < step.new_tokens; t++)
                     combine(block, sequence * step.new_tokens + t, head);
@@ -542,6 +542,12 @@ class Thread {
             phases.run(call.rows * block.kv_heads, [&](int64_t part) {
                 combine(block, part / block.kv_heads, int(part % block.kv_heads));
             });
+    }
+
+    // Parts of the keys that are before every window.
+    int64_t splits_before(const tritllm_block &block) const {
+        const int64_t seen = step.tokens - step.new_tokens + 1;  // by the first new token
+        return block.window ? std::max<int64_t>(seen - block.window, 0) / kKeysAPart : 0;
     }
 
     void attend_part(const tritllm_block &block, int64_t number, int64_t sequence, int head,
@@ -581,11 +587,11 @@ class Thread {
     // Of a row, the heads that share keys.
     void combine(const tritllm_block &block, int64_t row, int head) {
         const int share = block.heads / block.kv_heads, width = block.head_dim;
-        const int64_t size = partial_size(width), splits = splits_of(step.tokens);
+        const int64_t size = partial_size(width), stride = call.rows * block.heads * size;
+        const int64_t before = splits_before(block), splits = splits_of(step.tokens) - before;
         for (int64_t h = head * share; h < (head + 1) * share; h++)
-            kernel.combine(scratch.parts + (row * block.heads + h) * size, splits,
-                           call.rows * block.heads * size, width,
-                           scratch.rows + row * shape.queries + h * width);
+            kernel.combine(scratch.parts + before * stride + (row * block.heads + h) * size, splits,
+                           stride, width, scratch.rows + row * shape.queries + h * width);
     }
 
     // --- Hidden states ---------------------------------------------------------------------------
