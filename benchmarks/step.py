@@ -26,7 +26,7 @@ from tritllm import native
 from tritllm import products as kernels
 from tritllm.native.arrays import address, aligned_bytes
 from tritllm.native.library import check, library
-from tritllm.native.structures import Input, Product
+from tritllm.native.structures import CACHE_GROUP, Input, Product
 from tritllm.step import native_step
 
 BFLOAT16, FLOAT32 = 1, 2
@@ -117,22 +117,31 @@ class Model:
         run.held = held  # type: ignore[attr-defined]
         return run
 
-    def step(self, batch: int, new: int, tokens: int, threads: int) -> Callable[[], None]:
+    def step(
+        self, batch: int, new: int, tokens: int, threads: int, int8: bool = False
+    ) -> Callable[[], None]:
         """The step of `new` tokens of each of `batch` sequences that then have `tokens`."""
         s, rng = self.shape, np.random.default_rng(2)
         rows, n_blocks = batch * new, len(self.blocks)
         cache = np.zeros((2, n_blocks, batch, s.kv_heads, tokens, s.head_dim), np.uint16)
         cache[:] = rng.integers(0x3C00, 0x4000, cache.shape[3:], np.uint16)
+        if int8:
+            cache = rng.integers(-127, 128, cache.shape[3:], np.int8) + np.zeros_like(
+                cache, np.int8
+            )
+        scales = np.full((*cache.shape[:-1], s.head_dim // CACHE_GROUP), 1e-2, np.float32)
         start = np.full((rows, s.hidden), 0x3F80, np.uint16)
         hidden = start.copy()
         cos = np.full((rows, s.head_dim), 0x3F80, np.uint16)
         sin = np.zeros_like(cos)
         pointers = [(ctypes.c_void_p * n_blocks)(*(x.ctypes.data for x in part)) for part in cache]
-        strides = tuple(n // 2 for n in cache.strides[2:5])
+        of_scales = [(ctypes.c_void_p * n_blocks)(*(x.ctypes.data for x in p)) for p in scales]
+        strides = tuple(n // cache.itemsize for n in cache.strides[2:5])
         call = native_step.Step(
             batch, new, tokens, hidden.ctypes.data, (cos.ctypes.data,), (sin.ctypes.data,), 0,
             ctypes.addressof(pointers[0]), ctypes.addressof(pointers[1]), strides, None, 0,
             native_step.Vector(None, 0), 1e-6,
+            *(ctypes.addressof(part) if int8 else None for part in of_scales),
         )  # fmt: skip
         scratch = aligned_bytes(native_step.scratch_size(self.blocks, batch, new, tokens))
 
@@ -140,12 +149,13 @@ class Model:
             hidden[:] = start
             native_step.llama_step(threads, self.blocks, call, scratch.ctypes.data)
 
-        run.held = (cache, cos, sin, pointers, scratch)  # type: ignore[attr-defined]
+        run.held = (cache, scales, cos, sin, pointers, of_scales, scratch)  # type: ignore[attr-defined]
         return run
 
-    def cache_bytes(self, batch: int, tokens: int) -> int:
+    def cache_bytes(self, batch: int, tokens: int, int8: bool) -> float:
         """Of a block's keys and values."""
-        return 2 * 2 * batch * self.shape.kv_heads * tokens * self.shape.head_dim
+        each = 1 + 4 / CACHE_GROUP if int8 else 2
+        return 2 * each * batch * self.shape.kv_heads * tokens * self.shape.head_dim
 
 
 def best(runs: list[Callable[[], None]], repeat: int) -> list[float]:
@@ -178,7 +188,8 @@ def main() -> None:
         threads, batch = options.threads, options.batch
         runs = [model.products(batch, threads), model.step(batch, 1, FEW_TOKENS, threads)]
         runs += [model.step(batch, new, FEW_TOKENS, threads) for new in options.new]
-        runs += [model.step(batch, 1, tokens, threads) for tokens in options.tokens]
+        long = [(tokens, int8) for tokens in options.tokens for int8 in (False, True)]
+        runs += [model.step(batch, 1, tokens, threads, int8) for tokens, int8 in long]
         products, one, *others = (1e6 * t / options.blocks for t in best(runs, options.repeat))
         line = (
             f"d={depth} products {products:.0f} us a block, step {one:.0f} ({one / products:.2f})"
@@ -186,10 +197,11 @@ def main() -> None:
         for new in options.new:
             several = others.pop(0)
             line += f", {new} new {several:.0f} ({several / one:.2f})"
-        for tokens in options.tokens:
+        for tokens, int8 in long:
             longer = others.pop(0)
-            rate = model.cache_bytes(batch, tokens) / (longer - one) / 1e3
-            line += f", {tokens} tokens +{longer - one:.0f} ({rate:.1f} GB/s)"
+            rate = model.cache_bytes(batch, tokens, int8) / (longer - one) / 1e3
+            kind = "int8" if int8 else "bfloat16"
+            line += f", {tokens} tokens of {kind} +{longer - one:.0f} ({rate:.1f} GB/s)"
         print(line, flush=True)
 
 
