@@ -12,8 +12,12 @@ from support.tiny_models import VOCABULARY, quantize_tiny, some_ids
 from tritllm import TritError, quantize
 from tritllm.integrations.transformers import Draft, load_model
 
-pytestmark = pytest.mark.usefixtures("torch_only")
 SETTINGS = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.fixture(autouse=True)
+def exact(native):
+    native("exact")
 
 
 @pytest.fixture(scope="module")

@@ -41,14 +41,13 @@ def accept_all(candidate_input_ids, candidate_logits, candidate_length, new_logi
 
 
 @pytest.mark.parametrize(("second", "sabotaged"), [(False, False), (True, False), (False, True)])
-def test_tokens_are_distributed_as_the_model_says(
-    packed, torch_only, monkeypatch, second, sabotaged
-):
+def test_tokens_are_distributed_as_the_model_says(packed, native, monkeypatch, second, sabotaged):
     """Each token's conditional distribution is compared with that of one plain forward.
 
     Where tokens are p's, u = (mass of the tokens before it, in any fixed order, plus a random share
     of its own) is uniform; in the order of q / p, drafts taken unseen make it small.
     """
+    native("exact")
     if sabotaged:
         monkeypatch.setattr(generation, "_speculative_sampling", accept_all)
     model, shallow = load_model(packed), load_model(packed, planes=1)

@@ -77,7 +77,7 @@ class Candidates(CandidateGenerator):  # type: ignore[misc]
                 scores.append(score)
                 self._confidences.append(confidence)
                 reached *= pace.acceptance.of(confidence)
-                if pending == 1 and len(scores) > 1:  # the first also pays for the switch
+                if pending <= 2:  # two after a draft that was accepted whole; more are a prompt
                     seconds.append(time.perf_counter() - began)
                 if int(token) in self._ends:
                     break

@@ -47,11 +47,17 @@ class Costs:
 
     @property
     def another(self) -> float:
-        """Seconds that another token adds to a verification."""
+        """Seconds that another token adds to a verification: the slope of a straight line through
+        the medians, each of the weight of its measurements.
+        """
         if not self._verified:
             return 0.0
-        least, most = min(self._verified), max(self._verified)
-        first = median(self._verified[least])
-        if least == most:
-            return _GUESSED_SLOPE * first
-        return max(0.0, (median(self._verified[most]) - first) / (most - least))
+        points = [(tokens, median(own), len(own)) for tokens, own in self._verified.items()]
+        weight = sum(count for _, _, count in points)
+        middle = sum(tokens * count for tokens, _, count in points) / weight
+        mean = sum(seconds * count for _, seconds, count in points) / weight
+        spread = sum(count * (tokens - middle) ** 2 for tokens, _, count in points)
+        if not spread:
+            return _GUESSED_SLOPE * mean
+        together = sum(count * (t - middle) * (seconds - mean) for t, seconds, count in points)
+        return max(0.0, together / spread)

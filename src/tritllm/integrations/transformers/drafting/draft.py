@@ -11,7 +11,7 @@ from typing import Any
 from transformers import GenerationMixin
 
 from tritllm.errors import TritError
-from tritllm.integrations.transformers.drafting.pace import Pace
+from tritllm.integrations.transformers.drafting.pace import PLAIN_ROUNDS, Pace
 from tritllm.integrations.transformers.drafting.share import share_ends
 from tritllm.integrations.transformers.layers import layers_of_planes
 from tritllm.ops.planes import reading_planes
@@ -113,7 +113,7 @@ class Draft:
     @property
     def report(self) -> DraftReport:
         """What came of it until now."""
-        known = self._rounds and self.pace.costs.times_measured(1)
+        known = self._rounds and self.pace.costs.times_measured(1) >= PLAIN_ROUNDS
         return DraftReport(
             self._name, self._rounds, self._drafted, self._accepted, self._rejected,
             self.pace.gain if known else None, self._why_off,

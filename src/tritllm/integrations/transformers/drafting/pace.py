@@ -8,8 +8,9 @@ from tritllm.integrations.transformers.drafting.costs import Costs
 MOST_DRAFTED = 7  # with the token before them 8, which the native step takes at once
 _FIRST_LENGTH = 3  # of drafts, until a rate is known; one less where that may turn out a loss
 _KNOWN_ROUNDS = 4
+_LONGER_EVERY = 8  # drafts; one is a token longer, for what was measured once may have changed
 _KEPT = 0.97  # of the tokens and seconds behind the rate, at every round
-_PLAIN_ROUNDS = 3  # without a draft, first of all; then one in so many, for machines change
+PLAIN_ROUNDS = 3  # without a draft, first of all; then one in so many, for machines change
 _PLAIN_EVERY = 32
 _MAY_LOSE = 1.0  # steps without a draft
 _MAY_LOSE_SHARE = 0.015  # and of all tokens
@@ -33,7 +34,7 @@ class Pace:
         self.planes, self.off = planes, False
         self.costs, self.acceptance = Costs(), Acceptance()
         self._may_stop = may_stop
-        self._rounds = self._drafted_rounds = 0
+        self._rounds = self._drafted_rounds = self._length = 0
         self._tokens = self._seconds = 0.0  # behind the rate, decayed
         self._all_tokens = 0
         self._lost = 0.0  # seconds, against not drafting
@@ -45,7 +46,7 @@ class Pace:
             return False
         if not self._may_stop:
             return True
-        first = self.costs.times_measured(1) < _PLAIN_ROUNDS
+        first = self.costs.times_measured(1) < PLAIN_ROUNDS
         return not first and self._rounds % _PLAIN_EVERY != 0
 
     def goes_on(self, count: int, reached: float) -> bool:
@@ -54,6 +55,9 @@ class Pace:
             return False
         if self._drafted_rounds < _KNOWN_ROUNDS:
             return count < _FIRST_LENGTH - self._may_stop
+        longer = self._drafted_rounds % _LONGER_EVERY == 0 and count <= self._length
+        if longer and reached > 0.5:
+            return True
         worth = reached * self.acceptance.mean
         return worth >= self.rate * (self._draft + self.costs.another)
 
@@ -100,7 +104,7 @@ class Pace:
         self._all_tokens += new_tokens
         if not drafted:
             return
-        self._drafted_rounds += 1
+        self._drafted_rounds, self._length = self._drafted_rounds + 1, drafted
         # By the medians, so that one disturbed measurement decides nothing.
         seconds = drafted * self._draft + self.costs.verification(drafted + 1)
         seconds = seconds or draft_seconds + verify_seconds
