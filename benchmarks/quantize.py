@@ -1,11 +1,13 @@
 """Quantize a checkpoint and, in the same run, merely copy as many bytes; print the ratio.
 
     python benchmarks/make_random_checkpoint.py qwen2.5-7b big --dtype float16 --shard-gb 2
-    python benchmarks/quantize.py big scratch [--configs uniform-d2] [--repeat 3]
+    python benchmarks/quantize.py big scratch [--configs uniform-d2 [MORE ...]] [--repeat 3]
     ... [--warm] [--threads 2] [--llama-quantize PATH_TO_BINARY [--gguf F16.gguf]]
 
 The copy reads every byte of the source and writes as many bytes as the packed result has, in large
-pieces, and syncs; what a command writes is synced within its time. Before each run its files are
+pieces, and syncs; what a command writes is synced within its time. Several `--configs`, such as
+`uniform-d2 uniform-d1,uniform-d2,uniform-d3,uniform-d4`, are a command each; copy and verify are of
+the first. Before each run its files are
 dropped from the page cache, where the system allows; with `--warm` they are read into it. Each
 command is a process of its own; its peak resident memory is the system's figure. llama-quantize
 gets the same weights as an F16 GGUF, which make_gguf.py makes unless it is given. M weights/s are
@@ -23,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 CHUNK = 16 << 20
@@ -78,9 +81,17 @@ def copy(source: Path, target: Path, result_bytes: int) -> None:
         os.fsync(output.fileno())
 
 
-def run(command: list[str], result: Path | None = None) -> tuple[float, int]:
-    """Seconds, with syncing the result, and peak resident bytes of a command; its output is shown
-    if it fails."""
+@dataclass(frozen=True)
+class Taken:
+    """What a command took: seconds, with syncing its result, and of processors, all together."""
+
+    seconds: float
+    processor: float = 0.0
+    peak: int = 0  # resident bytes
+
+
+def run(command: list[str], result: Path | None = None) -> Taken:
+    """Run a command; its output is shown if it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = process.stdout.read()
@@ -90,14 +101,15 @@ def run(command: list[str], result: Path | None = None) -> tuple[float, int]:
     seconds = time.perf_counter() - start
     if status:
         sys.exit(f"{' '.join(command)}:\n{output.decode()}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Taken(seconds, usage.ru_utime + usage.ru_stime, peak)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("scratch", type=Path, help="a folder to make and remove")
-    parser.add_argument("--configs", default="uniform-d2")
+    parser.add_argument("--configs", nargs="+", default=["uniform-d2"])
     parser.add_argument("--write", default="packed")
     parser.add_argument("--codec", default="v3")
     parser.add_argument("--repeat", type=int, default=3)
@@ -113,14 +125,14 @@ def main() -> None:
     tritllm = [sys.executable, "-m", "tritllm"]
     out = arguments.scratch / "out"
     quantize = [
-        *tritllm, "quantize", "--model", str(arguments.source), "--configs", arguments.configs,
-        "--write", arguments.write, "--codec", arguments.codec, "--out", str(out),
-        "--threads", threads,
+        *tritllm, "quantize", "--model", str(arguments.source), "--write", arguments.write,
+        "--codec", arguments.codec, "--out", str(out), "--threads", threads, "--configs",
     ]  # fmt: skip
+    first, *others = arguments.configs
     source_bytes = sum(path.stat().st_size for path in arguments.source.glob("*.safetensors"))
     gguf = arguments.gguf
-    seconds: dict[str, list[float]] = {}
-    peak = result_bytes = 0
+    found: dict[str, list[Taken]] = {}
+    result_bytes = 0
     try:
         if arguments.llama_quantize and not gguf:
             gguf = arguments.scratch / "F16.gguf"
@@ -130,48 +142,54 @@ def main() -> None:
         for _ in range(arguments.repeat):
             shutil.rmtree(out, ignore_errors=True)
             prepare(arguments.source)
-            taken, peak = run(quantize, out)
-            seconds.setdefault("tritllm quantize", []).append(taken)
+            found.setdefault(f"quantize {first}", []).append(run([*quantize, first], out))
             result_bytes = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
             prepare(arguments.source)
             target = arguments.scratch / "copy"
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             copy(arguments.source, target, result_bytes)
-            seconds.setdefault("plain copy", []).append(time.perf_counter() - start)
+            found.setdefault("plain copy", []).append(
+                Taken(time.perf_counter() - start, time.process_time() - processor)
+            )
             target.unlink()
             for packed in sorted(out.glob("*/packed")):
                 prepare(packed)
-                seconds.setdefault(f"verify {packed.parent.name}", []).append(
-                    run([*tritllm, "verify", str(packed)])[0]
+                found.setdefault(f"verify {packed.parent.name}", []).append(
+                    run([*tritllm, "verify", str(packed)])
                 )
+            report = json.loads(next(out.glob("*/report.json")).read_text())
+            for configs in others:
+                shutil.rmtree(out)
+                prepare(arguments.source)
+                found.setdefault(f"quantize {configs}", []).append(run([*quantize, configs], out))
             for name in arguments.llama_types if arguments.llama_quantize else ():
                 prepare(gguf)
                 target = arguments.scratch / f"{name}.gguf"
                 command = [str(arguments.llama_quantize), str(gguf), str(target), name, threads]
-                taken, _ = run(command, target)
-                seconds.setdefault(f"llama-quantize {name}", []).append(taken)
+                found.setdefault(f"llama-quantize {name}", []).append(run(command, target))
                 target.unlink()
-        report = json.loads(next(out.glob("*/report.json")).read_text())
     finally:
         shutil.rmtree(arguments.scratch)
-    base = statistics.median(seconds["plain copy"])
+    base = statistics.median(taken.seconds for taken in found["plain copy"])
     print(
         f"source {source_bytes / 1e9:.2f} GB, result {result_bytes / 1e9:.2f} GB "
-        f"({arguments.configs}, {arguments.write}, {arguments.codec}), "
+        f"({first}, {arguments.write}, {arguments.codec}), "
         f"{threads} threads, {'warm' if arguments.warm else 'cold'}; "
-        f"medians of {arguments.repeat}; "
-        f"tritllm's peak memory {peak / 1e6:.0f} MB"
+        f"medians of {arguments.repeat}"
     )
-    print("| what | seconds | source GB/s | M weights/s | times the copy | share the copy takes |")
-    print("|---|---|---|---|---|---|")
-    for name, values in seconds.items():
-        value = statistics.median(values)
+    print(
+        "| what | seconds | of processors | peak MB | source GB/s | M weights/s | times the copy |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, values in found.items():
+        value = statistics.median(taken.seconds for taken in values)
+        processor = statistics.median(taken.processor for taken in values)
         theirs = name.startswith("llama")
         weights = source_bytes / 2 if theirs else report["quantized_parameters"]
+        peak = f"{values[-1].peak / 1e6:.0f}" if values[-1].peak else ""
         print(
-            f"| {name} | {value:.2f} | {source_bytes / value / 1e9:.2f} | "
-            f"{weights / value / 1e6:.0f} | {value / base:.2f} | "
-            f"{100 * base / value:.0f} % |"
+            f"| {name} | {value:.2f} | {processor:.2f} | {peak} | "
+            f"{source_bytes / value / 1e9:.2f} | {weights / value / 1e6:.0f} | {value / base:.2f} |"
         )
 
 
