@@ -81,13 +81,6 @@ inline void unpack_group(const uint8_t *const *plane, int64_t at, typename V::By
     if constexpr (D > 1) add_trits<V, D - 2>(plane + 1, at, w);
 }
 
-template <class V, int D>
-inline typename V::Ints group_dot(const typename V::Bytes *w, const int8_t *q, int32_t offset) {
-    auto sums = V::template first<D>(w[0], V::four(q));
-    for (int i = 1; i < 4; i++) sums = V::template more<D>(sums, w[i], V::four(q + 4 * i));
-    return V::template total<D>(sums, offset);
-}
-
 // Where the streams of a tile are.
 template <int D>
 struct FieldsTile {
@@ -102,9 +95,45 @@ struct FieldsTile {
     }
 };
 
+// The steps of a block's six groups.
+template <class V>
+inline void unpack_steps(const uint8_t *index, const typename V::Steps &steps,
+                         float (*step)[kTileRows]) {
+    constexpr int kParts = kTileRows / V::kRows;
+    for (int pair = 0; pair < kBlockGroups / 2; pair++) {
+        typename V::Floats found[2][kParts];
+        steps.of_groups(index, pair, found);
+        for (int second = 0; second < 2; second++)
+            for (int part = 0; part < kParts; part++)
+                V::store(step[2 * pair + second] + part * V::kRows, found[second][part]);
+    }
+}
+
 constexpr int kFieldsPrefetch = 1024;  // bytes ahead in each stream
 
 // --- Few batch rows: weights go from memory to registers ------------------------------------------
+
+// One group of both, or all, vectors of a tile by M rows: `add` takes its sums and has the results.
+template <class V, int D, int M, class Add>
+inline void few_rows_group(const FieldsTile<D> &at, int g, const int8_t *const *q,
+                           const int32_t *const *offset, const float *const *scale, Add add) {
+    constexpr int kParts = kTileRows / V::kRows;
+    typename V::Bytes w[kParts][4];
+    for (int part = 0; part < kParts; part++)
+        unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w[part]);
+    for (int m = 0; m < M; m++) {
+        typename V::Sums dot[kParts];
+        for (int i = 0; i < 4; i++) {
+            const auto x = V::four(q[m] + 16 * g + 4 * i);
+            for (int part = 0; part < kParts; part++)
+                dot[part] = i ? V::template more<D>(dot[part], w[part][i], x)
+                              : V::template first<D>(w[part][i], x);
+        }
+        const auto s = V::set(scale[m][g]);
+        for (int part = 0; part < kParts; part++)
+            add(m, part, V::mul(V::to_floats(V::template total<D>(dot[part], offset[m][g])), s));
+    }
+}
 
 template <class V, int D, int M>
 void fields_tile(const Product &p, const typename V::Steps &steps, const Activations &a, int64_t b,
@@ -114,31 +143,23 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
     const int8_t *q[M];
     const int32_t *offset[M];
     const float *scale[M];
-    typename V::Floats sum[M][kParts];
+    alignas(64) float step[kBlockGroups][kTileRows], sum[M][kTileRows] = {};
     for (int m = 0; m < M; m++) {
         q[m] = quantized_row(a, b + m);
         offset[m] = offset_row(a, b + m, D);
         scale[m] = scale_row(a, b + m);
-        for (int part = 0; part < kParts; part++) sum[m][part] = V::set(0.0f);
     }
     for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
         V::prefetch(at.index + kFieldsPrefetch);
-        for (int pair = 0; pair < kBlockGroups / 2; pair++) {
-            typename V::Floats step[2][kParts];
-            steps.of_groups(at.index, pair, step);
-            for (int second = 0; second < 2; second++) {
-                const int g = 2 * pair + second;
-                for (int i = 0; i < D; i++) V::prefetch(at.plane[i] + kFieldsPrefetch + g * kUnit);
-                for (int part = 0; part < kParts; part++) {
-                    typename V::Bytes w[4];
-                    unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w);
-                    for (int m = 0; m < M; m++) {
-                        const auto dot = group_dot<V, D>(w, q[m] + 16 * g, offset[m][g]);
-                        sum[m][part] = V::fma(V::mul(V::to_floats(dot), V::set(scale[m][g])),
-                                              step[second][part], sum[m][part]);
-                    }
-                }
-            }
+        unpack_steps<V>(at.index, steps, step);
+        for (int g = 0; g < kBlockGroups; g++) {
+            for (int i = 0; i < D; i++) V::prefetch(at.plane[i] + kFieldsPrefetch + g * kUnit);
+            few_rows_group<V, D, M>(
+                at, g, q, offset, scale, [&](int m, int part, typename V::Floats term) {
+                    float *to = sum[m] + part * V::kRows;
+                    V::store(to, V::fma(term, V::load_floats(step[g] + part * V::kRows),
+                                        V::load_floats(to)));
+                });
         }
         for (int m = 0; m < M; m++) {
             q[m] += kBlockColumns;
@@ -146,11 +167,7 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
             scale[m] += kBlockGroups;
         }
     }
-    for (int m = 0; m < M; m++) {
-        float result[kTileRows];
-        for (int part = 0; part < kParts; part++) V::store(result + part * V::kRows, sum[m][part]);
-        finish_tile(p, b + m, tile, result);
-    }
+    for (int m = 0; m < M; m++) finish_tile(p, b + m, tile, sum[m]);
 }
 
 constexpr int kFewRows = 4;
@@ -185,13 +202,7 @@ template <class V, int D>
 void unpack_block(const FieldsTile<D> &at, const typename V::Steps &steps, uint8_t (*code)[kUnit],
                   float (*step)[kTileRows]) {
     constexpr int kParts = kTileRows / V::kRows;
-    for (int pair = 0; pair < kBlockGroups / 2; pair++) {
-        typename V::Floats found[2][kParts];
-        steps.of_groups(at.index, pair, found);
-        for (int second = 0; second < 2; second++)
-            for (int part = 0; part < kParts; part++)
-                V::store(step[2 * pair + second] + part * V::kRows, found[second][part]);
-    }
+    unpack_steps<V>(at.index, steps, step);
     for (int g = 0; g < kBlockGroups; g++)
         for (int part = 0; part < kParts; part++) {
             typename V::Bytes w[4];
