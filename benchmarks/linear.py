@@ -1,12 +1,16 @@
-"""Packed products: decode against merely reading the packed bytes, prefill against torch.
+"""Packed products: decode against merely reading the packed bytes, prefill against the chip's peak.
 
     python benchmarks/linear.py [--threads 1 2] [--depths 1 2 3 4] [--gb 1.0] [--repeat 5]
 
 Decode is one batch row times each weight of a set that no cache holds, with the shapes of a 7B
 model's layers. "share" is the time that reading as many bytes as the packed arrays have takes, in
 the same loop, over ours: 100 % would be the packed file at the speed of memory. The reader is the C
-library's memchr, looking for a byte that is not there. Prefill is 512 rows, weights as in the
-layer. Where torch can be imported, bfloat16 `F.linear` is measured in the same run.
+library's memchr, looking for a byte that is not there. "4 rows" is the time of four batch rows over
+that of one. The next table has memory of depth 4 read at fewer planes, over memory prepared from
+those alone. Prefill is 512 rows, weights as in the layer, by groups and by superblocks
+(TRITLLM_PREFILL), as a share of what the chip's int8 dot products reach on registers
+(int8_peak.cpp, built with the c++ on PATH). Where torch can be imported, bfloat16 `F.linear` is
+measured in the same run.
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -116,10 +123,12 @@ def torch_module():
     return torch
 
 
-def multiplier(found: list[Layer], batch: int, threads: int) -> Callable[[], None]:
-    """One call of the library a layer, as a model makes it."""
+def multiplier(
+    found: list[Layer], batch: int, threads: int, arithmetic: int = kernels.GROUPS, planes: int = 0
+) -> Callable[[], None]:
+    """One call of the library a layer, as a model makes it; planes: read so many, 0: all."""
     rng = np.random.default_rng(1)
-    scratch = aligned_bytes(kernels.scratch_size(batch, max(k for _, k in SHAPES)))
+    scratch = aligned_bytes(kernels.scratch_size(batch, max(k for _, k in SHAPES), arithmetic))
     calls = []
     for layer in found:
         n, k = layer.shape
@@ -131,13 +140,14 @@ def multiplier(found: list[Layer], batch: int, threads: int) -> Callable[[], Non
             size=w.nbytes,
             rows=n,
             layout=w.layout,
-            depth=w.depth,
+            depth=planes or w.depth,
+            steps=w.steps[(planes or w.depth) - 1].ctypes.data,
             y=y.ctypes.data,
             stride=n,
             dtype=float32,
         )
         held = (x, y, w)  # whose addresses the call has
-        calls.append((Input(x.ctypes.data, k, batch, k, float32, 0), product, held))
+        calls.append((Input(x.ctypes.data, k, batch, k, float32, arithmetic), product, held))
     multiply = kernels.run_function()
 
     def run() -> None:
@@ -162,8 +172,9 @@ def torch_linear(torch, shapes: list[tuple[int, int]], batch: int) -> Callable[[
 
 
 def decode_rows(arguments: argparse.Namespace, torch) -> None:
-    print("\n| depth | threads | G weights/s | packed GB/s | read GB/s | share | prepare GB/s |")
-    print("|---|---|---|---|---|---|---|")
+    names = ("depth", "threads", "G weights/s", "packed GB/s", "read GB/s", "share", "4 rows")
+    print(f"\n| {' | '.join(names)} | prepare GB/s |")
+    print("|---|---|---|---|---|---|---|---|")
     for depth in arguments.depths:
         found, rate = layers(depth, arguments.gb * 1e9)
         weights = sum(n * k for n, k in (layer.shape for layer in found))
@@ -171,10 +182,11 @@ def decode_rows(arguments: argparse.Namespace, torch) -> None:
         nbytes = sum(array.nbytes for array in packed)
         for threads in arguments.threads:
             read, ours = reader(packed, threads), multiplier(found, 1, threads)
-            t, t_read = best(arguments.repeat, ours, read)
+            t, t_read, t_four = best(arguments.repeat, ours, read, multiplier(found, 4, threads))
             print(
                 f"| {depth} | {threads} | {weights / t / 1e9:.1f} | {nbytes / t / 1e9:.1f} "
-                f"| {nbytes / t_read / 1e9:.1f} | {t_read / t:.0%} | {rate / 1e9:.1f} |",
+                f"| {nbytes / t_read / 1e9:.1f} | {t_read / t:.0%} | {t_four / t:.2f} "
+                f"| {rate / 1e9:.1f} |",
                 flush=True,
             )
     if torch:
@@ -185,24 +197,79 @@ def decode_rows(arguments: argparse.Namespace, torch) -> None:
             torch.set_num_threads(threads)
             (t,) = best(arguments.repeat, run)
             rate = weights / t / 1e9
-            print(f"| torch bfloat16 | {threads} | {rate:.1f} | {2 * rate:.1f} | | | |", flush=True)
+            print(
+                f"| torch bfloat16 | {threads} | {rate:.1f} | {2 * rate:.1f} | | | | |", flush=True
+            )
+
+
+def fewer_planes(arguments: argparse.Namespace) -> None:
+    """One memory of depth 4 against memory prepared from the planes that are read."""
+    print("\n| planes read of 4 | threads | time over memory of those alone |")
+    print("|---|---|---|")
+    deep, _ = layers(4, arguments.gb * 1e9)
+    for planes in (1, 2, 3):
+        rng = np.random.default_rng(planes)
+        made = {shape: kernels.prepare(random_tensor(rng, shape, planes)) for shape in SHAPES}
+        alone = []
+        for layer in deep:
+            memory = aligned_bytes(made[layer.shape].nbytes)
+            memory[:] = made[layer.shape].memory
+            prepared = dataclasses.replace(made[layer.shape], memory=memory)
+            alone.append(Layer(layer.shape, layer.packed, prepared))
+        for threads in arguments.threads:
+            t, t_alone = best(
+                arguments.repeat,
+                multiplier(deep, 1, threads, planes=planes),
+                multiplier(alone, 1, threads),
+            )
+            print(f"| {planes} | {threads} | {t / t_alone:.2f} |", flush=True)
+
+
+def int8_peak() -> tuple[str, Callable[[int], Callable[[], None]], int]:
+    """The instruction's name, a function of a number of threads that makes one run, and the
+    multiply-adds that a thread does in it."""
+    rounds = 4_000_000
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "int8_peak.so"
+        source = Path(__file__).with_name("int8_peak.cpp")
+        command = ["c++", "-O2", "-march=native", "-shared", "-fPIC", str(source), "-o", str(built)]
+        subprocess.run(command, check=True)
+        library = ctypes.CDLL(str(built))
+    library.int8_peak_name.restype = ctypes.c_char_p
+    run, run.argtypes, run.restype = library.int8_peak_run, (ctypes.c_int64,), ctypes.c_int64
+
+    def on(threads: int) -> Callable[[], None]:
+        pool = ThreadPoolExecutor(threads)
+        return lambda: list(pool.map(run, [rounds] * threads)) and None
+
+    return library.int8_peak_name().decode(), on, run(rounds)
 
 
 def prefill_rows(arguments: argparse.Namespace, torch) -> None:
-    print(f"\n| prefill, {PREFILL_ROWS} rows | threads | G multiply-adds/s |")
-    print("|---|---|---|")
+    instruction, peak, done = int8_peak()
+    print(f"\n| prefill, {PREFILL_ROWS} rows | threads | G multiply-adds/s | of the peak |")
+    print("|---|---|---|---|")
     macs = PREFILL_ROWS * sum(n * k for n, k in SHAPES)
     for threads in arguments.threads:
-        runs = [
-            multiplier(layers(depth, 0)[0], PREFILL_ROWS, threads) for depth in arguments.depths
-        ]
-        names = [f"depth {depth}" for depth in arguments.depths]
+        runs, names = [peak(threads)], [f"int8 peak ({instruction})"]
+        for depth in arguments.depths:
+            found = layers(depth, 0)[0]
+            for name, arithmetic in (
+                ("groups", kernels.GROUPS),
+                ("superblocks", kernels.SUPERBLOCKS),
+            ):
+                runs.append(multiplier(found, PREFILL_ROWS, threads, arithmetic))
+                names.append(f"depth {depth}, {name}")
         if torch:
             torch.set_num_threads(threads)
             runs.append(torch_linear(torch, list(SHAPES), PREFILL_ROWS))
             names.append("torch bfloat16")
-        for name, t in zip(names, best(max(2, arguments.repeat // 2), *runs), strict=True):
-            print(f"| {name} | {threads} | {macs / t / 1e9:.0f} |", flush=True)
+        t_peak, *times = best(max(3, arguments.repeat // 2), *runs)
+        most = done * threads / t_peak
+        print(f"| {names[0]} | {threads} | {most / 1e9:.0f} | |", flush=True)
+        for name, t in zip(names[1:], times, strict=True):
+            rate = macs / t
+            print(f"| {name} | {threads} | {rate / 1e9:.0f} | {rate / most:.0%} |", flush=True)
 
 
 def main() -> None:
@@ -217,6 +284,7 @@ def main() -> None:
         use_openmp()
     print(f"instruction set: {native.isa('products')}")
     decode_rows(arguments, torch)
+    fewer_planes(arguments)
     prefill_rows(arguments, torch)
 
 
