@@ -138,7 +138,6 @@ inline void few_rows_group(const FieldsTile<D> &at, int g, const int8_t *const *
 template <class V, int D, int M>
 void fields_tile(const Product &p, const typename V::Steps &steps, const Activations &a, int64_t b,
                  int64_t tile) {
-    constexpr int kParts = kTileRows / V::kRows;
     FieldsTile<D> at(p, tile);
     const int8_t *q[M];
     const int32_t *offset[M];
