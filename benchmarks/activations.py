@@ -4,13 +4,14 @@
 
 Quantizes a model (by default the demo's, on its held-out text) and scores it at each depth by the
 protocol of docs/evaluation.md, in float32: dequantized, packed with float32 activations, packed
-with int8 activations, and the last with lm_head at depth 4. Divergence is from the dequantized
-model.
+with int8 activations by groups and by superblocks, and by groups with lm_head at depth 4.
+Divergence is from the dequantized model.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from importlib.resources import files
@@ -27,17 +28,19 @@ from tritllm.ops.backends import cpu
 from tritllm.ops.trit_linear import TritLinear
 
 DATA = Path(str(files("tritllm") / "demo_data"))
-COLUMNS = ("packed, exact", "packed, int8", "int8, lm_head at depth 4")
+COLUMNS = ("packed, exact", "int8 by groups", "int8 by superblocks", "groups, lm_head at depth 4")
 HEAD_DEPTH = 4
 
 
 class InMode:
-    """A packed model whose kernels run in one mode of TRITLLM_LINEAR."""
+    """A packed model whose kernels run in one mode of TRITLLM_LINEAR, and of TRITLLM_PREFILL."""
 
-    def __init__(self, mode: str, model: Any) -> None:
-        self.mode, self.model = mode, model
+    def __init__(self, mode: str, model: Any, prefill: str = "groups") -> None:
+        self.mode, self.model, self.prefill = mode, model, prefill
 
     def __call__(self, **inputs: Any) -> Any:
+        os.environ["TRITLLM_PREFILL"] = self.prefill
+        cpu.superblock_rows.cache_clear()
         for layer in self.model.modules():
             if isinstance(layer, TritLinear):
                 layer.mode = self.mode
@@ -50,7 +53,12 @@ def scores(folder: Path, ids: list[int]) -> dict[str, Scores]:
     dequantized = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", **how)
     packed = load_model(folder / "packed", **how)
     with_head = load_model(folder / "packed", lm_head_depth=HEAD_DEPTH, **how)
-    candidates = (InMode("exact", packed), InMode("int8", packed), InMode("int8", with_head))
+    candidates = (
+        InMode("exact", packed),
+        InMode("int8", packed),
+        InMode("int8", packed, "superblocks"),
+        InMode("int8", with_head),
+    )
     return compare(dequantized, dict(zip(COLUMNS, candidates, strict=True)), ids)
 
 

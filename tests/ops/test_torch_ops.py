@@ -322,7 +322,7 @@ def test_many_rows_may_be_multiplied_by_superblocks(monkeypatch):
 
     def result(asked: str) -> np.ndarray:
         monkeypatch.setenv("TRITLLM_PREFILL", asked)
-        cpu._superblock_rows.cache_clear()
+        cpu.superblock_rows.cache_clear()
         return layer(x).numpy()
 
     try:
@@ -337,4 +337,4 @@ def test_many_rows_may_be_multiplied_by_superblocks(monkeypatch):
         with pytest.raises(TritError, match="TRITLLM_PREFILL=fast is not one of auto, groups"):
             result("fast")
     finally:
-        cpu._superblock_rows.cache_clear()
+        cpu.superblock_rows.cache_clear()

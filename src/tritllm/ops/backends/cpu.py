@@ -144,7 +144,7 @@ def linear_prepared(
         product = _parts(product, part_rows, in_features, y.element_size(), element)
         count = len(part_rows)
     arithmetic = products.EXACT if exact else products.GROUPS
-    if not exact and batch >= _superblock_rows():
+    if not exact and batch >= superblock_rows():
         arithmetic = products.SUPERBLOCKS
     call = Input(x.data_ptr(), in_features, batch, in_features, dtype, arithmetic)
     scratch = scratch_memory(products.scratch_size(batch, in_features, arithmetic))
@@ -197,7 +197,7 @@ def _refuse_or_cast(call: PreparedArguments) -> torch.Tensor:
 
 
 @cache
-def _superblock_rows() -> int:
+def superblock_rows() -> int:
     """From how many rows on activations and weights share scales by superblocks."""
     asked = mode.prefill()
     if asked == "auto":
