@@ -79,11 +79,7 @@ typedef struct {
 TRITLLM_API int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared *out);
 
 /* Of activations: see above. */
-enum {
-    TRITLLM_GROUPS = 0,
-    TRITLLM_EXACT = 1,
-    TRITLLM_SUPERBLOCKS = 2
-};
+enum { TRITLLM_GROUPS = 0, TRITLLM_EXACT = 1, TRITLLM_SUPERBLOCKS = 2 };
 
 /* From how many batch rows on TRITLLM_SUPERBLOCKS is the faster of the two that round to int8; 0:
  * never; -1 where the instruction set cannot run here. */
@@ -99,8 +95,7 @@ typedef struct {
 } tritllm_input;
 
 /* Bytes of prepared activations, a multiple of 64. */
-TRITLLM_API int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns,
-                                                    int arithmetic);
+TRITLLM_API int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int arithmetic);
 
 /* Writes the header of the activations, which the functions of `isa` will then fill. All
  * instruction sets write the same bytes, so that products of any of them can read them. */

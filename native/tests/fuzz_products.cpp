@@ -83,7 +83,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int64_t batch = 1 + input.next() % 18;
     const int flags = input.next(), dtypes = input.next();
     const bool repaired = flags & 1, tame = flags & 4, signs = flags & 8;
-    const int arithmetic = flags & 2 ? TRITLLM_EXACT : flags & 128 ? TRITLLM_SUPERBLOCKS : TRITLLM_GROUPS;
+    const int arithmetic = flags & 2     ? TRITLLM_EXACT
+                           : flags & 128 ? TRITLLM_SUPERBLOCKS
+                                         : TRITLLM_GROUPS;
     const int x_dtype = tame ? int(TRITLLM_FLOAT32) : dtypes % 3;
     const int y_dtype = dtypes / 3 % 3, bias_dtype = dtypes / 9 % 3;
     const int n_damages = input.next() % 4, cut = input.next() % 65, believed = input.next();

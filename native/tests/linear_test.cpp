@@ -65,8 +65,10 @@ void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt199
     std::normal_distribution<float> normal;
     for (auto &v : x) v = normal(rng);
     for (auto &v : bias) v = normal(rng);
-    const Memory activations = aligned(tritllm_linear_activations_size(batch, w.columns, arithmetic));
-    const tritllm_input input = {x.data(), w.columns, batch, w.columns, TRITLLM_FLOAT32, arithmetic};
+    const Memory activations =
+        aligned(tritllm_linear_activations_size(batch, w.columns, arithmetic));
+    const tritllm_input input = {x.data(),  w.columns,       batch,
+                                 w.columns, TRITLLM_FLOAT32, arithmetic};
     std::vector<float> y(size_t(batch * w.rows)), whole(y.size());
     tritllm_product product = {};
     product.prepared = prepared.get();
