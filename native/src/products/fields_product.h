@@ -251,16 +251,14 @@ void multiply_panel(const uint8_t (*code)[kUnit], const float (*step)[kTileRows]
     }
 }
 
+// Up to kFewRows rows: so many, two, or one at a time.
 template <class V, int D>
-void multiply_rows(int rows, const uint8_t (*code)[kUnit], const float (*step)[kTileRows],
+void multiply_rows(int64_t rows, const uint8_t (*code)[kUnit], const float (*step)[kTileRows],
                    const Activations &a, int64_t b, int64_t n, int64_t count,
                    float (*sums)[kTileRows]) {
-    switch (rows) {
-        case 1: return multiply_panel<V, D, 1>(code, step, a, b, n, count, sums);
-        case 2: return multiply_panel<V, D, 2>(code, step, a, b, n, count, sums);
-        case 3: return multiply_panel<V, D, 3>(code, step, a, b, n, count, sums);
-        default: return multiply_panel<V, D, kFewRows>(code, step, a, b, n, count, sums);
-    }
+    if (rows == kFewRows) return multiply_panel<V, D, kFewRows>(code, step, a, b, n, count, sums);
+    if (rows >= 2) multiply_panel<V, D, 2>(code, step, a, b, n, count, sums);
+    if (rows % 2) multiply_panel<V, D, 1>(code, step, a, b + rows - 1, n, count, sums + rows - 1);
 }
 
 template <class V, int D>
@@ -286,9 +284,9 @@ void fields_prefill(const Product &p, const Activations &a, int64_t begin, int64
                 }
                 for (int64_t b = 0; b < rows; b += kFewRows)
                     for (int t = 0; t < tiles; t++)
-                        multiply_rows<V, D>(int(std::min<int64_t>(kFewRows, rows - b)),
-                                            panel.code[t], panel.step[t], a, first_row + b, n,
-                                            count, panel.sum[t] + b);
+                        multiply_rows<V, D>(std::min<int64_t>(kFewRows, rows - b), panel.code[t],
+                                            panel.step[t], a, first_row + b, n, count,
+                                            panel.sum[t] + b);
             }
             for (int t = 0; t < tiles; t++)
                 for (int64_t b = 0; b < rows; b++)

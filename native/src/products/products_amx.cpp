@@ -124,9 +124,8 @@ struct AmxSuperblocks : Avx512Engine {
         for (int64_t row = 0; row < whole; row += kRows)
             multiply_tiles(panel, tiles, a, first, row, s, count);
         _tile_release();
-        for (int64_t row = whole; row < rows; row += Avx512Vnni::kSuperRows)
-            for (int t = 0; t < tiles; t++)
-                multiply_super_rows<Avx512Vnni, 1>(rows - row, panel, t, a, first, row, s, count);
+        for (int t = 0; t < tiles; t++)
+            multiply_super_rows<Avx512Vnni, 1>(rows - whole, panel, t, a, first, whole, s, count);
     }
 
  private:

@@ -135,31 +135,32 @@ void multiply_superblocks(SuperPanel &panel, int t, const Activations &a, int64_
     }
 }
 
-// As many rows as there are registers for, fewer at the end.
+// As many rows as there are registers for, a third as many and single ones at the end.
 template <class V, int T, int M = V::kSuperRows>
 void multiply_super_rows(int64_t rows, SuperPanel &panel, int t, const Activations &a,
                          int64_t first, int64_t row, int64_t s, int64_t count) {
-    if (rows >= M)
+    for (; rows >= M; rows -= M, row += M)
         multiply_superblocks<V, T, M>(panel, t, a, first, row, s, count);
-    else if constexpr (M > 1)
-        multiply_super_rows<V, T, M - 1>(rows, panel, t, a, first, row, s, count);
+    if constexpr (M > 1)
+        if (rows) multiply_super_rows<V, T, (M + 2) / 3>(rows, panel, t, a, first, row, s, count);
 }
 
 // A panel by all rows: V::kSuperRows of them by V::kSuperTiles tiles at a time.
 template <class V>
 void multiply_super_panel(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
                           int64_t rows, int64_t s, int64_t count) {
-    for (int64_t row = 0; row < rows; row += V::kSuperRows)
+    for (int64_t row = 0; row < rows; row += V::kSuperRows) {
+        const int64_t held = std::min<int64_t>(V::kSuperRows, rows - row);
         for (int t = 0; t < tiles;) {
             if (tiles - t >= V::kSuperTiles) {
-                multiply_super_rows<V, V::kSuperTiles>(rows - row, panel, t, a, first, row, s,
-                                                       count);
+                multiply_super_rows<V, V::kSuperTiles>(held, panel, t, a, first, row, s, count);
                 t += V::kSuperTiles;
             } else {
-                multiply_super_rows<V, 1>(rows - row, panel, t, a, first, row, s, count);
+                multiply_super_rows<V, 1>(held, panel, t, a, first, row, s, count);
                 t++;
             }
         }
+    }
 }
 
 // Engine: a V whose multiply takes any number of batch rows of the panel, unpack<D> the codes and
