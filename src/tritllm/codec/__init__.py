@@ -3,6 +3,7 @@
 from tritllm.codec.encode_matrix import encode, encode_depths
 from tritllm.codec.encoders import ENCODERS, Encoder
 from tritllm.codec.tensor import TritTensor, to_decibel
+from tritllm.codec.ternary import encode_ternary
 
 __all__ = [
     "ENCODERS",
@@ -10,5 +11,6 @@ __all__ = [
     "TritTensor",
     "encode",
     "encode_depths",
+    "encode_ternary",
     "to_decibel",
 ]
