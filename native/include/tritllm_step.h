@@ -1,5 +1,5 @@
 /* tritllm: decoder blocks on packed weights, for a few new tokens a sequence: those of the Llama
- * family, and with some parts more those of Phi-3, Gemma 2 and 3 and of mixtures of experts.
+ * family, and with some parts more those of Phi-3, Gemma 2 and 3, BitNet and mixtures of experts.
  *
  *   h = h + O(attention(rope(norm_q(Q x)), keys, values))     x = rms_norm(h, input_norm)
  *   h = h + Down(act(Gate z) * Up z)                          z = rms_norm(h, post_norm)
@@ -39,7 +39,8 @@ typedef struct {
 
 /* act of a gated unit */
 #define TRITLLM_SILU 0
-#define TRITLLM_GELU_TANH 1 /* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) */
+#define TRITLLM_GELU_TANH 1    /* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) */
+#define TRITLLM_RELU_SQUARED 2 /* max(x, 0)**2 */
 
 #define TRITLLM_MOST_CHOSEN 32 /* experts of one token */
 
@@ -93,6 +94,8 @@ typedef struct {
     tritllm_vector k_norm;     /* [head_dim], or none */
     /* [hidden], or none: of what attention and the gated unit give, before it is added to h. */
     tritllm_vector attention_norm, feedforward_norm;
+    /* [heads * head_dim] of what O multiplies, [intermediate] of what Down does; or none. */
+    tritllm_vector attention_sub_norm, unit_sub_norm;
     /* k and v without memory: q holds all three, one above the other. up without memory: gate
      * holds both. */
     tritllm_weight q, k, v, o, gate, up, down;

@@ -13,7 +13,7 @@ constexpr int kBlocks = 2;
 
 struct Case {
     int64_t batch, new_tokens, tokens;
-    bool masked, head_norms, gemma, mixture;
+    bool masked, head_norms, gemma, mixture, sub_norms;
 };
 
 struct Random {
@@ -39,7 +39,7 @@ struct Model {
         for (int i = 0; i < kBlocks; i++) {
             for (const auto &s : shapes)
                 matrices.emplace_back(s[0], s[1], int(matrices.size() % 4) + 1, random.rng);
-            for (int64_t n : {kHidden, kHidden, kHeadDim, kHeadDim, q})
+            for (int64_t n : {kHidden, kHidden, kHeadDim, kHeadDim, q, kWide})
                 vectors.push_back(random.floats(n));
         }
     }
@@ -59,7 +59,7 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
         for (int j = 0; j < 7; j++)
             prepared.push_back(model.matrices[size_t(7 * i + j)].prepare(isa));
         auto vector = [&](int j) {
-            return tritllm_vector{model.vectors[size_t(5 * i + j)].data(), TRITLLM_FLOAT32};
+            return tritllm_vector{model.vectors[size_t(6 * i + j)].data(), TRITLLM_FLOAT32};
         };
         auto weight = [&](int j) {
             const size_t number = size_t(7 * i + j);
@@ -88,6 +88,11 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
             block.softcap = 3;
             block.window = 20;
             block.attention_norm = block.feedforward_norm = vector(0);
+        }
+        if (c.sub_norms) {
+            block.activation = TRITLLM_RELU_SQUARED;
+            block.attention_sub_norm = vector(4);
+            block.unit_sub_norm = vector(5);
         }
         block.q = weight(0);
         block.k = weight(1);
@@ -155,9 +160,10 @@ bool same(const std::vector<float> &x, const std::vector<float> &y) {
 int main() {
     const Model model;
     const Case cases[] = {
-        {1, 1, 1, false, false, false, false}, {1, 1, 33, false, true, false, false},
-        {3, 1, 300, true, true, false, false}, {2, 4, 258, true, true, false, false},
-        {2, 4, 258, true, true, true, false},  {1, 2, 33, false, false, false, true}};
+        {1, 1, 1, false, false, false, false, false}, {1, 1, 33, false, true, false, false, false},
+        {3, 1, 300, true, true, false, false, false}, {2, 4, 258, true, true, false, false, false},
+        {2, 4, 258, true, true, true, false, false},  {1, 2, 33, false, false, false, true, false},
+        {2, 3, 40, false, false, false, false, true}};
     for (const Case &c : cases) {
         const Result plain = run(model, TRITLLM_SCALAR, c, 1);
         for (int isa = 0; tritllm_isa_name(isa); isa++) {

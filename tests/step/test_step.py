@@ -58,6 +58,8 @@ class Parts:
 
     fused: bool = False
     gelu: bool = False
+    relu_squared: bool = False
+    sub_norms: bool = False
     sandwich: bool = False
     norm_offset: float = 0.0
     softcap: float = 0.0
@@ -77,6 +79,7 @@ FAMILIES = {
     "phi3, heads rotated in part": Parts(fused=True, rotary_dim=32),
     "gemma2": Parts(gelu=True, sandwich=True, norm_offset=1, softcap=2.0, window=33),
     "gemma3": Parts(gelu=True, sandwich=True, norm_offset=1, window=300, two_tables=True),
+    "bitnet": Parts(relu_squared=True, sub_norms=True),
     "mixtral": Parts(experts=4, chosen=2, inner=112, normalized=True),
     "qwen2_moe": Parts(experts=20, chosen=3, inner=32, shared=True),
     "qwen3_moe": Parts(experts=33, chosen=8, inner=48, normalized=True),
@@ -107,6 +110,11 @@ def random_decoder(
     native, plain, in_use = [], [], []
     queries, keys = heads * head_dim, kv_heads * head_dim
     own = not parts.experts or parts.shared
+    native_activation, activation = decoder.SILU, None
+    if parts.gelu:
+        native_activation, activation = decoder.GELU_TANH, decoder_reference.gelu_tanh
+    if parts.relu_squared:
+        native_activation, activation = decoder.RELU_SQUARED, decoder_reference.relu_squared
     shapes = _attention_shapes(hidden, queries, keys, parts.fused)
     shapes |= _unit_shapes(hidden, wide, parts.fused) if own else {}
 
@@ -165,6 +173,8 @@ def random_decoder(
             **{name: norm(head_dim) if head_norms else None for name in ("q_norm", "k_norm")},
             **{name: norm(hidden) if parts.sandwich else None
                for name in ("attention_norm", "feedforward_norm")},
+            "attention_sub_norm": norm(queries) if parts.sub_norms else None,
+            "unit_sub_norm": norm(wide) if parts.sub_norms else None,
         }  # fmt: skip
         # Blocks take turns in a model of two kinds.
         window, table = (0 if i % 2 else parts.window), int(parts.two_tables and i % 2)
@@ -174,7 +184,7 @@ def random_decoder(
                 head_dim=head_dim, rotary_dim=parts.rotary_dim or head_dim, dtype=NUMBERS[dtype],
                 exact=exact, epsilon=EPSILON, norm_offset=parts.norm_offset,
                 scaling=head_dim**-0.5, softcap=parts.softcap, window=window, rotary=table,
-                activation=decoder.GELU_TANH if parts.gelu else decoder.SILU,
+                activation=native_activation,
                 **{name: vector(n, held) for name, n in norms.items()}, **weights, experts=experts,
             )
         )  # fmt: skip
@@ -189,7 +199,7 @@ def random_decoder(
                 **{name: None if n is None else n.astype(np.float32) for name, n in norms.items()},
                 head_dim=head_dim, epsilon=EPSILON, scaling=head_dim**-0.5, dtype=kind,
                 norm_offset=parts.norm_offset, softcap=parts.softcap, window=window, rotary=table,
-                activation=decoder_reference.gelu_tanh if parts.gelu else None,
+                activation=activation,
                 experts=plain_experts,
             )
         )  # fmt: skip

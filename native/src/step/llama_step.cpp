@@ -26,7 +26,8 @@ bool valid_width(int64_t n) { return n > 0 && n % TRITLLM_WIDTH_MULTIPLE == 0; }
 bool has_own_unit(const tritllm_block &b) { return !b.experts || b.experts->shared_gate.data; }
 
 bool valid_unit(const tritllm_block &b) {
-    if (b.activation != TRITLLM_SILU && b.activation != TRITLLM_GELU_TANH) return false;
+    if (b.activation < TRITLLM_SILU || b.activation > TRITLLM_RELU_SQUARED) return false;
+    if (!valid_vector(b.unit_sub_norm, true) || (b.experts && b.unit_sub_norm.data)) return false;
     if (has_own_unit(b) && !valid_width(b.intermediate)) return false;
     if (!b.experts) return true;
     const tritllm_experts &e = *b.experts;
@@ -43,8 +44,8 @@ bool valid_block(const tritllm_block &b) {
            (b.rotary == 0 || b.rotary == 1) && valid_vector(b.input_norm, false) &&
            valid_vector(b.post_norm, false) && valid_vector(b.q_norm, true) &&
            valid_vector(b.k_norm, true) && valid_vector(b.attention_norm, true) &&
-           valid_vector(b.feedforward_norm, true) && !b.k.prepared == !b.v.prepared &&
-           valid_unit(b);
+           valid_vector(b.feedforward_norm, true) && valid_vector(b.attention_sub_norm, true) &&
+           !b.k.prepared == !b.v.prepared && valid_unit(b);
 }
 
 bool same_shape(const tritllm_block &a, const tritllm_block &b) {
@@ -290,7 +291,9 @@ class Thread {
             rotate(block, number, part / block.kv_heads, int(part % block.kv_heads));
         });
         attend(block, number);
-        make_rows(shape.queries, scratch.of_queries, {{block.o, shape.hidden}}, [](int64_t) {});
+        make_rows(shape.queries, scratch.of_queries, {{block.o, shape.hidden}}, [&](int64_t row) {
+            sub_norm(block, row, shape.queries, block.attention_sub_norm);
+        });
         multiply(scratch.of_queries, shape.hidden);
         auto make_second = [&](int64_t row) {
             float *sum = scratch.residual + row * shape.hidden, *z = z_row(row);
@@ -314,7 +317,8 @@ class Thread {
         if (block.experts) route(block);
         if (has_own_unit(block)) {
             multiply_gates(block);
-            make_rows(wide, scratch.of_wide, {{block.down, shape.hidden}}, [](int64_t) {});
+            make_rows(wide, scratch.of_wide, {{block.down, shape.hidden}},
+                      [&](int64_t row) { sub_norm(block, row, wide, block.unit_sub_norm); });
             multiply(scratch.of_wide, shape.hidden);
         }
         if (block.experts)
@@ -605,6 +609,13 @@ class Thread {
     void norm(const tritllm_block &block, const float *x, int64_t n, const tritllm_vector &weight,
               float *out) const {
         kernel.rms_norm(x, n, weight, block.epsilon, block.norm_offset, out);
+    }
+
+    // Of a row of n elements that a product is to take, where it stands.
+    void sub_norm(const tritllm_block &block, int64_t row, int64_t n,
+                  const tritllm_vector &weight) const {
+        float *x = scratch.rows + row * n;
+        if (weight.data) norm(block, x, n, weight, x);
     }
 
     void end_row(const tritllm_block &block, int64_t row) {

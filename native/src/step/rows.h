@@ -80,6 +80,13 @@ void apply_rotary(const float *x, int64_t n, const void *cos, const void *sin, i
 
 template <class V>
 void gate(const float *gate, const float *up, int64_t n, int activation, float *out) {
+    if (activation == TRITLLM_RELU_SQUARED) {
+        for (int64_t i = 0; i < n; i += V::W) {
+            const typename V::F g = V::max(V::load(gate + i), V::set(0));
+            V::store(out + i, V::mul(V::mul(g, g), V::load(up + i)));
+        }
+        return;
+    }
     // silu(x) = x / (1 + exp(-x)); gelu is x / (1 + exp(-2 u)), for 1 + tanh u = 2 / (1 + exp(-2 u))
     const bool gelu = activation == TRITLLM_GELU_TANH;
     const typename V::F cubic = V::set(-1.5957691216f * 0.044715f);

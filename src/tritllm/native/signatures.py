@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "509a9a59fe905408"
+INTERFACE = "fe04e7d8b870c1f9"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and

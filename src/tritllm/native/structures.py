@@ -17,7 +17,7 @@ PRODUCTS_AT_ONCE = 64  # of one call
 WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
 HEAD_MULTIPLE, MOST_HEAD_DIM = 32, 256
 CACHE_GROUP = 32  # elements of int8 keys and values that share a scale
-SILU, GELU_TANH = range(2)
+SILU, GELU_TANH, RELU_SQUARED = range(3)
 GROUPS, EXACT, SUPERBLOCKS = range(3)  # what activations become, and how products add up
 MOST_CHOSEN = 32
 
@@ -227,6 +227,7 @@ class Block(ctypes.Structure):
         ("activation", _INT),
         *((name, Vector) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
         *((name, Vector) for name in ("attention_norm", "feedforward_norm")),
+        *((name, Vector) for name in ("attention_sub_norm", "unit_sub_norm")),
         *((name, Weight) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         ("experts", ctypes.POINTER(Experts)),
     )
@@ -285,6 +286,7 @@ FACTS = {
     "TRITLLM_CACHE_GROUP": CACHE_GROUP,
     "TRITLLM_SILU": SILU,
     "TRITLLM_GELU_TANH": GELU_TANH,
+    "TRITLLM_RELU_SQUARED": RELU_SQUARED,
     "TRITLLM_MOST_CHOSEN": MOST_CHOSEN,
 }
 """Sizes in bytes and constants, each by the name under which `tritllm_interface` knows it."""

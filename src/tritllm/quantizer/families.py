@@ -38,6 +38,7 @@ _LLAMA = Family(rf"{_DECODER}({_ATTENTION}|{_MLP})")
 
 FAMILIES = {
     "llama": _LLAMA,
+    "bitnet": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,

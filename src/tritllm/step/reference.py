@@ -46,10 +46,11 @@ class Block:
     """A block of the Llama family (Llama, Mistral, Qwen2, Qwen3), with the parts that others add.
 
     q, k, v, o: x [rows, K] -> [rows, N], bias included. unit: None where there are experts alone.
-    Norms: float32 weights, to which norm_offset is added. q_norm and k_norm, of one head, and
-    attention_norm and feedforward_norm, of what is added to hidden states, are None where there are
-    none. scaling: of the attention's scores, which softcap c then bounds by c tanh(score / c).
-    window: how many keys a token sees, 0 for all. rotary: which of the tables is used.
+    Norms: float32 weights, to which norm_offset is added; None where there is none: q_norm and
+    k_norm, of one head; attention_norm and feedforward_norm, of what is added to hidden states;
+    attention_sub_norm and unit_sub_norm, of what o and the unit's down multiply. scaling: of the
+    attention's scores, which softcap c then bounds by c tanh(score / c). window: how many keys a
+    token sees, 0 for all. rotary: which of the tables is used.
     """
 
     q: Product
@@ -67,6 +68,8 @@ class Block:
     dtype: np.dtype
     attention_norm: np.ndarray | None = None
     feedforward_norm: np.ndarray | None = None
+    attention_sub_norm: np.ndarray | None = None
+    unit_sub_norm: np.ndarray | None = None
     norm_offset: float = 0.0
     softcap: float = 0.0
     window: int = 0
@@ -148,6 +151,7 @@ def attend(
     weight = np.exp(score - score.max(axis=-1, keepdims=True))
     weight /= weight.sum(axis=-1, keepdims=True)
     attended = np.einsum("bhnt,bhtd->bnhd", weight, value).reshape(batch * new, heads * width)
+    attended = block.normed(attended, block.attention_sub_norm)
     hidden = hidden.reshape(batch * new, -1) + block.normed(block.o(attended), block.attention_norm)
     z = block.normed(hidden, block.post_norm)
     hidden = hidden + block.normed(feed_forward(block, z), block.feedforward_norm)
@@ -159,7 +163,8 @@ def feed_forward(block: Block, z: np.ndarray) -> np.ndarray:
     activation = block.activation or silu
 
     def through(unit: GatedUnit, x: np.ndarray) -> np.ndarray:
-        return unit.down(activation(unit.gate(x)) * unit.up(x))
+        gated = activation(unit.gate(x)) * unit.up(x)
+        return unit.down(block.normed(gated, block.unit_sub_norm))
 
     experts = block.experts
     if experts is None:
@@ -205,3 +210,8 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """X / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) (Hendrycks and Gimpel, 2016)."""
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
     return x / 2 * (1 + np.tanh(inner))
+
+
+def relu_squared(x: np.ndarray) -> np.ndarray:
+    """Squared ReLU, max(x, 0)**2 (So et al., 2021)."""
+    return np.maximum(x, 0) ** 2

@@ -23,6 +23,9 @@ SIZES = {
 }  # fmt: skip
 CONFIGS = {
     "llama": lambda **more: transformers.LlamaConfig(**{**SIZES, **more}),
+    "bitnet": lambda **more: transformers.BitNetConfig(
+        **{**SIZES, "num_attention_heads": 2, **more}
+    ),
     "mistral": lambda **more: transformers.MistralConfig(
         **{"sliding_window": None, **SIZES, **more}
     ),

@@ -89,7 +89,11 @@ def _is_random(block: Block) -> bool:
 def _activation_of(block: Block) -> int | None:
     """The native number of the activation that all of a block's units have; None for others."""
     names = {kind_of(act_fn).__name__.lower() for act_fn in block.act_fns}
-    for part, number in (("silu", block_step.SILU), ("gelutanh", block_step.GELU_TANH)):
+    for part, number in (
+        ("silu", block_step.SILU),
+        ("gelutanh", block_step.GELU_TANH),
+        ("relusquared", block_step.RELU_SQUARED),
+    ):
         if all(part in name for name in names):
             return number
     return None

@@ -43,6 +43,7 @@ def _file(name: str) -> str:
 # By the class of the decoder inside the model.
 MODELS = {
     "LlamaModel": Family(_file("llama"), ALL),
+    "BitNetModel": Family(_file("bitnet"), ALL),
     "MistralModel": Family(_file("mistral"), IN_WINDOW),
     "Qwen2Model": Family(_file("qwen2"), BY_LAYER),
     "Qwen3Model": Family(_file("qwen3"), BY_LAYER),
@@ -86,7 +87,8 @@ class Mixture(NamedTuple):
 
 class Norms(NamedTuple):
     """The RMS norms of a block, None where it has none: before attention and before the unit, of a
-    head's queries and keys, and of what attention and the unit give.
+    head's queries and keys, of what attention and the unit give, and of what the last linear layer
+    of either multiplies.
     """
 
     input: Any
@@ -95,6 +97,8 @@ class Norms(NamedTuple):
     k: Any
     attention: Any
     feedforward: Any
+    attention_sub: Any
+    unit_sub: Any
 
 
 class Block(NamedTuple):
@@ -160,6 +164,7 @@ def _block(model: Any, layer: Any, family: Family, kind: str | None) -> Block:
         getattr(attention, "q_norm", None), getattr(attention, "k_norm", None),
         None if between is None else after,
         None if between is None else layer.post_feedforward_layernorm,
+        getattr(attention, "attn_sub_norm", None), getattr(mlp, "ffn_sub_norm", None),
     )  # fmt: skip
     mixture, own = None, mlp
     if hasattr(mlp, "experts"):
