@@ -200,12 +200,6 @@ struct Avx2 {
         return _mm256_srli_epi32(x, 16);
     }
 
- private:
-    static F scaled(const uint8_t *digits, float middle, float step) {
-        F k = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)digits)));
-        return mul(sub(k, set(middle)), set(step));
-    }
-
     // Rows of eight 32-bit words to columns, in place.
     static void transpose(__m256i *x) {
         __m256i y[8];
@@ -224,6 +218,12 @@ struct Avx2 {
             y[4 + c] = _mm256_permute2x128_si256(x[c], x[4 + c], 0x31);
         }
         for (int i = 0; i < 8; i++) x[i] = y[i];
+    }
+
+ private:
+    static F scaled(const uint8_t *digits, float middle, float step) {
+        F k = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)digits)));
+        return mul(sub(k, set(middle)), set(step));
     }
 
     // Eight rows of sixteen 16-bit words -> one vector a column.

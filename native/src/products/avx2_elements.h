@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/lanes_avx2.h"
 #include "portable_tile.h"
 #include "product_kernels.h"
 #include "superblocks.h"
@@ -62,7 +63,7 @@ void quantize_row_avx2(const void *x, int64_t columns, int64_t blocks, uint8_t *
             _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(a, infinity, _CMP_LT_OQ),
                                              _mm256_cmp_ps(b, infinity, _CMP_LT_OQ))) == 0xff;
         const float largest = largest_of(_mm256_max_ps(a, b));
-        const bool zero = !finite || largest < kSmallestActivation;
+        const bool zero = !finite || largest < kSmallestMagnitude;
         __m256i n[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
         if (!zero) {
             const __m256 inverse = _mm256_set1_ps(127.0f / largest);
@@ -106,26 +107,13 @@ struct Avx2Reader {
     static void units(const SpanRows &rows, int plane, Span *span) {
         for (int half = 0; half < kTileRows; half += 8)
             for (int s = 0; s < kSpanUnits; s += 8) {
-                __m256i x[8], y[8];
+                __m256i word[8];
                 for (int r = 0; r < 8; r++)
-                    x[r] = _mm256_load_si256((const __m256i *)&rows.trit[plane][half + r][4 * s]);
-                for (int r = 0; r < 8; r += 2) {
-                    y[r] = _mm256_unpacklo_epi32(x[r], x[r + 1]);
-                    y[r + 1] = _mm256_unpackhi_epi32(x[r], x[r + 1]);
-                }
-                for (int r = 0; r < 8; r += 4) {
-                    x[r] = _mm256_unpacklo_epi64(y[r], y[r + 2]);
-                    x[r + 1] = _mm256_unpackhi_epi64(y[r], y[r + 2]);
-                    x[r + 2] = _mm256_unpacklo_epi64(y[r + 1], y[r + 3]);
-                    x[r + 3] = _mm256_unpackhi_epi64(y[r + 1], y[r + 3]);
-                }
-                for (int i = 0; i < 4; i++) {
-                    uint8_t (*unit)[kUnit] = span->unit[plane] + s + i;
-                    _mm256_store_si256((__m256i *)(unit[0] + 4 * half),
-                                       _mm256_permute2x128_si256(x[i], x[4 + i], 0x20));
-                    _mm256_store_si256((__m256i *)(unit[4] + 4 * half),
-                                       _mm256_permute2x128_si256(x[i], x[4 + i], 0x31));
-                }
+                    word[r] =
+                        _mm256_load_si256((const __m256i *)&rows.trit[plane][half + r][4 * s]);
+                Avx2::transpose(word);
+                for (int i = 0; i < 8; i++)
+                    _mm256_store_si256((__m256i *)(span->unit[plane][s + i] + 4 * half), word[i]);
             }
     }
 };

@@ -95,17 +95,11 @@ struct Avx2Products {
     static Floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
     static void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
 
-    // 32 steps by tables of their bytes: byte b of the steps 0..15, and of 16..31. A gather of
-    // eight takes some 20 cycles on Zen 3, two groups of sixteen rows this way as many.
+    // A gather of eight steps takes some 20 cycles on Zen 3, two groups of sixteen rows by tables
+    // of bytes as many.
     class Steps {
      public:
-        explicit Steps(const float *steps) {
-            for (int i = 0; i < 32; i++) {
-                uint32_t bits;
-                std::memcpy(&bits, steps + i, 4);
-                for (int b = 0; b < 4; b++) table_[b][i / 16][i % 16] = uint8_t(bits >> 8 * b);
-            }
-        }
+        explicit Steps(const float *steps) : bytes_(steps) {}
 
         // Groups 2 * pair (in the lower halves of vectors) and the next (in the upper ones).
         void of_groups(const uint8_t *unit, int pair, Floats (*step)[2]) const {
@@ -118,8 +112,9 @@ struct Avx2Products {
             const __m256i top = _mm256_sllv_epi32(tops, to_sign);
             __m256i byte[4];
             for (int b = 0; b < 4; b++)
-                byte[b] = _mm256_blendv_epi8(_mm256_shuffle_epi8(both(table_[b][0]), low),
-                                             _mm256_shuffle_epi8(both(table_[b][1]), low), top);
+                byte[b] =
+                    _mm256_blendv_epi8(_mm256_shuffle_epi8(both(bytes_.table[b]), low),
+                                       _mm256_shuffle_epi8(both(bytes_.table[b] + 16), low), top);
             const __m256i a = _mm256_unpacklo_epi8(byte[0], byte[1]);  // rows 0..7
             const __m256i b = _mm256_unpacklo_epi8(byte[2], byte[3]);
             const __m256i c = _mm256_unpackhi_epi8(byte[0], byte[1]);  // rows 8..15
@@ -137,7 +132,7 @@ struct Avx2Products {
             step[1][part] = _mm256_castsi256_ps(_mm256_permute2x128_si256(x, y, 0x31));
         }
 
-        alignas(16) uint8_t table_[4][2][16];
+        StepBytes bytes_;
     };
 
     static __m256i in_32_bits(__m256i pairs) {

@@ -52,7 +52,7 @@ void quantize_row_avx512(const void *x, int64_t columns, int64_t blocks, uint8_t
         const float largest = _mm512_reduce_max_ps(magnitude);
         const bool finite =
             _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(INFINITY), _CMP_LT_OQ) == 0xffff;
-        const bool zero = !finite || largest < kSmallestActivation;
+        const bool zero = !finite || largest < kSmallestMagnitude;
         const float inverse = zero ? 0.0f : 127.0f / largest;
         __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse)));
         if (zero) n = _mm512_setzero_si512();

@@ -18,8 +18,6 @@ inline __m512i broadcast(const int8_t *p) {
 
 constexpr int kPanelTiles = 2;
 constexpr int kPanelBlocks = 6;
-constexpr int kPanelBatch = 96;             // batch rows, at most, for which a panel is used
-constexpr int kLeastPanelBatch = 48;        // and at least, where there are more
 constexpr int64_t kPanelBytes = 512 << 10;  // of activations, to stay in the second-level cache
 
 struct Panel {
@@ -104,8 +102,7 @@ template <int D, class Engine>
 void prefill(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     Panel panel;
     const StepRegisters table(p.steps);
-    const int64_t fit = kPanelBytes / (p.blocks * kBlockColumns) / Engine::kRows * Engine::kRows;
-    const int64_t most = std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
+    const int64_t most = panel_rows(p.blocks, kPanelBytes, Engine::kRows);
     for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
         const int64_t rows = std::min(most, a.batch - first_row);
         for (int64_t tile = begin; tile < end; tile += kPanelTiles) {

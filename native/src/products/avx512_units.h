@@ -72,18 +72,9 @@ TRITLLM_INLINE void repeat(F &&f) {
     repeat(std::make_integer_sequence<int, N>{}, std::forward<F>(f));
 }
 
-// Where the streams of a tile are.
 template <int D>
-struct FivesTile {
-    const uint8_t *index, *plane[D];
-
-    FivesTile(const Product &p, int64_t tile) : index(p.index + index_bytes(tile, p.blocks)) {
-        for (int i = 0; i < D; i++) plane[i] = p.plane[i] + plane_bytes(kFives, tile, p.blocks);
-    }
-    void advance(int64_t blocks) {
-        index += index_bytes(blocks, 1);
-        for (auto &bytes : plane) bytes += plane_bytes(kFives, blocks, 1);
-    }
+struct FivesTile : TileStreams<kFives, D> {
+    using TileStreams<kFives, D>::TileStreams;
 
     // Step S (0..23) of a block: 16 rows x 4 columns, level + L in each byte. Steps that share a
     // code come one after the other, so that the compiler extracts it once.
@@ -100,7 +91,8 @@ struct FivesTile {
  private:
     template <int S, int I>
     __m512i trits() const {
-        return lookup_code(kCodeTables.trit[D - 1 - I][S % 3], code_of_eight<S / 3>(plane[I]));
+        return lookup_code(kCodeTables.trit[D - 1 - I][S % 3],
+                           code_of_eight<S / 3>(this->plane[I]));
     }
 };
 

@@ -7,9 +7,9 @@
 // and V::Steps unpacks scale indices: the steps of two groups at a time.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
+#include "cpu/int8.h"
 #include "fields.h"
 #include "product_kernels.h"
 #include "superblocks.h"
@@ -23,27 +23,12 @@ void quantize_row(const void *x, int64_t columns, int64_t blocks, uint8_t *row) 
     const T *in = static_cast<const T *>(x);
     const auto [q, scale, offset, groups] = quantized_output(row, blocks);
     for (int64_t g = 0; g < groups; g++) {
-        float v[16] = {}, largest = 0;
+        float v[16] = {};
         for (int64_t i = 0; i < std::min<int64_t>(16, columns - 16 * g); i++)
             v[i] = to_float(in[16 * g + i]);
-        bool finite = true;
-        for (int i = 0; i < 16; i++) {
-            const float magnitude = std::fabs(v[i]);
-            finite &= magnitude < INFINITY;
-            largest = magnitude > largest ? magnitude : largest;
-        }
-        const bool zero = !finite || largest < kSmallestActivation;
-        const float inverse = zero ? 0.0f : 127.0f / largest;
-        int32_t sum = 0;
-        for (int i = 0; i < 16; i++) {
-            // Adding 1.5 * 2**23 leaves the integer, rounded half to even, in the low bits.
-            const float shifted = v[i] * inverse + 12582912.0f;
-            const int32_t n = zero ? 0 : int32_t(bits_of(shifted) - bits_of(12582912.0f));
-            q[16 * g + i] = int8_t(n);
-            sum += n;
-        }
-        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * sum;
-        scale[g] = !finite ? NAN : zero ? 0.0f : largest / 127.0f;
+        const RoundedInt8 rounded = round_to_int8<16>(v, q + 16 * g);
+        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * rounded.sum;
+        scale[g] = rounded.scale;
     }
 }
 
@@ -81,17 +66,16 @@ inline void unpack_group(const uint8_t *const *plane, int64_t at, typename V::By
     if constexpr (D > 1) add_trits<V, D - 2>(plane + 1, at, w);
 }
 
-// Where the streams of a tile are.
 template <int D>
-struct FieldsTile {
-    const uint8_t *index, *plane[D];
+using FieldsTile = TileStreams<kFields, D>;
 
-    FieldsTile(const Product &p, int64_t tile) : index(p.index + index_bytes(tile, p.blocks)) {
-        for (int i = 0; i < D; i++) plane[i] = p.plane[i] + plane_bytes(kFields, tile, p.blocks);
-    }
-    void advance(int64_t blocks) {
-        index += index_bytes(blocks, 1);
-        for (auto &bytes : plane) bytes += plane_bytes(kFields, blocks, 1);
+// 32 steps by tables of their bytes: entry i of table b is byte b of step i.
+struct StepBytes {
+    alignas(16) uint8_t table[4][32];
+
+    explicit StepBytes(const float *steps) {
+        for (int i = 0; i < 32; i++)
+            for (int b = 0; b < 4; b++) table[b][i] = uint8_t(bits_of(steps[i]) >> 8 * b);
     }
 };
 
@@ -113,31 +97,10 @@ constexpr int kFieldsPrefetch = 1024;  // bytes ahead in each stream
 
 // --- Few batch rows: weights go from memory to registers ------------------------------------------
 
-// One group of both, or all, vectors of a tile by M rows: `add` takes its sums and has the results.
-template <class V, int D, int M, class Add>
-inline void few_rows_group(const FieldsTile<D> &at, int g, const int8_t *const *q,
-                           const int32_t *const *offset, const float *const *scale, Add add) {
-    constexpr int kParts = kTileRows / V::kRows;
-    typename V::Bytes w[kParts][4];
-    for (int part = 0; part < kParts; part++)
-        unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w[part]);
-    for (int m = 0; m < M; m++) {
-        typename V::Sums dot[kParts];
-        for (int i = 0; i < 4; i++) {
-            const auto x = V::four(q[m] + 16 * g + 4 * i);
-            for (int part = 0; part < kParts; part++)
-                dot[part] = i ? V::template more<D>(dot[part], w[part][i], x)
-                              : V::template first<D>(w[part][i], x);
-        }
-        const auto s = V::set(scale[m][g]);
-        for (int part = 0; part < kParts; part++)
-            add(m, part, V::mul(V::to_floats(V::template total<D>(dot[part], offset[m][g])), s));
-    }
-}
-
 template <class V, int D, int M>
 void fields_tile(const Product &p, const typename V::Steps &steps, const Activations &a, int64_t b,
                  int64_t tile) {
+    constexpr int kParts = kTileRows / V::kRows;
     FieldsTile<D> at(p, tile);
     const int8_t *q[M];
     const int32_t *offset[M];
@@ -153,12 +116,26 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
         unpack_steps<V>(at.index, steps, step);
         for (int g = 0; g < kBlockGroups; g++) {
             for (int i = 0; i < D; i++) V::prefetch(at.plane[i] + kFieldsPrefetch + g * kUnit);
-            few_rows_group<V, D, M>(
-                at, g, q, offset, scale, [&](int m, int part, typename V::Floats term) {
+            typename V::Bytes w[kParts][4];
+            for (int part = 0; part < kParts; part++)
+                unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w[part]);
+            for (int m = 0; m < M; m++) {
+                typename V::Sums dot[kParts];
+                for (int i = 0; i < 4; i++) {
+                    const auto x = V::four(q[m] + 16 * g + 4 * i);
+                    for (int part = 0; part < kParts; part++)
+                        dot[part] = i ? V::template more<D>(dot[part], w[part][i], x)
+                                      : V::template first<D>(w[part][i], x);
+                }
+                const auto s = V::set(scale[m][g]);
+                for (int part = 0; part < kParts; part++) {
                     float *to = sum[m] + part * V::kRows;
-                    V::store(to, V::fma(term, V::load_floats(step[g] + part * V::kRows),
-                                        V::load_floats(to)));
-                });
+                    const auto level_dot = V::template total<D>(dot[part], offset[m][g]);
+                    V::store(to,
+                             V::fma(V::mul(V::to_floats(level_dot), s),
+                                    V::load_floats(step[g] + part * V::kRows), V::load_floats(to)));
+                }
+            }
         }
         for (int m = 0; m < M; m++) {
             q[m] += kBlockColumns;
@@ -187,8 +164,6 @@ void fields_decode(const Product &p, const Activations &a, int64_t begin, int64_
 
 constexpr int kPanelTiles = 2;
 constexpr int kPanelBlocks = 6;
-constexpr int kPanelBatch = 96;             // batch rows, at most, for which a panel is used
-constexpr int kLeastPanelBatch = 48;        // and at least, where there are more
 constexpr int64_t kPanelBytes = 256 << 10;  // of activations, to stay in the second-level cache
 
 struct FieldsPanel {
@@ -265,8 +240,7 @@ template <class V, int D>
 void fields_prefill(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     FieldsPanel panel;
     const typename V::Steps steps(p.steps);
-    const int64_t fit = kPanelBytes / (p.blocks * kBlockColumns) / kFewRows * kFewRows;
-    const int64_t most = std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
+    const int64_t most = panel_rows(p.blocks, kPanelBytes, kFewRows);
     for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
         const int64_t rows = std::min(most, a.batch - first_row);
         for (int64_t tile = begin; tile < end; tile += kPanelTiles) {

@@ -85,9 +85,6 @@ inline int64_t plane_bytes(uint32_t layout, int64_t tiles, int64_t blocks) {
     return tiles * blocks * plane_units(layout) * kUnit;
 }
 
-// A group whose largest magnitude is below counts as zero: 127 / magnitude stays finite.
-constexpr float kSmallestActivation = 0x1p-100f;
-
 constexpr char kActivationsMagic[8] = {'t', 'r', 'i', 't', 'a', 'c', 't', '1'};
 
 inline const float *exact_row(const Activations &a, int64_t b) {

@@ -1,6 +1,7 @@
 // What an instruction set provides for y = x W^T, as a table of functions.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "prepared.h"
@@ -40,3 +41,31 @@ struct ProductKernels {
     void (*compute_superblocks)(const Product &, const Activations &, int64_t begin, int64_t end);
     int64_t superblock_rows;  // from so many batch rows on superblocks are the faster; 0: never
 };
+
+namespace {
+
+constexpr int kPanelBatch = 96;       // batch rows, at most, for which a panel of weights is used
+constexpr int kLeastPanelBatch = 48;  // and at least, where there are more
+
+// Batch rows for which a panel is used: those whose activations fit in so many bytes, in multiples
+// of `at_a_time` where that is neither the least nor the most.
+inline int64_t panel_rows(int64_t blocks, int64_t bytes, int at_a_time) {
+    const int64_t fit = bytes / (blocks * kBlockColumns) / at_a_time * at_a_time;
+    return std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
+}
+
+// Where the streams of a tile are: of the scale indices and of the first D planes.
+template <uint32_t Layout, int D>
+struct TileStreams {
+    const uint8_t *index, *plane[D];
+
+    TileStreams(const Product &p, int64_t tile) : index(p.index + index_bytes(tile, p.blocks)) {
+        for (int i = 0; i < D; i++) plane[i] = p.plane[i] + plane_bytes(Layout, tile, p.blocks);
+    }
+    void advance(int64_t blocks) {
+        index += index_bytes(blocks, 1);
+        for (auto &bytes : plane) bytes += plane_bytes(Layout, blocks, 1);
+    }
+};
+
+}  // namespace

@@ -108,8 +108,8 @@ void compute(const Product &p, const Activations &a, int64_t begin, int64_t end)
 
 struct alignas(64) FullTiles {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16};
 };
 
 struct AmxSuperblocks : Avx512Engine {
@@ -132,11 +132,10 @@ struct AmxSuperblocks : Avx512Engine {
     static constexpr int kColumns = 64;
 
     // Two tiles of weights (the second may hold those of an earlier panel, whose results are not
-    // taken). Superblocks take turns between two pairs of result tiles, so that one is multiplied
-    // while the other is added up.
+    // taken). Tiles 0 and 1 are results, 2 is the left operand, 3 and 4 are right ones.
     static void multiply_tiles(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
                                int64_t row, int64_t s, int64_t count) {
-        alignas(64) int32_t dot[2][2][kRows][16];
+        alignas(64) int32_t dot[2][kRows][16];
         const int8_t *q = superblock_row(a, first + row) + s * kSuperColumns;
         const auto stride = size_t(a.row_bytes);
         for (int64_t n = 0; n < count; n++, q += kSuperColumns) {
@@ -144,38 +143,24 @@ struct AmxSuperblocks : Avx512Engine {
             const uint8_t *right = panel.weight[1][n * kSuperSteps];
             constexpr int bytes = kColumns / 4 * kUnit;  // of 64 columns
             __asm__ volatile("" ::: "memory");  // gcc's tile loads do not say that they read memory
-            if (n % 2) {
-                _tile_zero(2);
-                _tile_zero(3);
-                for (int k = 0; k < kSuperColumns / kColumns; k++) {
-                    _tile_loadd(4, q + k * kColumns, stride);
-                    _tile_loadd(5, left + k * bytes, kUnit);
-                    _tile_loadd(6, right + k * bytes, kUnit);
-                    _tile_dpbsud(2, 4, 5);
-                    _tile_dpbsud(3, 4, 6);
-                }
-                _tile_stored(2, dot[1][0], 64);
-                _tile_stored(3, dot[1][1], 64);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                for (int k = 0; k < kSuperColumns / kColumns; k++) {
-                    _tile_loadd(4, q + k * kColumns, stride);
-                    _tile_loadd(5, left + k * bytes, kUnit);
-                    _tile_loadd(6, right + k * bytes, kUnit);
-                    _tile_dpbsud(0, 4, 5);
-                    _tile_dpbsud(1, 4, 6);
-                }
-                _tile_stored(0, dot[0][0], 64);
-                _tile_stored(1, dot[0][1], 64);
+            _tile_zero(0);
+            _tile_zero(1);
+            for (int k = 0; k < kSuperColumns / kColumns; k++) {
+                _tile_loadd(2, q + k * kColumns, stride);
+                _tile_loadd(3, left + k * bytes, kUnit);
+                _tile_loadd(4, right + k * bytes, kUnit);
+                _tile_dpbsud(0, 2, 3);
+                _tile_dpbsud(1, 2, 4);
             }
+            _tile_stored(0, dot[0], 64);
+            _tile_stored(1, dot[1], 64);
             __asm__ volatile("" ::: "memory");
             for (int m = 0; m < kRows; m++) {
                 const int64_t b = first + row + m;
                 const __m512i offset = _mm512_set1_epi32(superblock_offset(a, b)[s + n]);
                 const __m512 activation = _mm512_set1_ps(superblock_scale(a, b)[s + n]);
                 for (int t = 0; t < tiles; t++) {
-                    const __m512i sums = _mm512_load_si512(dot[n % 2][t][m]);
+                    const __m512i sums = _mm512_load_si512(dot[t][m]);
                     const __m512 levels = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, offset));
                     float *sum = panel.sum[t][row + m];
                     _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_mul_ps(levels, activation),

@@ -80,16 +80,10 @@ struct NeonProducts {
     static Floats load_floats(const float *p) { return vld1q_f32(p); }
     static void store(float *p, Floats x) { vst1q_f32(p, x); }
 
-    // 32 steps by a table for each of their bytes, sixteen rows at a time.
+    // Sixteen rows at a time.
     class Steps {
      public:
-        explicit Steps(const float *steps) {
-            for (int i = 0; i < 32; i++) {
-                uint32_t bits;
-                std::memcpy(&bits, steps + i, 4);
-                for (int b = 0; b < 4; b++) table_[b][i] = uint8_t(bits >> 8 * b);
-            }
-        }
+        explicit Steps(const float *steps) : bytes_(steps) {}
 
         void of_groups(const uint8_t *unit, int pair, Floats (*step)[4]) const {
             const uint8x16_t nibbles = vld1q_u8(unit + 16 * pair), tops = vld1q_u8(unit + 48);
@@ -104,7 +98,8 @@ struct NeonProducts {
             const uint8x16_t index = vorrq_u8(low, vshlq_n_u8(top, 4));
             uint8x16_t byte[4];
             for (int b = 0; b < 4; b++) {
-                const uint8x16x2_t table = {vld1q_u8(table_[b]), vld1q_u8(table_[b] + 16)};
+                const uint8x16x2_t table = {vld1q_u8(bytes_.table[b]),
+                                            vld1q_u8(bytes_.table[b] + 16)};
                 byte[b] = vqtbl2q_u8(table, index);
             }
             const uint8x16x2_t low_half = vzipq_u8(byte[0], byte[1]);
@@ -117,7 +112,7 @@ struct NeonProducts {
             }
         }
 
-        uint8_t table_[4][32];
+        StepBytes bytes_;
     };
 };
 

@@ -22,15 +22,13 @@
 #include <cstring>
 
 #include "cpu/elements.h"
+#include "cpu/int8.h"
 #include "product_kernels.h"
 
 namespace {
 
 constexpr int kPanelSupers = 3;
-constexpr int kSuperBatch = 96;       // batch rows, at most, for which a panel is used
-constexpr int kLeastSuperBatch = 48;  // and at least, where there are more
-constexpr int64_t kSuperBytes = int64_t(384)
-                                << 10;  // of activations, to stay in the second-level cache
+constexpr int64_t kSuperBytes = 384 << 10;  // of activations, to stay in the second-level cache
 constexpr int kSuperSteps = kSuperBlocks * kBlockSteps;
 constexpr int kSuperGroups = kSuperBlocks * kBlockGroups;
 
@@ -42,23 +40,9 @@ void quantize_superblocks(const void *x, int64_t columns, int64_t blocks, uint8_
         float v[kSuperColumns] = {};
         const int64_t held = std::min<int64_t>(kSuperColumns, columns - kSuperColumns * s);
         for (int64_t i = 0; i < held; i++) v[i] = to_float(in[kSuperColumns * s + i]);
-        uint32_t bits = 0;  // of the largest magnitude: those of finite numbers are in order
-        for (const float &f : v) bits = std::max(bits, bits_of(f) & 0x7fffffffu);
-        const bool finite = bits < 0x7f800000u;
-        float largest;
-        std::memcpy(&largest, &bits, 4);
-        const bool zero = !finite || largest < kSmallestActivation;
-        const float inverse = zero ? 0.0f : 127.0f / largest;
-        int32_t sum = 0;
-        for (int i = 0; i < kSuperColumns; i++) {
-            // Adding 1.5 * 2**23 leaves the integer, rounded half to even, in the low bits.
-            const float shifted = (zero ? 0.0f : v[i]) * inverse + 12582912.0f;
-            const int32_t n = int32_t(bits_of(shifted) - bits_of(12582912.0f));
-            q[kSuperColumns * s + i] = int8_t(n);
-            sum += n;
-        }
-        offset[s] = -128 * sum;
-        scale[s] = !finite ? NAN : zero ? 0.0f : largest / 127.0f;
+        const RoundedInt8 rounded = round_to_int8<kSuperColumns>(v, q + kSuperColumns * s);
+        offset[s] = -128 * rounded.sum;
+        scale[s] = rounded.scale;
     }
 }
 
@@ -79,8 +63,7 @@ void round_superblock(uint8_t (*code)[kUnit], const float (*step)[kTileRows], fl
     for (int g = 0; g < kSuperGroups; g++, code += kGroupSteps) {
         int16_t multiplier[kUnit];
         for (int r = 0; r < kTileRows; r++) {
-            const float shifted = step[g][r] * factor[r] + 12582912.0f;
-            const auto m = int16_t(int32_t(bits_of(shifted) - bits_of(12582912.0f)));
+            const auto m = int16_t(round_to_int(step[g][r] * factor[r]));
             for (int c = 0; c < 4; c++) multiplier[4 * r + c] = m;
         }
         for (int i = 0; i < kGroupSteps; i++)
@@ -95,7 +78,7 @@ void round_superblock(uint8_t (*code)[kUnit], const float (*step)[kTileRows], fl
 struct SuperPanel {
     alignas(64) uint8_t weight[2][kPanelSupers * kSuperSteps][kUnit];
     alignas(64) float scale[2][kPanelSupers][kTileRows];
-    alignas(64) float sum[2][kSuperBatch][kTileRows];
+    alignas(64) float sum[2][kPanelBatch][kTileRows];
 };
 
 // Rows row .. row + M - 1 of the panel's sums, which are batch rows `first` later, by superblocks s ..
@@ -170,8 +153,7 @@ void superblocks_depth(const Product &p, const Activations &a, int64_t begin, in
     SuperPanel panel;
     alignas(64) float step[kSuperGroups][kTileRows];
     const typename Engine::Steps steps(p.steps);
-    const int64_t fit = kSuperBytes / (p.blocks * kBlockColumns) / 16 * 16;
-    const int64_t most = std::min<int64_t>(kSuperBatch, std::max<int64_t>(kLeastSuperBatch, fit));
+    const int64_t most = panel_rows(p.blocks, kSuperBytes, 16);
     const int64_t supers = supers_of(p.blocks);
     for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
         const int64_t rows = std::min(most, a.batch - first_row);

@@ -5,11 +5,11 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "cpu/int8.h"
 #include "cpu/isa.h"
 #include "cpu/phase.h"
 #include "cpu/team.h"
 #include "expert_choice.h"
-#include "int8_cache.h"
 #include "products/product_set.h"
 #include "step_kernels.h"
 
@@ -515,7 +515,8 @@ class Thread {
         kernel.widen(x, block.dtype, block.head_dim, wide);
         for (int i = 0; i < block.head_dim; i += TRITLLM_CACHE_GROUP)
             scale[(at + i) / TRITLLM_CACHE_GROUP] =
-                quantize_group(wide + i, static_cast<int8_t *>(to) + at + i);
+                round_to_int8<TRITLLM_CACHE_GROUP>(wide + i, static_cast<int8_t *>(to) + at + i)
+                    .scale;
     }
 
     void rotate_head(const tritllm_block &block, int64_t row, float *x,
