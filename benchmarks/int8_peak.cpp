@@ -15,21 +15,18 @@ using Vector = __m512i;
 static inline Vector any() { return _mm512_set1_epi8(3); }
 static inline void dot(Vector &sum, Vector w, Vector x) { sum = _mm512_dpbusd_epi32(sum, w, x); }
 #define KEEP(v) __asm__ volatile("" : "+v"(v))
-#elif defined(__AVXVNNI__)
-static const char kName[] = "vpdpbusd, 256 bits";
+#elif defined(__AVX2__)
 static const int kMacs = 32;
 using Vector = __m256i;
 static inline Vector any() { return _mm256_set1_epi8(3); }
+#define KEEP(v) __asm__ volatile("" : "+x"(v))
+#if defined(__AVXVNNI__)
+static const char kName[] = "vpdpbusd, 256 bits";
 static inline void dot(Vector &sum, Vector w, Vector x) {
     sum = _mm256_dpbusd_avx_epi32(sum, w, x);
 }
-#define KEEP(v) __asm__ volatile("" : "+x"(v))
-#elif defined(__AVX2__)
+#else
 static const char kName[] = "vpmaddubsw, vpmaddwd, vpaddd";
-static const int kMacs = 32;
-using Vector = __m256i;
-static inline Vector any() { return _mm256_set1_epi8(3); }
-#define KEEP(v) __asm__ volatile("" : "+x"(v))
 static inline void dot(Vector &sum, Vector w, Vector x) {
     Vector pairs = _mm256_maddubs_epi16(w, x);
     KEEP(pairs);
@@ -37,6 +34,7 @@ static inline void dot(Vector &sum, Vector w, Vector x) {
     KEEP(fours);
     sum = _mm256_add_epi32(sum, fours);
 }
+#endif
 #elif defined(__ARM_FEATURE_DOTPROD)
 static const char kName[] = "sdot";
 static const int kMacs = 16;

@@ -36,11 +36,15 @@ def quantize(x: np.ndarray) -> Quantized:
     rows, columns = x.shape
     padded = np.zeros((rows, groups_of(columns) * GROUP), np.float32)
     padded[:, :columns] = x
-    return _quantize(padded.reshape(rows, -1, GROUP))
+    return quantize_groups(padded.reshape(rows, -1, GROUP))
 
 
-def _quantize(groups: np.ndarray) -> Quantized:
-    largest = np.abs(groups).max(axis=2)
+def quantize_groups(groups: np.ndarray) -> Quantized:
+    """X float32 [..., size] -> q int8 [..., size], scale float32 [...]; a group is the last axis.
+
+    See `quantize`.
+    """
+    largest = np.abs(groups).max(axis=-1)
     finite = np.isfinite(largest)
     present = finite & (largest >= SMALLEST)
     safe = np.where(present, largest, np.float32(1))
@@ -77,7 +81,7 @@ def quantize_superblocks(x: np.ndarray) -> Quantized:
     rows, columns = x.shape
     padded = np.zeros((rows, -(-columns // SUPERBLOCK) * SUPERBLOCK), np.float32)
     padded[:, :columns] = x
-    return _quantize(padded.reshape(rows, -1, SUPERBLOCK))
+    return quantize_groups(padded.reshape(rows, -1, SUPERBLOCK))
 
 
 def round_weights(

@@ -12,7 +12,8 @@ import transformers
 from tritllm import quantize
 from tritllm.integrations.transformers import Int8Cache, int8_cache, load_model
 from tritllm.step import int8_cache as definition
-from tritllm.step import native_step as decoder
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +34,6 @@ def folder(tmp_path_factory):
     model.save_pretrained(place / "source")
     quantize(str(place / "source"), ["uniform-d2"], place / "out", threads=1)
     return place / "out" / "uniform-d2" / "packed"
-
-
-@pytest.fixture(autouse=True)
-def exact(native):
-    native("exact")
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Counts the native steps."""
-    count = []
-    real = decoder.llama_step
-
-    def counted(*arguments):
-        count.append(1)
-        real(*arguments)
-
-    monkeypatch.setattr(decoder, "llama_step", counted)
-    return count
 
 
 def load(folder, stock: bool = False):

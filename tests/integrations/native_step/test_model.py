@@ -13,7 +13,8 @@ import transformers
 from tritllm import quantize
 from tritllm.integrations.transformers import load_model
 from tritllm.integrations.transformers.native_step import model as native_model
-from tritllm.step import native_step as decoder
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -77,25 +78,6 @@ def folder(tmp_path_factory):
         return made[key]
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def exact(native):
-    native("exact")
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Counts the native steps."""
-    count = []
-    real = decoder.llama_step
-
-    def counted(*arguments):
-        count.append(1)
-        real(*arguments)
-
-    monkeypatch.setattr(decoder, "llama_step", counted)
-    return count
 
 
 def stock(model):

@@ -9,7 +9,6 @@ import transformers
 from tritllm import quantize
 from tritllm.integrations.transformers import Draft, load_model
 from tritllm.integrations.transformers.native_step import model as native_model
-from tritllm.step import native_step as block_step
 
 SETTINGS = {"max_new_tokens": 32, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -30,20 +29,6 @@ def packed(tmp_path_factory):
     model.save_pretrained(place / "source")
     quantize(str(place / "source"), ["uniform-d4"], place / "out", threads=1, write=["packed"])
     return place / "out" / "uniform-d4" / "packed"
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Counts the native steps, by the new tokens of each."""
-    count = []
-    real = block_step.llama_step
-
-    def counted(threads, blocks, step, scratch):
-        count.append(step.new_tokens)
-        real(threads, blocks, step, scratch)
-
-    monkeypatch.setattr(block_step, "llama_step", counted)
-    return count
 
 
 @torch.no_grad()

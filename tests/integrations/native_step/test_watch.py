@@ -18,7 +18,6 @@ from tritllm.integrations.transformers.native_step import model as native_model
 from tritllm.integrations.transformers.native_step.watch import WatchedModule
 from tritllm.ops import changes
 from tritllm.ops.trit_linear import TritLinear
-from tritllm.step import native_step as block_step
 
 IDS = torch.tensor([[5, 9, 11, 4, 7]])
 
@@ -47,19 +46,6 @@ def packed(tmp_path_factory):
 def model(packed, native):
     native("exact")
     return load_model(packed, dtype="float32")
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    count = []
-    real = block_step.llama_step
-
-    def counted(*arguments):
-        count.append(1)
-        real(*arguments)
-
-    monkeypatch.setattr(block_step, "llama_step", counted)
-    return count
 
 
 @torch.no_grad()
