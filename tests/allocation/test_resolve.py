@@ -48,8 +48,8 @@ def windows(plan, text, count=4):
 def bits(plan, config):
     from tritllm.format.layout import nbytes
 
-    size = sum(nbytes(*t.matrix_shape, config.depth_of(t.module)) for t in plan.quantized)
-    return 8 * size / sum(t.entry.size for t in plan.quantized)
+    size = sum(nbytes(*m.shape, config.depth_of(m.module)) for m in plan.quantized)
+    return 8 * size / sum(m.size for m in plan.quantized)
 
 
 def all_bits(plan):

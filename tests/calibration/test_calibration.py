@@ -70,14 +70,14 @@ def test_every_matrix_is_calibrated_and_loses_less(family, tmp_path):
     notes = encodings.notes(config)
     assert notes["data_free"] == {}
     assert encodings.encoder(config)["calibrated"] == len(plan.quantized)
-    assert set(notes["matrices"]) == {tensor.entry.name for tensor in plan.quantized}
+    assert set(notes["matrices"]) == {matrix.name for matrix in plan.quantized}
     better = 0
     for tensor in plan.quantized:
-        note = notes["matrices"][tensor.entry.name]
+        note = notes["matrices"][tensor.name]
         assert note["loss_after"] <= note["loss_before"]
         better += note["loss_after"] < 0.9 * note["loss_before"]
         digits = encodings.encoded(tensor, config)
-        assert digits.shape == tensor.matrix_shape
+        assert digits.shape == tensor.shape
     assert better > 0.9 * len(plan.quantized)
 
 
@@ -161,7 +161,7 @@ def test_experts_without_tokens_enough_stay_data_free_and_are_listed(tmp_path):
     assert sum(counted["data_free"].values()) == len(listed)
     assert counted["calibrated"] == len(plan.quantized) - len(listed)
     for tensor in plan.quantized:
-        assert (encodings.encoded(tensor, config) is None) == (tensor.entry.name in listed)
+        assert (encodings.encoded(tensor, config) is None) == (tensor.name in listed)
 
 
 def test_a_matrix_that_the_model_does_not_run_is_listed(tmp_path):

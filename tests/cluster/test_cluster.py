@@ -355,8 +355,8 @@ def test_progress_counts_all_shards_and_takes_back_what_died(fan_out):
     fan, plan, journal, started, _, _, shown = fan_out
     first, second = shard_names(2)
     size = {name: sum(t.entry.nbytes for t in plan.tensors[name]) for name in (first, second)}
-    (tensor, *_) = plan.tensors[first]
-    step = Progress(tensor, 100, 200)
+    (part, *_) = plan.parts(first)
+    step = Progress(part, 100, 200)
     fan.receive(1, ("step", step))
     fan.receive(2, ("step", step))
     assert [step.done_bytes for step in shown] == [100, 200]

@@ -152,7 +152,9 @@ def test_a_finished_attempt_of_a_dead_driver_is_taken_over(tmp_path, source, who
     begun(plan, out, FIRST)  # not worked on
     steps = []
     quantize(str(source), CONFIGS, out, on_progress=steps.append)
-    assert {step.tensor.entry.name for step in steps} == set(plan.source.shards[0].header.entries)
+    assert {step.part.tensor.entry.name for step in steps} == set(
+        plan.source.shards[0].header.entries
+    )
     assert result_hashes(out) == whole
     assert {path.name for path in out.iterdir()} == set(CONFIGS)
 

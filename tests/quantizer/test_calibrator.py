@@ -96,9 +96,9 @@ def test_each_config_has_its_own_digits(source, plan, whole):
     for config in plan.configs:
         packed = PackedCheckpoint(whole / config.name / "packed")
         model = load_safetensors_of(whole / config.name / "model")
-        for tensor in plan.quantized:
-            name = tensor.entry.name
-            expected = expected_encoding(plan, tensor, config, 0)
+        for matrix in plan.quantized:
+            name = matrix.name
+            expected = expected_encoding(plan, matrix, config, 0)
             if expected is None:
                 if config.name in NAMES[:3]:
                     other = PackedCheckpoint(whole.parent / "data-free" / config.name / "packed")
@@ -108,7 +108,7 @@ def test_each_config_has_its_own_digits(source, plan, whole):
             else:
                 taken += 1
             found = packed.tensor(name)
-            assert found.depth == config.depth_of(tensor.module)
+            assert found.depth == config.depth_of(matrix.module)
             for part in ("weight", "scale", "codebook"):
                 np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
             np.testing.assert_array_equal(model[name], expected.decode(dtype=np.float16))
@@ -285,16 +285,14 @@ def test_a_damaged_result_is_refused(tmp_path, source, plan, damage, kept):
             str(source), CONFIGS, out, calibrator=StubCalibrator(), on_progress=stopped_after(1)
         )
     config = plan.configs[0]
-    tensors = plan.all_tensors if kept else plan.quantized
     name = NORM if kept else "model.layers.1.mlp.up_proj.weight"
-    tensor = next(tensor for tensor in tensors if tensor.entry.name == name)
-    path = file_of(calibration_folder(out), tensor, config)
+    path = file_of(calibration_folder(out), name, config)
     if damage == "cut short":
         os.truncate(path, path.stat().st_size // 2)
     elif kept:
         np.savez(path, values=np.ones(7, np.float16))
     else:
-        other = next(t for t in tensors if t.module.endswith("q_proj"))
+        other = next(m.name for m in plan.quantized if m.module.endswith("q_proj"))
         path.write_bytes(file_of(calibration_folder(out), other, config).read_bytes())
     says = "damaged" if damage == "cut short" else f"the result kept for {name} is"
     with pytest.raises(OutputError, match=says):

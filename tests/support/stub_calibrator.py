@@ -17,6 +17,7 @@ from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import CalibrationProgress, Encodings
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.plan import Plan
 from tritllm.storage.shard_writer import write_atomically
 
@@ -32,16 +33,16 @@ def source_array(plan: Plan, tensor: PlannedTensor) -> np.ndarray:
 
 
 def expected_encoding(
-    plan: Plan, tensor: PlannedTensor, config: Config, seed: int
+    plan: Plan, matrix: SourceMatrix, config: Config, seed: int
 ) -> TritTensor | None:
     """What the stub chooses: the digits of columns scaled at random; none for one matrix."""
-    if tensor.module.endswith("layers.1.mlp.down_proj"):
+    if matrix.module.endswith("layers.1.mlp.down_proj"):
         return None
-    weight = source_array(plan, tensor).astype(np.float32)
-    weight = np.ascontiguousarray(weight.T if tensor.decision.transposed else weight)
-    rng = np.random.default_rng(zlib.crc32(f"{seed} {config.name} {tensor.module}".encode()))
-    changed = weight * (1 + 0.2 * rng.random(weight.shape[1], np.float32))
-    return encode(changed, config.depth_of(tensor.module))
+    (tensor,) = (tensor for tensor in plan.all_tensors if tensor.entry == matrix.source)
+    weight = matrix.values(source_array(plan, tensor).reshape(-1).view(np.uint8))
+    rng = np.random.default_rng(zlib.crc32(f"{seed} {config.name} {matrix.module}".encode()))
+    changed = weight.astype(np.float32) * (1 + 0.2 * rng.random(weight.shape[1], np.float32))
+    return encode(changed, config.depth_of(matrix.module))
 
 
 def expected_values(plan: Plan, tensor: PlannedTensor, config: Config) -> np.ndarray | None:
@@ -83,7 +84,7 @@ class StubCalibrator:
     ) -> Encodings:
         pairs = [(tensor, config) for tensor in plan.all_tensors for config in plan.configs]
         for done, (tensor, config) in enumerate(pairs):
-            path = file_of(folder, tensor, config)
+            path = file_of(folder, tensor.entry.name, config)
             if not path.exists():
                 self.worked += 1
                 write_atomically(path, self._result(plan, tensor, config))
@@ -98,7 +99,7 @@ class StubCalibrator:
     def _result(self, plan: Plan, tensor: PlannedTensor, config: Config) -> bytes:
         arrays: dict[str, Any] = {}
         if tensor.decision.quantize:
-            found = expected_encoding(plan, tensor, config, self.seed)
+            found = expected_encoding(plan, tensor.matrices[0], config, self.seed)
             if found:
                 arrays = {name: getattr(found, name) for name in TritTensor.__dataclass_fields__}
         elif (values := expected_values(plan, tensor, config)) is not None:
@@ -108,8 +109,8 @@ class StubCalibrator:
         return file.getvalue()
 
 
-def file_of(folder: Path, tensor: PlannedTensor, config: Config) -> Path:
-    return folder / f"{config.name} {tensor.entry.name}.npz"
+def file_of(folder: Path, name: str, config: Config) -> Path:
+    return folder / f"{config.name} {name}.npz"
 
 
 @dataclass
@@ -117,23 +118,23 @@ class StubEncodings:
     folder: Path
     calibrator: StubCalibrator
 
-    def _stored(self, tensor: PlannedTensor, config: Config) -> dict[str, Any]:
-        path = file_of(self.folder, tensor, config)
+    def _stored(self, name: str, config: Config) -> dict[str, Any]:
+        path = file_of(self.folder, name, config)
         try:
             with open(path, "rb") as file, np.load(file) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:
             raise OutputError(f"{path}: damaged") from error
 
-    def encoded(self, tensor: PlannedTensor, config: Config) -> TritTensor | None:
-        stored = self._stored(tensor, config)
+    def encoded(self, matrix: SourceMatrix, config: Config) -> TritTensor | None:
+        stored = self._stored(matrix.name, config)
         if not stored:
             return None
         numbers = {"in_features": int, "error": float, "energy": float}
         return TritTensor(**{n: numbers[n](v) if n in numbers else v for n, v in stored.items()})
 
     def replaced(self, tensor: PlannedTensor, config: Config) -> np.ndarray | None:
-        return self._stored(tensor, config).get("values")
+        return self._stored(tensor.entry.name, config).get("values")
 
     def encoder(self, config: Config) -> dict[str, Any]:
         about = {"method": "a stub", "tokens": 4096, "context": 512, "calibrated": 13}

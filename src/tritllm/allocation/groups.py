@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tritllm.format.layout import nbytes
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.matrices import SourceMatrix
 
 # A pattern of a module's last names, and what a group of them is called. A name that no row means
 # (o_proj, down_proj, GPT-2's c_attn, Phi-3's qkv_proj) is a group of its own.
@@ -34,21 +34,21 @@ class Group:
     """
 
     name: str
-    tensors: tuple[PlannedTensor, ...]
+    matrices: tuple[SourceMatrix, ...]
 
     @property
     def modules(self) -> list[str]:
         """The modules, in stored order."""
-        return [tensor.module for tensor in self.tensors]
+        return [matrix.module for matrix in self.matrices]
 
     @cached_property
     def weights(self) -> int:
         """Weights of all matrices together."""
-        return sum(tensor.entry.size for tensor in self.tensors)
+        return sum(matrix.size for matrix in self.matrices)
 
     def nbytes(self, depth: int) -> int:
         """Bytes of the matrices in the file at a depth: planes, scale indices and codebooks."""
-        return sum(nbytes(*tensor.matrix_shape, depth) for tensor in self.tensors)
+        return sum(nbytes(*matrix.shape, depth) for matrix in self.matrices)
 
     @property
     def block(self) -> int | None:
@@ -56,11 +56,11 @@ class Group:
         return block_of(self.name)
 
 
-def find_groups(tensors: Iterable[PlannedTensor]) -> list[Group]:
-    """The groups of quantized tensors, each where its first tensor is stored."""
-    found: dict[str, list[PlannedTensor]] = {}
-    for tensor in tensors:
-        found.setdefault(_group_name(tensor.module), []).append(tensor)
+def find_groups(matrices: Iterable[SourceMatrix]) -> list[Group]:
+    """The groups of matrices, each where its first is stored."""
+    found: dict[str, list[SourceMatrix]] = {}
+    for matrix in matrices:
+        found.setdefault(_group_name(matrix.module), []).append(matrix)
     return [Group(name, tuple(members)) for name, members in found.items()]
 
 

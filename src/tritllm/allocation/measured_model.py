@@ -64,7 +64,7 @@ class MeasuredModel:
         self._blocks = [self.model.get_submodule(name) for name in skeleton.blocks]
         found = {**skeleton.planned, **skeleton.tables}
         self._modules = {tensor.module: name for name, tensor in found.items()}
-        self._transposed = {t.module for t in found.values() if t.decision.transposed}
+        self._transposed = {t.module for t in found.values() if t.transposed}
         self._depths = dict.fromkeys(self._modules, FLOAT)
         self._encoded: dict[tuple[str, int], TritTensor] = {}
 
@@ -214,7 +214,7 @@ def memory_bytes(plan: Plan, tokens: int) -> int:
 
     width, blocks = number("hidden_size", "n_embd"), number("num_hidden_layers", "n_layer")
     outputs = 4 * tokens * width * blocks
-    largest = max(tensor.entry.size for tensor in plan.quantized)
+    largest = max(matrix.size for matrix in plan.quantized)
     return (
         4 * (plan.parameters + 4 * largest)
         + outputs

@@ -130,8 +130,8 @@ class _Problem:
             raise TritError("--depth gives every module its depth; nothing is left to choose")
         self.groups: list[Group] = find_groups(free)
         self.fixed = {tensor.module: base.depth_of(tensor.module) for tensor in held}
-        self._held_bytes = sum(nbytes(*t.matrix_shape, self.fixed[t.module]) for t in held)
-        self._weights = sum(tensor.entry.size for tensor in plan.quantized)
+        self._held_bytes = sum(nbytes(*t.shape, self.fixed[t.module]) for t in held)
+        self._weights = sum(matrix.size for matrix in plan.quantized)
 
     def bits(self, depths: Mapping[str, int]) -> float:
         """File bits a quantized weight, of fixed modules and groups together."""

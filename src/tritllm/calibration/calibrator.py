@@ -56,9 +56,9 @@ class TextCalibrator(RunSettings):
 
     def memory_bytes(self, plan: Plan) -> int:
         """As `Calibrator.memory_bytes`."""
-        largest = max(tensor.matrix_shape[1] for tensor in plan.quantized)
-        widest = max(tensor.entry.size for tensor in plan.quantized)
-        block = 4 * sum(t.entry.size for t in plan.quantized) // _blocks_guess(plan)
+        largest = max(matrix.shape[1] for matrix in plan.quantized)
+        widest = max(matrix.size for matrix in plan.quantized)
+        block = 4 * sum(m.size for m in plan.quantized) // _blocks_guess(plan)
         kept = [t.entry.size for t in plan.all_tensors if not t.decision.quantize]
         if self.trainer:
             block *= 6  # latent levels, gradients, two moments, weights, levels
@@ -74,7 +74,7 @@ class TextCalibrator(RunSettings):
     def _row_bytes(self, plan: Plan) -> int:
         """Bytes of one stream, at most: a token has a byte of text or more."""
         tokens = min(self.tokens or TOKENS, len(self.text.content.encode()))
-        return 4 * tokens * max(min(tensor.matrix_shape) for tensor in plan.quantized)
+        return 4 * tokens * max(min(matrix.shape) for matrix in plan.quantized)
 
     def run(
         self,

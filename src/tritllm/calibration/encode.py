@@ -18,7 +18,7 @@ from tritllm.codec.calibrated import Curvature, CurvatureError, encode_calibrate
 from tritllm.errors import SourceError, TritError
 from tritllm.integrations.transformers.compat import Conv1D
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.matrices import SourceMatrix
 
 CODEC = "v3"  # of the data-free encodings, and the format of the calibrated ones
 
@@ -35,7 +35,7 @@ class Outcome:
     trained: what a `PartTrainer` says of the training; None where there was none.
     """
 
-    tensor: PlannedTensor
+    matrix: SourceMatrix
     encoded: TritTensor
     data_free: str | None
     loss_before: float | None
@@ -66,7 +66,7 @@ def encode_stage(
     if moments:
         if not moments.is_finite():
             raise TritError(
-                f"cannot be calibrated: inputs of {part.matrices[modules[0]].entry.name} are not "
+                f"cannot be calibrated: inputs of {part.matrices[modules[0]].name} are not "
                 "finite numbers, or too large to square; check the source's weights, or quantize "
                 "without calibration"
             )
@@ -77,13 +77,13 @@ def encode_stage(
             data_free = str(error)
     row = 0
     for name in modules:
-        tensor = part.matrices[name]
+        planned = part.matrices[name]
         module: Any = part.root.get_submodule(name)
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         matrix = np.ascontiguousarray(weight.detach().cpu().numpy())
         rows = slice(row, row + len(matrix))
         row = rows.stop
-        depth = config.depth_of(tensor.module)
+        depth = config.depth_of(planned.module)
         before = after = None
         try:
             if curvature is None:
@@ -101,12 +101,12 @@ def encode_stage(
                 result = _trit_tensor(found.encoded, matrix.shape[1])
                 before, after = found.loss_before, found.loss_after
         except ValueError as error:
-            raise SourceError(f"tensor {tensor.entry.name}: {error}; fix the source") from None
+            raise SourceError(f"tensor {planned.name}: {error}; fix the source") from None
         new = torch.from_numpy(result.decode(threads=threads)).to(weight.device)
         with torch.no_grad():
             weight.copy_(new)
         seconds = time.monotonic() - started
-        yield Outcome(tensor, result, data_free, before, after, tokens, seconds)
+        yield Outcome(planned, result, data_free, before, after, tokens, seconds)
         started = time.monotonic()
 
 

@@ -26,7 +26,7 @@ def kind_of(part: Part, step: Stage | Experts) -> Kind:
         return Kind.INPUT
     if step.added:
         return Kind.SUM
-    shapes = [part.matrices[name].matrix_shape for name in step.modules]
+    shapes = [part.matrices[name].shape for name in step.modules]
     rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
     return Kind.INPUT if columns <= 2 * rows else Kind.OUTPUT
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tritllm.calibration.activations import Activations
 from tritllm.calibration.stages import Structure
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.matrices import SourceMatrix
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
 
     name: str
     root: nn.Module
-    matrices: dict[str, PlannedTensor]
+    matrices: dict[str, SourceMatrix]
     structure: Structure
     call: Callable[[int, torch.Tensor], Any]
 

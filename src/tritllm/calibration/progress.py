@@ -8,8 +8,8 @@ from tritllm.calibration.encode import Outcome
 from tritllm.calibration.part import Batches
 from tritllm.calibration.part_trainer import PartTrainer, TrainingShare
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import CalibrationProgress
+from tritllm.quantizer.matrices import SourceMatrix
 
 # What a weight costs in a product of the whole text, in units of the float stream's pass.
 _FLOAT, _ENCODE, _ADVANCE = 1.0, 3.0, 1.0
@@ -24,7 +24,7 @@ class Meter:
 
     def __init__(
         self,
-        parts: Sequence[Mapping[str, PlannedTensor]],
+        parts: Sequence[Mapping[str, SourceMatrix]],
         blocks: int,
         done: int,
         configs: Sequence[Config],
@@ -48,13 +48,13 @@ class Meter:
         """Something begins."""
         self._tell(where)
 
-    def float_passed(self, tensors: Iterable[PlannedTensor]) -> None:
+    def float_passed(self, matrices: Iterable[SourceMatrix]) -> None:
         """The float stream has passed a part."""
-        self._done += _FLOAT * _weights(tensors)
+        self._done += _FLOAT * _weights(matrices)
 
     def encoded(self, where: str, config: str, outcome: Outcome) -> None:
         """A matrix is encoded."""
-        self._done += _ENCODE * outcome.tensor.entry.size
+        self._done += _ENCODE * outcome.matrix.size
         if outcome.loss_before is None or outcome.loss_after is None:
             self._tell(f"{where}, data-free")
         else:
@@ -70,9 +70,9 @@ class Meter:
         """A block's training under a config has ended."""
         self._done += self._training[number]
 
-    def advanced(self, tensors: Iterable[PlannedTensor]) -> None:
+    def advanced(self, matrices: Iterable[SourceMatrix]) -> None:
         """A quantized stream has passed a part."""
-        self._done += _ADVANCE * _weights(tensors)
+        self._done += _ADVANCE * _weights(matrices)
 
     def _tell(
         self,
@@ -90,5 +90,5 @@ class Meter:
             )
 
 
-def _weights(tensors: Iterable[PlannedTensor]) -> int:
-    return sum(tensor.entry.size for tensor in tensors)
+def _weights(matrices: Iterable[SourceMatrix]) -> int:
+    return sum(matrix.size for matrix in matrices)

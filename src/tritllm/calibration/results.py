@@ -14,6 +14,7 @@ from tritllm.calibration.encode import Outcome
 from tritllm.codec import TritTensor
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.storage.output_errors import damaged
 from tritllm.storage.shard_writer import replacing
 
@@ -26,7 +27,7 @@ def save_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
     arrays: dict[str, np.ndarray] = {}
     records = []
     for number, outcome in enumerate(outcomes):
-        record: dict[str, Any] = {"tensor": outcome.tensor.entry.name, "tokens": outcome.tokens}
+        record: dict[str, Any] = {"tensor": outcome.matrix.name, "tokens": outcome.tokens}
         record["seconds"] = round(outcome.seconds, 3)
         if outcome.data_free is not None:
             record["data_free"] = outcome.data_free
@@ -70,9 +71,9 @@ class StoredEncodings:
                 for record in _records_of(path):
                     found[record["tensor"]] = path, record
 
-    def encoded(self, tensor: PlannedTensor, config: Config) -> TritTensor | None:
+    def encoded(self, matrix: SourceMatrix, config: Config) -> TritTensor | None:
         """As `Encodings.encoded`."""
-        path, record = self._records[config.name].get(tensor.entry.name, (None, {}))
+        path, record = self._records[config.name].get(matrix.name, (None, {}))
         if path is None or "array" not in record:
             return None
         try:

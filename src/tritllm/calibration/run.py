@@ -27,8 +27,8 @@ from tritllm.calibration.state import RunSettings, State, load_state, save_state
 from tritllm.calibration.windows import context_of, windows_of
 from tritllm.errors import TritError, first_line
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import CalibrationProgress
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.plan import Plan
 
 METHOD = "second-order, layer by layer, with asymmetric and residual-aware targets"
@@ -91,7 +91,7 @@ class Run:
             streams = self._pass(number, streams, state)
         return state
 
-    def _matrices(self) -> list[dict[str, PlannedTensor]]:
+    def _matrices(self) -> list[dict[str, SourceMatrix]]:
         """The matrices of each part: of the blocks, then of what is outside them, if any is."""
         planned = self._skeleton.planned
         parts = [
@@ -118,7 +118,7 @@ class Run:
 
     def _absent(self) -> dict[str, str]:
         kind = type(self._skeleton.model).__name__
-        return {t.entry.name: f"not a linear layer of {kind}" for t in self._skeleton.absent}
+        return {m.name: f"not a linear layer of {kind}" for m in self._skeleton.absent}
 
     # --- Streams: of the float model and of each config, by name ----------------------------------
 
@@ -221,7 +221,7 @@ class Run:
     ) -> dict[str, Activations]:
         def on_outcome(outcome: Outcome) -> None:
             outcomes.append(outcome)
-            leaf = outcome.tensor.module.removeprefix(f"{part.name}.")
+            leaf = outcome.matrix.module.removeprefix(f"{part.name}.")
             self._progress.encoded(f"{self._where(number)}, {leaf}", config.name, outcome)
 
         def train() -> None:

@@ -30,7 +30,7 @@ from tritllm.integrations.transformers.empty_model import (
     filled_config,
 )
 from tritllm.integrations.transformers.experts import unfuse_experts
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.source import Source
 
 
@@ -39,33 +39,33 @@ class Skeleton:
 
     Attributes:
         model: the module, in evaluation mode; parameters are on meta until they are filled.
-        planned: by the model's name of a module, the tensor that is quantized and is its weight.
+        planned: by the model's name of a module, the matrix that is packed and is its weight.
         blocks: the modules that the model runs one after the other, by name, in order.
         tables: as `planned`, the embedding tables that are quantized.
-        absent: quantized tensors of the source that are no linear layer of this model.
+        absent: matrices of the source that are no linear layer of this model.
 
     Raises TritError where transformers cannot build the model, or it is none that can be
     calibrated; without calibration it can still be quantized.
     """
 
-    def __init__(self, source: Source, quantized: Sequence[PlannedTensor]) -> None:
+    def __init__(self, source: Source, quantized: Sequence[SourceMatrix]) -> None:
         self.source = source
         self.model = _build(source)
         self._entries: dict[str, tuple[str, TensorEntry]] = {}
         self._name_tensors()
-        tensors = {tensor.entry.name: tensor for tensor in quantized}
-        self.planned: dict[str, PlannedTensor] = {}
-        self.tables: dict[str, PlannedTensor] = {}
+        matrices = {matrix.name: matrix for matrix in quantized}
+        self.planned: dict[str, SourceMatrix] = {}
+        self.tables: dict[str, SourceMatrix] = {}
         for name, (_, entry) in self._entries.items():
-            if entry.name not in tensors:
+            if entry.name not in matrices:
                 continue
             module = self.model.get_submodule(name.removesuffix(".weight"))
             if is_linear(module):
-                self.planned[name.removesuffix(".weight")] = tensors[entry.name]
+                self.planned[name.removesuffix(".weight")] = matrices[entry.name]
             elif isinstance(module, nn.Embedding):
-                self.tables[name.removesuffix(".weight")] = tensors[entry.name]
-        found = {tensor.entry.name for tensor in self.planned.values()}
-        self.absent = [tensor for tensor in quantized if tensor.entry.name not in found]
+                self.tables[name.removesuffix(".weight")] = matrices[entry.name]
+        found = {matrix.name for matrix in self.planned.values()}
+        self.absent = [matrix for matrix in quantized if matrix.name not in found]
         self.blocks = _blocks(self.model, self.planned, source.files.name)
 
     def _name_tensors(self) -> None:
@@ -98,7 +98,7 @@ class Skeleton:
     def weight(self, module: str) -> torch.Tensor:
         """The source's weight of a quantized module, float32 [out_features, in_features]."""
         weight = self._read(f"{module}.weight").float()
-        transposed = module in self.planned and self.planned[module].decision.transposed
+        transposed = module in self.planned and self.planned[module].transposed
         return weight.T.contiguous() if transposed else weight
 
     def fill(self, root: str, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.checkpoint.dequantized_tensor import DecodedMatrix, write_cast, write_decoded
 from tritllm.checkpoint.hashes import (
     check_hash,
     check_is_there,
@@ -167,7 +167,7 @@ def write_dequantized(
     if "depth" in record:
         keep = min(planes or record["depth"], record["depth"])
         tensor = hashed_tensor(checkpoint, name, keep)
-        write_decoded(sink, name, tensor, dtype, record["transposed"], threads)
+        write_decoded(sink, name, [DecodedMatrix(tensor, record["transposed"])], dtype, threads)
         return
     entry = checkpoint.entry(name)
     for offset, chunk in hashed_chunks(checkpoint, name):

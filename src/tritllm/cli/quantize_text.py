@@ -52,7 +52,7 @@ class ProgressLines:
         decibels = "".join(f"  {name} {value:.2f}" for name, value in step.sqnr_db.items())
         errors.print(
             f"{percent:3} %  {size(step.done_bytes)} of {size(step.total_bytes)}  "
-            f"{step.tensor.entry.name}{'  SQNR dB:' if decibels else ''}{decibels}"
+            f"{step.part.name}{'  SQNR dB:' if decibels else ''}{decibels}"
             f"{ending}",
             markup=False,
             soft_wrap=True,

@@ -112,6 +112,21 @@ def _are_errors(values: list[Any]) -> bool:
     return numbers and min(values) >= 0 and max(values) <= float(_MOST)
 
 
+def _are_slices(values: list[Any]) -> bool:
+    """Objects with the fields of `MatrixSlice`, whose rows are one or more of a piece."""
+    if not _are(dict, values) or any(set(value) != {*_SLICE_FIELDS} for value in values):
+        return False
+    tensors, shapes, indices, rows = ([v[field] for v in values] for field in _SLICE_FIELDS)
+    return (
+        _are(str, tensors)
+        and _are_shapes(shapes, 1)
+        and _are_sizes(indices, 0)
+        and _are_shapes(rows)
+        and all(len(each) == 3 and each[0] < each[1] and each[2] > 0 for each in rows)
+    )
+
+
+_SLICE_FIELDS = ("tensor", "shape", "index", "rows")
 _ALL: dict[str, _Rule] = {
     "file": (_are_shard_names, "is not a shard's name"),
     "dtype": (_are_texts, "is not text"),
@@ -126,6 +141,7 @@ _PLANES = _ALL | {
     "transposed": (_are_truths, "is not true or false"),
     "nmse": (_are_errors, "is not a number of 0 or more"),
 }
+_SLICED = _PLANES | {"slice_of": (_are_slices, "is not a slice of a tensor")}
 _PART = _ALL | {"dtype": _are_among("U8", "F32"), "part_of": (_are_texts, "is not text")}
 _KEPT = _ALL | {
     "dtype": _are_among(
@@ -133,7 +149,7 @@ _KEPT = _ALL | {
     ),
     "kept": (_are_texts, "is not text"),
 }
-_RULES = {frozenset(rules): rules for rules in (_PLANES, _PART, _KEPT)}
+_RULES = {frozenset(rules): rules for rules in (_PLANES, _SLICED, _PART, _KEPT)}
 
 
 def quoted(value: Any) -> str:

@@ -22,7 +22,7 @@ def body_coverage(plan: Plan) -> float:
         for tensor in plan.all_tensors
         if tensor.decision.quantize or _ought_to_be(tensor)
     )
-    return sum(tensor.entry.size for tensor in plan.quantized) / counted
+    return sum(matrix.size for matrix in plan.quantized) / counted
 
 
 def _ought_to_be(tensor: PlannedTensor) -> bool:

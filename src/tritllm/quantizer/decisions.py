@@ -21,6 +21,7 @@ from tritllm.quantizer.families import (
     UNKNOWN_FAMILY,
     WEIGHT_READ_BY_MODEL,
 )
+from tritllm.quantizer.matrices import SourceMatrix, whole_matrix
 from tritllm.quantizer.source import Source, SourceShard
 from tritllm.storage.model_folder import CHUNK_BYTES
 
@@ -29,11 +30,15 @@ EXCLUDED = "excluded on request"
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a tensor: quantized, or kept for `reason`."""
+    """What happens to a tensor: quantized as these matrices, or kept as it is; and why."""
 
-    quantize: bool
     reason: str
-    transposed: bool = False
+    matrices: tuple[SourceMatrix, ...] = ()
+
+    @property
+    def quantize(self) -> bool:
+        """Whether it is quantized."""
+        return bool(self.matrices)
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,39 @@ class PlannedTensor:
         return self.entry.name.removesuffix(".weight")
 
     @property
-    def matrix_shape(self) -> tuple[int, int]:
-        """(out_features, in_features) of a quantized tensor."""
-        rows, columns = self.entry.shape
-        return (columns, rows) if self.decision.transposed else (rows, columns)
+    def matrices(self) -> tuple[SourceMatrix, ...]:
+        """What is packed of it, by piece; empty where it is kept."""
+        return self.decision.matrices
+
+    @property
+    def parts(self) -> list[SourcePart]:
+        """What is read and worked on at a time, in the order of the bytes: the pieces of a tensor
+        that is quantized, else all of it.
+        """
+        pieces = 1 + max((matrix.piece for matrix in self.matrices), default=0)
+        nbytes = self.entry.nbytes // pieces
+        found: list[list[SourceMatrix]] = [[] for _ in range(pieces)]
+        for matrix in self.matrices:
+            found[matrix.piece].append(matrix)
+        return [
+            SourcePart(self, self.entry.begin + nbytes * number, nbytes, tuple(matrices))
+            for number, matrices in enumerate(found)
+        ]
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """Consecutive bytes of a source tensor: from `begin` of its file, and what they hold."""
+
+    tensor: PlannedTensor
+    begin: int
+    nbytes: int
+    matrices: tuple[SourceMatrix, ...]
+
+    @property
+    def name(self) -> str:
+        """For people: of the matrix that it holds, of the first of several, or of the tensor."""
+        return self.matrices[0].name if self.matrices else self.tensor.entry.name
 
 
 def decide_all(
@@ -76,7 +110,7 @@ def decide_all(
         for entry in shard.header.entries.values():
             if entry.name in tied:
                 _check_dtype(shard.name, entry, kinds)
-                kept = Decision(False, f"tied to {tied[entry.name]}, stored once")
+                kept = Decision(f"tied to {tied[entry.name]}, stored once")
                 decided[shard.name].append(PlannedTensor(entry, kept, tied[entry.name]))
                 continue
             try:
@@ -106,9 +140,9 @@ def decide(
     family = FAMILIES.get(model_type, UNKNOWN_FAMILY)
     linear = leaf == "weight" and re.fullmatch(family.linear, module) is not None
     if matches(_module(tensor), exclude):
-        return Decision(False, EXCLUDED)
+        return Decision(EXCLUDED)
     if not linear and not matches(_module(tensor), include):
-        return Decision(False, reason_to_keep(tensor))
+        return Decision(reason_to_keep(tensor))
     remedy = f"leave it out with --exclude '{tensor.name}'"
     if leaf != "weight":
         raise SourceError(f"tensor {tensor.name}: only X.weight can be quantized; {remedy}")
@@ -122,8 +156,8 @@ def decide(
             f"can); quantize from the unquantized source, or {remedy}"
         )
     if linear:
-        return Decision(True, "linear weight", family.transposed)
-    return Decision(True, "included on request")
+        return Decision("linear weight", (whole_matrix(tensor, family.transposed),))
+    return Decision("included on request", (whole_matrix(tensor),))
 
 
 def check_globs(

@@ -2,7 +2,7 @@
 
 A `Calibrator` looks at the whole model before the first output byte is written (calibration,
 training) and leaves `Encodings`: digits for some matrices under some configs, and new values for
-some tensors that are kept. The quantizer asks them tensor by tensor; where they have nothing it
+some tensors that are kept. The quantizer asks them matrix by matrix; where they have nothing it
 encodes data-free. Nothing here needs torch: what stands behind the two protocols may.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from tritllm.codec import TritTensor
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.matrices import SourceMatrix
 
 if TYPE_CHECKING:
     from tritllm.quantizer.plan import Plan
@@ -49,10 +50,10 @@ class CalibrationProgress:
 class Encodings(Protocol):
     """Results of a calibrator, complete and durable; read by the quantizer's main thread alone."""
 
-    def encoded(self, tensor: PlannedTensor, config: Config) -> TritTensor | None:
-        """The digits of a quantized tensor under a config; None encodes it data-free.
+    def encoded(self, matrix: SourceMatrix, config: Config) -> TritTensor | None:
+        """The digits of a matrix under a config; None encodes it data-free.
 
-        The result has `tensor.matrix_shape`, the depth `config.depth_of(tensor.module)`, and its
+        The result has `matrix.shape`, the depth `config.depth_of(matrix.module)`, and its
         `error` and `energy` are those of the source's weights, every column counting alike.
 
         Raises OutputError where a stored result is damaged.

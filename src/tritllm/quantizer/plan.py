@@ -11,9 +11,10 @@ from tritllm.errors import SourceError, TritError
 from tritllm.format.layout import TensorSpec, tensors_of
 from tritllm.format.safetensors_header import Header
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor, check_globs, decide_all
+from tritllm.quantizer.decisions import PlannedTensor, SourcePart, check_globs, decide_all
 from tritllm.quantizer.encodings import Calibrator
 from tritllm.quantizer.fingerprint import Settings, fingerprint_of
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.resources import CalibrationNeed, MemoryNeed, memory_need
 from tritllm.quantizer.source import Source
 from tritllm.storage.model_folder import model_dtype, shard_header
@@ -51,9 +52,13 @@ class Plan:
         return [tensor for shard in self.tensors.values() for tensor in shard]
 
     @cached_property
-    def quantized(self) -> list[PlannedTensor]:
-        """The tensors that are quantized."""
-        return [tensor for tensor in self.all_tensors if tensor.decision.quantize]
+    def quantized(self) -> list[SourceMatrix]:
+        """The matrices that are packed, in stored order; a tensor of experts has several."""
+        return [matrix for tensor in self.all_tensors for matrix in tensor.matrices]
+
+    def parts(self, shard: str) -> list[SourcePart]:
+        """What is read of a shard and worked on at a time, in stored order."""
+        return [part for tensor in self.tensors[shard] for part in tensor.parts]
 
     @cached_property
     def parameters(self) -> int:
@@ -63,7 +68,7 @@ class Plan:
     @property
     def coverage(self) -> float:
         """Share of the parameters that are quantized, 0..1."""
-        return sum(tensor.entry.size for tensor in self.quantized) / self.parameters
+        return sum(matrix.size for matrix in self.quantized) / self.parameters
 
     def headers(self, config: Config, kind: str) -> Headers:
         """The headers of the output shards of a config and kind, by shard name."""
@@ -94,9 +99,8 @@ class Plan:
         for by_shard in self.packed.values():
             headers += by_shard.values()
         header_bytes = sum(len(header.raw) for header in headers)
-        return memory_need(
-            self.quantized, self.configs, header_bytes, shared=self.calibration is None
-        )
+        parts = [part for tensor in self.all_tensors for part in tensor.parts if part.matrices]
+        return memory_need(parts, self.configs, header_bytes, shared=self.calibration is None)
 
 
 def make_plan(source: Source, settings: Settings, calibrator: Calibrator | None = None) -> Plan:
@@ -162,7 +166,11 @@ def _packed_specs(tensor: PlannedTensor, config: Config) -> tuple[TensorSpec, ..
         return ()
     if not tensor.decision.quantize:
         return (TensorSpec(entry.name, entry.dtype, entry.shape),)
-    return tensors_of(entry.name, *tensor.matrix_shape, config.depth_of(tensor.module))
+    return tuple(
+        spec
+        for matrix in tensor.matrices
+        for spec in tensors_of(matrix.name, *matrix.shape, config.depth_of(matrix.module))
+    )
 
 
 def _model_spec(tensor: PlannedTensor, dtype: str) -> TensorSpec:

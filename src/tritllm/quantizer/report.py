@@ -34,27 +34,27 @@ def make_report(
 ) -> Report:
     """Assemble the report.
 
-    results: of each tensor, what the journal holds of it under this config: depth and nmse of a
-    quantized one, whether a kept one was trained. seconds: of the last, uninterrupted stretch of
-    the run, over all its configs. peak_memory: bytes, the most that a process of the run took; None
-    where the system does not say. encoder, notes: what a calibrator says of its work; empty
-    without one.
+    results: of each matrix and of each tensor that is kept, what the journal holds of it under this
+    config: depth and nmse of a matrix, whether a kept tensor was trained. seconds: of the last,
+    uninterrupted stretch of the run, over all its configs. peak_memory: bytes, the most that a
+    process of the run took; None where the system does not say. encoder, notes: what a calibrator
+    says of its work; empty without one.
     """
     quantized = {
-        tensor.entry.name: {
-            "shape": list(tensor.matrix_shape),
-            "depth": results[tensor.entry.name]["depth"],
-            "nmse": results[tensor.entry.name]["nmse"],
-            "sqnr_db": decibel_or_none(results[tensor.entry.name]["nmse"]),
+        matrix.name: {
+            "shape": list(matrix.shape),
+            "depth": results[matrix.name]["depth"],
+            "nmse": results[matrix.name]["nmse"],
+            "sqnr_db": decibel_or_none(results[matrix.name]["nmse"]),
         }
-        for tensor in plan.quantized
+        for matrix in plan.quantized
     }
     kept = {
         tensor.entry.name: kept_reason(tensor, results)
         for tensor in plan.all_tensors
         if not tensor.decision.quantize
     }
-    weights = sum(tensor.entry.size for tensor in plan.quantized)
+    weights = sum(matrix.size for matrix in plan.quantized)
     header_entries = [
         entry
         for header in plan.headers(config, "packed").values()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tritllm.errors import OutputError, TritError, first_line, is_no_thread
 from tritllm.machine import available_memory
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.decisions import SourcePart
 from tritllm.storage.model_folder import CHUNK_BYTES
 
 CHUNKS_AHEAD = 3  # of the source, at least, read while a tensor is encoded
@@ -24,8 +24,8 @@ _PER_WEIGHT_BYTES = 1.5  # group statistics of the codec
 class MemoryNeed:
     """Estimates in bytes.
 
-    source_held: of the source at a time, the largest matrix and what is read ahead.
-    peak: the interpreter, the source held, the largest matrix with its results, headers.
+    source_held: of the source at a time, the largest part of a tensor and what is read ahead.
+    peak: the interpreter, the source held, the largest part with its results, headers.
     """
 
     source_held: int
@@ -44,35 +44,39 @@ class CalibrationNeed:
 
 
 def memory_need(
-    quantized: Sequence[PlannedTensor],
+    quantized: Sequence[SourcePart],
     configs: Sequence[Config],
     header_bytes: int,
     *,
     shared: bool = True,
 ) -> MemoryNeed:
-    """What a run over these tensors takes.
+    """What a run over these parts, whose matrices are packed, takes.
 
     header_bytes: of all output headers, which are parsed to about five times as much.
     shared: whether configs of the same depth have the same results.
     """
-    largest = max((tensor.entry.nbytes for tensor in quantized), default=0)
-    matrix = max((_matrix_bytes(tensor, configs, shared) for tensor in quantized), default=0)
-    others = _INTERPRETER_BYTES + 2 * CHUNK_BYTES + matrix
-    # As much as a matrix, if all together stays within three times the largest and 300 MB.
+    largest = max((part.nbytes for part in quantized), default=0)
+    worked = max((_part_bytes(part, configs, shared) for part in quantized), default=0)
+    others = _INTERPRETER_BYTES + 2 * CHUNK_BYTES + worked
+    # As much as a part, if all together stays within three times the largest and 300 MB.
     ahead = max(min(largest, 3 * largest + _MORE_BYTES - others), CHUNKS_AHEAD * CHUNK_BYTES)
     return MemoryNeed(largest + ahead, others + ahead + 5 * header_bytes)
 
 
-def _matrix_bytes(tensor: PlannedTensor, configs: Sequence[Config], shared: bool) -> int:
-    """A matrix, and all its results three times: those of one that is encoded, one that is
-    written and one that waits.
+def _part_bytes(part: SourcePart, configs: Sequence[Config], shared: bool) -> int:
+    """A part, and all its results three times: those of one that is encoded, one that is written
+    and one that waits.
     """
-    depths = [config.depth_of(tensor.module) for config in configs]
-    if shared:
-        depths = list(set(depths))
-    packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
-    copies = 2 if tensor.decision.transposed else 1
-    return tensor.entry.nbytes * copies + int(tensor.entry.size * (3 * packed + _PER_WEIGHT_BYTES))
+    need = float(part.nbytes)
+    for matrix in part.matrices:
+        depths = [config.depth_of(matrix.module) for config in configs]
+        if shared:
+            depths = list(set(depths))
+        packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
+        need += matrix.size * (3 * packed + _PER_WEIGHT_BYTES)
+    # Matrices that are not rows of the part as it is stored are copied, and put together again.
+    rearranged = any(matrix.transposed or matrix.slice_of for matrix in part.matrices)
+    return int(need) + (part.nbytes if rearranged else 0)
 
 
 def check_memory(need: int) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tritllm.checkpoint.dequantized_tensor import write_cast, write_decoded
+from tritllm.checkpoint.dequantized_tensor import DecodedMatrix, write_cast, write_decoded
 from tritllm.codec import TritTensor
 from tritllm.format.layout import part_names
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.decisions import PlannedTensor, SourcePart
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.source import SourceShard
 from tritllm.quantizer.write_folder import partial_folder
@@ -19,11 +20,11 @@ from tritllm.storage.model_folder import model_dtype
 from tritllm.storage.output_errors import output_errors
 from tritllm.storage.shard_writer import ShardWriter
 
-Record = dict[str, Any]  # of the journal: what was written of a tensor, by config
+Record = dict[str, Any]  # of the journal: what was written of a part of a tensor, by config
 
 
 class ShardOutputs:
-    """Open files that take a tensor's results; a context manager that closes them.
+    """Open files that take the results of tensors; a context manager that closes them.
 
     resume: whether finished tensors must be in them already.
     """
@@ -74,33 +75,34 @@ class ShardOutputs:
         record["configs"][config] = {"sha256": {entry.name: digest}, "trained": True}
 
     def write_encoded(
-        self, tensor: PlannedTensor, encoded: dict[str, TritTensor], record: Record
+        self, part: SourcePart, encoded: Sequence[Mapping[str, TritTensor]], record: Record
     ) -> None:
-        """Write a matrix that was encoded under every config; completes its record."""
-        entry = tensor.entry
+        """Write the matrices of a part, each encoded under every config; completes its record."""
+        entry = part.tensor.entry
         for config in self.plan.configs:
-            packed = encoded[config.name]
-            hashes = {}
-            arrays = (packed.weight, packed.scale, packed.codebook)
-            for name, array in zip(part_names(entry.name), arrays, strict=True):
-                data = memoryview(np.ascontiguousarray(array)).cast("B")
-                hashes[name] = hashlib.sha256(data).hexdigest()
-                if (config.name, "packed") in self._writers:
-                    self._writers[config.name, "packed"].write(name, 0, data)
+            hashes: dict[str, str] = {}
+            results: dict[str, Any] = {}
+            for matrix, by_config in zip(part.matrices, encoded, strict=True):
+                packed = by_config[config.name]
+                arrays = (packed.weight, packed.scale, packed.codebook)
+                for name, array in zip(part_names(matrix.name), arrays, strict=True):
+                    data = memoryview(np.ascontiguousarray(array)).cast("B")
+                    hashes[name] = hashlib.sha256(data).hexdigest()
+                    if (config.name, "packed") in self._writers:
+                        self._writers[config.name, "packed"].write(name, 0, data)
+                results[matrix.name] = {"depth": packed.depth, "nmse": packed.nmse}
             if (config.name, "model") in self._writers:
                 write_decoded(
                     self._writers[config.name, "model"],
                     entry.name,
-                    packed,
+                    [
+                        DecodedMatrix(by_config[config.name], matrix.transposed, matrix.slice_of)
+                        for matrix, by_config in zip(part.matrices, encoded, strict=True)
+                    ],
                     model_dtype(entry.dtype, self.plan.dtype),
-                    tensor.decision.transposed,
                     self.threads,
                 )
-            record["configs"][config.name] = {
-                "sha256": hashes,
-                "depth": packed.depth,
-                "nmse": packed.nmse,
-            }
+            record["configs"][config.name] = {"sha256": hashes, "matrices": results}
 
     def sync(self) -> None:
         """Return when everything written is on the disk."""

@@ -1,10 +1,10 @@
 """One pass over the source's shards: read ahead, encode, write behind, and keep the journal.
 
-A thread reads the source ahead, by a tensor at most, and another hashes what it has read; the
-caller's thread encodes; one more hashes and writes the results of the tensors before; a last one
-waits until they are on the disk and keeps the journal. None of them waits where one shard ends and
-the next begins. The slowest sets the pace, and the plan says how much of the source is held at a
-time.
+A thread reads the source ahead, by a matrix or an expert at most, and another hashes what it has
+read; the caller's thread encodes; one more hashes and writes the results of the tensors before; a
+last one waits until they are on the disk and keeps the journal. None of them waits where one shard
+ends and the next begins. The slowest sets the pace, and the plan says how much of the source is
+held at a time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 from tritllm.codec import TritTensor, encode_depths
 from tritllm.errors import OutputError, SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.quantizer.decisions import PlannedTensor, SourcePart
 from tritllm.quantizer.encodings import Encodings
 from tritllm.quantizer.journal import Journal, is_finished
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.pipeline import InOrder, ReadAhead
 from tritllm.quantizer.plan import Plan
 from tritllm.quantizer.shard_outputs import Record, ShardOutputs
@@ -45,12 +46,12 @@ _JOBS_BEHIND = 64  # at the end of a shard at most; so many shards' files may be
 
 @dataclass(frozen=True)
 class Progress:
-    """What a caller may show after each tensor: bytes are of the source.
+    """What a caller may show after each part of a tensor: bytes are of the source.
 
-    sqnr_db: of a quantized tensor, by config name.
+    sqnr_db: of the part's matrices, the lowest, by config name; empty where it is kept.
     """
 
-    tensor: PlannedTensor
+    part: SourcePart
     done_bytes: int
     total_bytes: int
     sqnr_db: dict[str, float] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Progress:
 
 @dataclass
 class _Writing:
-    """The shard whose results are written: what is not committed yet, and of the tensor under way
+    """The shard whose results are written: what is not committed yet, and of the part under way
     its digest and record.
     """
 
@@ -93,8 +94,8 @@ class ShardPass:
         self.done_bytes = 0
 
     def process(self, shards: Sequence[SourceShard]) -> Generator[Progress, None, None]:
-        """Write the output shards of source shards, yielding after each tensor; those that are
-        done are passed over. To close the generator is to stop: what is committed stays.
+        """Write the output shards of source shards, yielding after each part of a tensor; those
+        that are done are passed over. To close the generator is to stop: what is committed stays.
         """
         opened = list(self._opened(shards))
         with ExitStack() as files, InOrder() as hashing:
@@ -117,17 +118,17 @@ class ShardPass:
                         decibels = self._take(item, writing, items, reader, behind)
                         if item.read_sha256 is not None:
                             self._note(item, item.read_sha256.result(), writing, behind, committing)
-                            yield Progress(item.tensor, self.done_bytes, self.total_bytes, decibels)
+                            yield Progress(item.part, self.done_bytes, self.total_bytes, decibels)
 
     def _opened(self, shards: Sequence[SourceShard]) -> Iterator[OpenShard]:
         """Those that are not finished; counts what is done."""
         for shard in shards:
-            records, tensors = self.journal.of_shard(shard.name), self.plan.tensors[shard.name]
+            records, parts = self.journal.of_shard(shard.name), self.plan.parts(shard.name)
             done = len(records) - sum("shard_sha256" in record for record in records)
-            self.done_bytes += sum(tensor.entry.nbytes for tensor in tensors[:done])
+            self.done_bytes += sum(part.nbytes for part in parts[:done])
             if not is_finished(records):
                 sha256 = records[-1]["read_sha256"] if records else None
-                yield OpenShard(shard, tensors[:done], tensors[done:], sha256)
+                yield OpenShard(shard, parts[:done], parts[done:], sha256)
 
     def _begin(self, begun: OpenShard, files: ExitStack) -> _Writing:
         """Open the outputs of a shard, until `files` is left."""
@@ -144,18 +145,21 @@ class ShardPass:
         behind: InOrder,
     ) -> dict[str, float]:
         """Encode or pass on a piece; the SQNR in dB by config name of what was encoded."""
-        tensor = piece.tensor
+        part, tensor = piece.part, piece.part.tensor
         if piece.position == 0:
             writing.own = hashlib.sha256()
             writing.record = {"shard": writing.shard, "tensor": tensor.entry.name, "configs": {}}
-        if tensor.decision.quantize:
-            encoded = self._encode(writing.shard, tensor, piece.data)
+        if part.matrices:
+            encoded = [self._encode(writing.shard, each, piece.data) for each in part.matrices]
             assert piece.read_sha256
             piece.read_sha256.result()  # hashed as well: the memory is free
             reader.reuse(piece.data)
             items.release(piece.data.nbytes)
-            behind.submit(writing.outputs.write_encoded, tensor, encoded, writing.record, at_most=2)
-            return {name: t.sqnr_db or 0.0 for name, t in encoded.items()}
+            behind.submit(writing.outputs.write_encoded, part, encoded, writing.record, at_most=2)
+            return {
+                config.name: min(each[config.name].sqnr_db or 0.0 for each in encoded)
+                for config in self.plan.configs
+            }
         if tensor.tied_to:
             items.release(piece.data.nbytes)
         else:
@@ -174,34 +178,34 @@ class ShardPass:
         behind: InOrder,
         committing: InOrder,
     ) -> None:
-        """A tensor is done: its record, and a commit where enough has come together."""
+        """A part is done: its record, and a commit where enough has come together."""
         writing.record["read_sha256"] = read_sha256
         writing.pending.append(writing.record)
-        writing.uncommitted += piece.tensor.entry.nbytes
+        writing.uncommitted += piece.part.nbytes
         if writing.uncommitted >= COMMIT_BYTES:
             behind.submit(self._written, writing.outputs, writing.pending, committing)
             writing.pending, writing.uncommitted = [], 0
-        self.done_bytes += piece.tensor.entry.nbytes
+        self.done_bytes += piece.part.nbytes
 
-    def _encode(self, shard: str, tensor: PlannedTensor, data: np.ndarray) -> dict[str, TritTensor]:
+    def _encode(self, shard: str, matrix: SourceMatrix, data: np.ndarray) -> dict[str, TritTensor]:
         """The digits by config name: the calibrator's, or those of the matrix alone."""
-        found = self._calibrated(tensor)
-        depths = {config.name: config.depth_of(tensor.module) for config in self.plan.configs}
+        found = self._calibrated(matrix)
+        depths = {config.name: config.depth_of(matrix.module) for config in self.plan.configs}
         alone = sorted({depth for name, depth in depths.items() if name not in found})
         if not alone:
             return found
-        encoded = self._encode_alone(shard, tensor, data, alone)
+        encoded = self._encode_alone(shard, matrix, data, alone)
         return {name: found[name] if name in found else encoded[d] for name, d in depths.items()}
 
-    def _calibrated(self, tensor: PlannedTensor) -> dict[str, TritTensor]:
+    def _calibrated(self, matrix: SourceMatrix) -> dict[str, TritTensor]:
         found = {}
         for config in self.plan.configs if self.encodings else ():
-            encoded = self.encodings.encoded(tensor, config) if self.encodings else None
+            encoded = self.encodings.encoded(matrix, config) if self.encodings else None
             if encoded is None:
                 continue
-            depth = config.depth_of(tensor.module)
-            if (encoded.shape, encoded.depth) != (tensor.matrix_shape, depth):
-                raise self._damaged(tensor, f"{encoded.shape} at depth {encoded.depth}")
+            depth = config.depth_of(matrix.module)
+            if (encoded.shape, encoded.depth) != (matrix.shape, depth):
+                raise self._damaged(matrix.name, f"{encoded.shape} at depth {encoded.depth}")
             found[config.name] = encoded
         return found
 
@@ -215,29 +219,27 @@ class ShardPass:
                 continue
             dtype = NUMPY_OF_SAFETENSORS.get(entry.dtype)
             if (values.shape, values.dtype) != (entry.shape, dtype):
-                raise self._damaged(tensor, f"{values.dtype} {values.shape}")
+                raise self._damaged(entry.name, f"{values.dtype} {values.shape}")
             found[config.name] = np.ascontiguousarray(values)
         return found
 
-    def _damaged(self, tensor: PlannedTensor, what: str) -> OutputError:
+    def _damaged(self, name: str, what: str) -> OutputError:
         return OutputError(
-            f"{self.out}: the result kept for {tensor.entry.name} is {what}, which is not its "
+            f"{self.out}: the result kept for {name} is {what}, which is not its "
             f"source's; delete {self.out} and start again"
         )
 
     def _encode_alone(
-        self, shard: str, tensor: PlannedTensor, data: np.ndarray, depths: list[int]
+        self, shard: str, matrix: SourceMatrix, data: np.ndarray, depths: list[int]
     ) -> dict[int, TritTensor]:
-        entry = tensor.entry
-        weight = data.view(NUMPY_OF_SAFETENSORS[entry.dtype]).reshape(entry.shape)
-        if tensor.decision.transposed:
-            weight = np.ascontiguousarray(weight.T)
         try:
-            return encode_depths(weight, depths, self.plan.codec, self.threads)
+            return encode_depths(matrix.values(data), depths, self.plan.codec, self.threads)
         except ValueError as error:
+            name = matrix.source.name
+            which = f", {matrix.module}" if matrix.slice_of else ""
             raise SourceError(
-                f"{shard}: tensor {entry.name}: {error}; fix the source, "
-                f"or keep the tensor with --exclude '{entry.name}'"
+                f"{shard}: tensor {name}{which}: {error}; fix the source, "
+                f"or keep the tensor with --exclude '{name}'"
             ) from None
 
     # What follows runs in the writing thread.
@@ -253,12 +255,13 @@ class ShardPass:
     ) -> None:
         data = piece.data.data
         own.update(data)
-        outputs.write_kept(piece.tensor, piece.position, data)
+        tensor = piece.part.tensor
+        outputs.write_kept(tensor, piece.position, data)
         if piece.read_sha256 is not None:
-            hashes = {piece.tensor.entry.name: own.hexdigest()}
+            hashes = {tensor.entry.name: own.hexdigest()}
             record["configs"] = {c.name: {"sha256": hashes} for c in self.plan.configs}
             for name, values in replaced.items():
-                outputs.write_replaced(piece.tensor, name, values, record)
+                outputs.write_replaced(tensor, name, values, record)
         items.release(piece.data.nbytes)
 
     def _written(self, outputs: ShardOutputs, records: list[Record], committing: InOrder) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tritllm.errors import SourceError
-from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
-from tritllm.quantizer.decisions import PlannedTensor
+from tritllm.format.safetensors_header import ITEM_BYTES
+from tritllm.quantizer.decisions import SourcePart
 from tritllm.quantizer.pipeline import InOrder
 from tritllm.quantizer.source import SourceShard
 from tritllm.storage.direct_read import memory_for
@@ -24,14 +24,14 @@ from tritllm.storage.model_folder import CHUNK_BYTES
 class OpenShard:
     """A shard that is not finished yet.
 
-    done, left: its tensors that are committed, and those that are not, in the file's order.
-    done_sha256: of the file up to the first that is left, as the journal has it; None where no
-        tensor is done.
+    done, left: what is committed of its tensors, and what is not, in the file's order.
+    done_sha256: of the file up to the first that is left, as the journal has it; None where
+        nothing is done.
     """
 
     shard: SourceShard
-    done: Sequence[PlannedTensor]
-    left: Sequence[PlannedTensor]
+    done: Sequence[SourcePart]
+    left: Sequence[SourcePart]
     done_sha256: str | None
 
 
@@ -44,11 +44,11 @@ class ShardBegins:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of a tensor from `position`, all of one that is quantized; with the last of a tensor,
-    the SHA-256 of the shard up to there.
+    """Bytes of a part of a tensor from `position`, all of one that is quantized; with the last of
+    a part, the SHA-256 of the shard up to there.
     """
 
-    tensor: PlannedTensor
+    part: SourcePart
     position: int
     data: np.ndarray  # uint8
     read_sha256: Future[str] | None
@@ -83,8 +83,8 @@ class ShardReader:
         for opened in shards:
             digest = self._digest_of_done(opened)
             yield ShardBegins(opened)
-            for tensor in opened.left:
-                yield from self._pieces(opened.shard, tensor, digest, reserve)
+            for part in opened.left:
+                yield from self._pieces(opened.shard, part, digest, reserve)
             yield ShardEnds(self._hashing.submit(digest.hexdigest))
 
     def reuse(self, data: np.ndarray) -> None:
@@ -94,43 +94,41 @@ class ShardReader:
     def _pieces(
         self,
         shard: SourceShard,
-        tensor: PlannedTensor,
+        part: SourcePart,
         digest: Any,
         reserve: Callable[[int], None],
     ) -> Iterator[Piece]:
-        entry = tensor.entry
-        data = self._memory(entry) if tensor.decision.quantize else None
+        data = self._memory(part) if part.matrices else None
         if data is None:
             self._spare = None  # what is read now needs the room
-        for offset in range(0, entry.nbytes, CHUNK_BYTES) or [0]:
-            length = min(CHUNK_BYTES, entry.nbytes - offset)
+        for offset in range(0, part.nbytes, CHUNK_BYTES) or [0]:
+            length = min(CHUNK_BYTES, part.nbytes - offset)
             reserve(length)
-            begin = entry.begin + offset
+            begin = part.begin + offset
             chunk = memory_for(begin, length) if data is None else data[offset:][:length]
             self._files.read_into(shard.name, begin, chunk.data)
             self._hashing.submit(digest.update, chunk)
-            ends = offset + length == entry.nbytes
+            ends = offset + length == part.nbytes
             read_sha256 = self._hashing.submit(digest.hexdigest) if ends else None
             if data is None:
-                yield Piece(tensor, offset, chunk, read_sha256)
+                yield Piece(part, offset, chunk, read_sha256)
             elif ends:
-                yield Piece(tensor, 0, data, read_sha256)
+                yield Piece(part, 0, data, read_sha256)
 
-    def _memory(self, entry: TensorEntry) -> np.ndarray:
-        """For a whole tensor; that of the one encoded last if it is enough."""
-        if entry.begin % ITEM_BYTES[entry.dtype]:
-            return np.empty(entry.nbytes, np.uint8)
+    def _memory(self, part: SourcePart) -> np.ndarray:
+        """For a whole part; that of the one encoded last if it is enough."""
+        if part.begin % ITEM_BYTES[part.tensor.entry.dtype]:
+            return np.empty(part.nbytes, np.uint8)
         spare, self._spare = self._spare, None
-        return memory_for(entry.begin, entry.nbytes, spare)
+        return memory_for(part.begin, part.nbytes, spare)
 
     def _digest_of_done(self, opened: OpenShard) -> Any:
-        """SHA-256 of the shard up to the first tensor not yet done, read again and compared."""
+        """SHA-256 of the shard up to the first part not yet done, read again and compared."""
         shard = opened.shard
         digest = hashlib.sha256(shard.header.raw)
-        for tensor in opened.done:
-            entry = tensor.entry
-            for offset in range(0, entry.nbytes, CHUNK_BYTES):
-                begin, length = entry.begin + offset, min(CHUNK_BYTES, entry.nbytes - offset)
+        for part in opened.done:
+            for offset in range(0, part.nbytes, CHUNK_BYTES):
+                begin, length = part.begin + offset, min(CHUNK_BYTES, part.nbytes - offset)
                 chunk = memory_for(begin, length)
                 self._files.read_into(shard.name, begin, chunk.data)
                 digest.update(chunk)

@@ -61,7 +61,7 @@ def finish_config(
         result = record.get("configs", {}).get(config.name)
         if result:
             hashes |= result["sha256"]
-            results[record["tensor"]] = result
+            results |= result.get("matrices", {record["tensor"]: result})
     report = make_report(plan, config, results, seconds, peak_memory, encoder, notes)
     manifest = _manifest(plan, config, records, hashes, results, encoder)
     licence = licence_of_card(plan.source.read_text("README.md"))
@@ -117,28 +117,31 @@ def _manifest(
         headers[shard.name] = hashlib.sha256(header.raw).hexdigest()
         entries = header.entries
         for tensor in plan.tensors[shard.name]:
-            name = tensor.entry.name
             if tensor.tied_to:
                 continue
-            for part in part_names(name) if tensor.decision.quantize else (name,):
-                entry = entries[part]
-                tensors[part] = {
+            own: dict[str, dict[str, Any]] = {}  # by stored tensor, what its kind of record has
+            for matrix in tensor.matrices:
+                planes, scale, codebook = part_names(matrix.name)
+                own[planes] = {
+                    "depth": results[planes]["depth"],
+                    "in_features": matrix.shape[1],
+                    "transposed": matrix.transposed,
+                    "nmse": results[planes]["nmse"],
+                }
+                if matrix.slice_of:
+                    own[planes]["slice_of"] = matrix.slice_of.as_record()
+                own |= {part: {"part_of": planes} for part in (scale, codebook)}
+            if not tensor.matrices:
+                own[tensor.entry.name] = {"kept": kept_reason(tensor, results)}
+            for name, fields in own.items():
+                entry = entries[name]
+                tensors[name] = {
                     "file": shard.name,
                     "dtype": entry.dtype,
                     "shape": list(entry.shape),
-                    "sha256": hashes[part],
+                    "sha256": hashes[name],
+                    **fields,
                 }
-                if part != name:
-                    tensors[part]["part_of"] = name
-                elif tensor.decision.quantize:
-                    tensors[part] |= {
-                        "depth": results[name]["depth"],
-                        "in_features": tensor.matrix_shape[1],
-                        "transposed": tensor.decision.transposed,
-                        "nmse": results[name]["nmse"],
-                    }
-                else:
-                    tensors[part]["kept"] = kept_reason(tensor, results)
     return {
         "format_version": FORMAT_VERSION,
         "tool": f"tritllm {__version__}",
@@ -188,7 +191,7 @@ def _command(plan: Plan, config: Config) -> str:
 def _packed_config(plan: Plan, report: Report, encoder: dict[str, Any]) -> dict[str, Any]:
     stored = make_quantization_config(
         plan.codec,
-        {t.module: report["quantized"][t.entry.name]["depth"] for t in plan.quantized},
+        {m.module: report["quantized"][m.name]["depth"] for m in plan.quantized},
         report["bits_per_weight"]["quantized"],
         _kept_modules(plan),
         encoder,

@@ -18,7 +18,7 @@ from tritllm.format.layout import groups_of, nbytes
 from tritllm.format.parallel import Parts, column_parts, head_parts, row_parts
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.format.trits import GROUP
-from tritllm.quantizer.decisions import Decision, decide, reason_to_keep
+from tritllm.quantizer.decisions import decide, reason_to_keep
 from tritllm.quantizer.families import EMBEDDING, OUTPUT_LAYER
 from tritllm.serving.cache import number
 
@@ -114,22 +114,29 @@ def parts_of_source(entries: Iterable[TensorEntry], model_type: str) -> WeightPa
 
     Raises SourceError for a tensor that is named as a linear weight and cannot be one.
     """
-    return _collect((entry, decide(entry, model_type), None) for entry in entries)
+    matrices: Counter[Matrix] = Counter()
+    kept = []
+    for entry in entries:
+        decision = decide(entry, model_type)
+        for matrix in decision.matrices:
+            matrices[_matrix(matrix.name, *matrix.shape, None)] += 1
+        if not decision.quantize:
+            kept.append(entry)
+    return _collect(matrices, kept)
 
 
 def parts_of_packed(manifest: Mapping[str, Any]) -> WeightParts:
     """What a packed folder holds, by its manifest."""
-    found: list[tuple[TensorEntry, Decision, int | None]] = []
+    matrices: Counter[Matrix] = Counter()
+    kept = []
     for name, record in manifest["tensors"].items():
         shape = tuple(record["shape"])
         if "depth" in record:
-            entry = TensorEntry(name, "F16", (shape[1], record["in_features"]), 0, 0)
-            found.append((entry, Decision(True, ""), record["depth"]))
+            matrices[_matrix(name, shape[1], record["in_features"], record["depth"])] += 1
         elif "kept" in record:
             nbytes = math.prod(shape) * ITEM_BYTES[record["dtype"]]
-            entry = TensorEntry(name, record["dtype"], shape, 0, nbytes)
-            found.append((entry, Decision(False, record["kept"]), None))
-    return _collect(found)
+            kept.append(TensorEntry(name, record["dtype"], shape, 0, nbytes))
+    return _collect(matrices, kept)
 
 
 def degree_parts(parts: WeightParts, config: Mapping[str, Any], degree: int) -> Parts:
@@ -162,14 +169,10 @@ def _depth(matrix: Matrix, depth: int | None) -> int:
     return chosen
 
 
-def _collect(tensors: Iterable[tuple[TensorEntry, Decision, int | None]]) -> WeightParts:
-    matrices: Counter[Matrix] = Counter()
+def _collect(matrices: Counter[Matrix], tensors: Iterable[TensorEntry]) -> WeightParts:
+    """tensors: those that are kept."""
     kept = vocabulary = kept_float = vocabulary_float = 0
-    for entry, decision, depth in tensors:
-        if decision.quantize:
-            rows, columns = entry.shape[::-1] if decision.transposed else entry.shape
-            matrices[_matrix(entry.name, rows, columns, depth)] += 1
-            continue
+    for entry in tensors:
         floats = _FLOAT_BYTES * entry.size if entry.dtype in _FLOATS else entry.nbytes
         kept, kept_float = kept + entry.nbytes, kept_float + floats
         if len(entry.shape) == 2 and reason_to_keep(entry) in (EMBEDDING, OUTPUT_LAYER):

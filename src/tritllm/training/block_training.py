@@ -82,9 +82,9 @@ class BlockTrainer:
                 "the text gives one window, and --qat needs one to train on and one to judge by; "
                 "give a longer text, more --tokens or a smaller --context"
             )
-        places = {tensor.entry.name: name for name, tensor in encoded.part.matrices.items()}
+        places = {matrix.name: name for name, matrix in encoded.part.matrices.items()}
         trained = {
-            places[outcome.tensor.entry.name]: outcome
+            places[outcome.matrix.name]: outcome
             for outcome in encoded.outcomes
             if outcome.data_free is None
         }
@@ -95,7 +95,7 @@ class BlockTrainer:
             f"{name}.weight": TrainedMatrix(outcome.encoded, weights[name])
             for name, outcome in trained.items()
         }
-        turned = {f"{n}.weight" for n, o in trained.items() if o.tensor.decision.transposed}
+        turned = {f"{n}.weight" for n, o in trained.items() if o.matrix.transposed}
         installed = Installed(encoded.part.root, matrices, {}, frozenset(turned))
         installed.to(encoded.device)
         loss = _BlockLoss(encoded, _held(encoded.batches), self.seed)
@@ -119,7 +119,7 @@ class BlockTrainer:
         }
         outcomes = []
         for outcome in encoded.outcomes:
-            name = places[outcome.tensor.entry.name]
+            name = places[outcome.matrix.name]
             if name in trained:
                 outcome = replace(outcome, trained=about)
                 if result.best_step:

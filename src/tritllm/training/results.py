@@ -16,6 +16,7 @@ from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import Encodings
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.storage.output_errors import damaged
 from tritllm.storage.shard_writer import replacing
 
@@ -62,12 +63,12 @@ class TrainedEncodings:
         self._about = about
         self._records = {name: _record_of(path) for name, path in files.items()}
 
-    def encoded(self, tensor: PlannedTensor, config: Config) -> TritTensor | None:
+    def encoded(self, matrix: SourceMatrix, config: Config) -> TritTensor | None:
         """As `Encodings.encoded`."""
-        name = tensor.entry.name
+        name = matrix.name
         measured = self._records[config.name]["measured"].get(name)
         if measured is None:
-            return self._before.encoded(tensor, config)
+            return self._before.encoded(matrix, config)
         path = self._files[config.name]
         try:
             with np.load(path) as file:

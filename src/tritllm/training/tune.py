@@ -22,8 +22,8 @@ from tritllm.codec import TritTensor, encode
 from tritllm.errors import TritError
 from tritllm.evaluation.corpus import Text
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import CalibrationProgress, Calibrator, Encodings
+from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.plan import Plan
 from tritllm.training.end_to_end import LOGIT_BYTES, Divergence, student_of
 from tritllm.training.install import Installed
@@ -76,15 +76,15 @@ class Tuner:
 
     def memory_bytes(self, plan: Plan) -> int:
         """As `Calibrator.memory_bytes`: both models share what is kept."""
-        quantized = sum(tensor.entry.size for tensor in plan.quantized)
-        through = sum(sum(tensor.matrix_shape) for tensor in plan.quantized)
+        quantized = sum(matrix.size for matrix in plan.quantized)
+        through = sum(sum(matrix.shape) for matrix in plan.quantized)
         activations = 8 * BATCH_TOKENS * through
         own = 4 * plan.parameters + _WEIGHT_BYTES * quantized + activations + 5 * LOGIT_BYTES
         return max(own, self.before.memory_bytes(plan))
 
     def disk_bytes(self, plan: Plan) -> int:
         """As `Calibrator.disk_bytes`."""
-        quantized = sum(tensor.entry.size for tensor in plan.quantized)
+        quantized = sum(matrix.size for matrix in plan.quantized)
         results = sum(plan.output_bytes(config, "packed") for config in plan.configs)
         return self.before.disk_bytes(plan) + results + 13 * quantized
 
@@ -162,7 +162,7 @@ class _Course:
         vectors = self._vectors(config, encodings)
         student = student_of(self.teacher)
         self._fill_tables(student, config, encodings)
-        transposed = [name for name in matrices if self._planned(name).decision.transposed]
+        transposed = [name for name in matrices if self._planned(name).transposed]
         installed = Installed(student, matrices, vectors, frozenset(transposed)).to(self.device)
         divergence = Divergence(self.teacher, student, self.device)
         held_back = self._tensor(self.windows.held_back)
@@ -186,7 +186,7 @@ class _Course:
         save_trained(
             path,
             {
-                self._planned(name).entry.name: matrix.read_off(self._weight(name))
+                self._planned(name).name: matrix.read_off(self._weight(name))
                 for name, matrix in matrices.items()
                 if moved
             },
@@ -231,10 +231,10 @@ class _Course:
                         module._parameters[leaf] = table
 
     def _encoded(
-        self, tensor: PlannedTensor, weight: np.ndarray, config: Config, encodings: Encodings
+        self, matrix: SourceMatrix, weight: np.ndarray, config: Config, encodings: Encodings
     ) -> TritTensor:
-        start = encodings.encoded(tensor, config)
-        return encode(weight, config.depth_of(tensor.module)) if start is None else start
+        start = encodings.encoded(matrix, config)
+        return encode(weight, config.depth_of(matrix.module)) if start is None else start
 
     def _vectors(self, config: Config, encodings: Encodings) -> dict[str, TrainedVector]:
         """Norms and biases that the source stores as such and the model uses once."""

@@ -1,0 +1,47 @@
+"""Source tensors that hold several matrices: which of them a packed matrix is.
+
+A mixture's experts may be stored as one tensor. Its bytes are then equal pieces, one an expert, and
+a piece has the rows of one matrix or of several (gate and up), one after the other or alternating:
+[R, K], or [K, R] where the source stores [in_features, out_features].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class MatrixSlice:
+    """`slice_of` in the record of a matrix X.weight.
+
+    tensor, shape: the source tensor. index: the piece, from 0. rows: start, stop and step of the
+    matrix' rows among the R of its piece.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    index: int
+    rows: tuple[int, int, int]
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> MatrixSlice:
+        """From the JSON object, which follows the schema."""
+        return cls(record["tensor"], tuple(record["shape"]), record["index"], tuple(record["rows"]))
+
+    def as_record(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "tensor": self.tensor,
+            "shape": list(self.shape),
+            "index": self.index,
+            "rows": list(self.rows),
+        }
+
+
+def rows_of_piece(rows: np.ndarray, part: MatrixSlice | None) -> np.ndarray:
+    """The matrix [N, K] of the rows [R, K] of a piece, all of them for None; it shares memory."""
+    return rows if part is None else rows[slice(*part.rows)]
