@@ -106,7 +106,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     @property
     def depth(self) -> int:
         """Trit planes that are held, and saved."""
-        return self.weight.shape[0]
+        return self._buffers["weight"].shape[0]
 
     @property
     def planes(self) -> int:
@@ -138,7 +138,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         if self.prepared is not None:
             own = self.prepared.nbytes
         else:
-            own = self.weight.nbytes + self.weight_scale.nbytes + self.weight_codebook.nbytes
+            own = sum(part.nbytes for part in self._packed())
         return own + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -229,17 +229,13 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
         Raises ValueError where a shape is wrong or the codebook is not finite and ascending.
         """
-        return TritTensor(
-            self.weight.cpu().numpy(),
-            self.weight_scale.cpu().numpy(),
-            self.weight_codebook.cpu().numpy(),
-            self.in_features,
-        )
+        planes, scale, codebook = (part.cpu().numpy() for part in self._packed())
+        return TritTensor(planes, scale, codebook, self.in_features)
 
     def keep_planes(self, planes: int) -> None:
         """Hold the top `planes` planes at most; on the CPU a view, so the rest is never loaded."""
         if planes < self.depth:
-            weight, codebook = self.weight[:planes], self.weight_codebook[:planes]
+            weight, codebook = self._buffers["weight"][:planes], self.weight_codebook[:planes]
             on_cpu = weight.device.type == "cpu"
             self.weight = weight if on_cpu else weight.clone()
             self.weight_codebook = codebook if on_cpu else codebook.clone()

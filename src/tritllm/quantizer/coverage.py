@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tritllm.errors import SourceError
 from tritllm.quantizer.decisions import EXCLUDED, PlannedTensor, reason_to_keep
-from tritllm.quantizer.families import EMBEDDING, FAMILIES, OUTPUT_LAYER
+from tritllm.quantizer.families import EMBEDDING, FAMILIES, OUTPUT_LAYER, TOWER
 from tritllm.quantizer.plan import Plan
 
 LEAST = 0.5
@@ -29,7 +29,7 @@ def _ought_to_be(tensor: PlannedTensor) -> bool:
     """Whether a tensor that is kept counts against the coverage."""
     return (
         not tensor.tied_to
-        and tensor.decision.reason != EXCLUDED
+        and tensor.decision.reason not in (EXCLUDED, TOWER)
         and reason_to_keep(tensor.entry) not in _NOT_COUNTED
     )
 

@@ -12,12 +12,12 @@ from tritllm.format.layout import part_names
 from tritllm.format.modules import matches, unmatched
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.quantizer.families import (
-    EMBEDDING,
+    DTYPE_READ_BY_MODEL,
     FAMILIES,
     KEPT_NAMES,
-    NOT_LINEAR,
     NOT_LINEAR_REASONS,
     RUN_AS_LINEAR,
+    TOWER,
     UNKNOWN_FAMILY,
     WEIGHT_READ_BY_MODEL,
 )
@@ -141,7 +141,12 @@ def decide(
     linear = leaf == "weight" and re.fullmatch(family.linear, module) is not None
     if matches(_module(tensor), exclude):
         return Decision(EXCLUDED)
-    if not linear and not matches(_module(tensor), include):
+    asked = matches(_module(tensor), include)
+    if tower := family.tower_of(module):
+        known = leaf == "weight" and re.fullmatch(tower.linear, module) is not None
+        if not (known and asked):  # a glob that means the tower means its linear weights
+            return Decision(TOWER if known else reason_to_keep(tensor))
+    if not linear and not asked:
         return Decision(reason_to_keep(tensor))
     remedy = f"leave it out with --exclude '{tensor.name}'"
     if leaf != "weight":
@@ -190,14 +195,22 @@ def is_read_by_model(module: str, model_type: str) -> bool:
     return re.fullmatch(WEIGHT_READ_BY_MODEL.get(model_type, r"(?!)"), module) is not None
 
 
+def reads_weights(model_type: str) -> bool:
+    """Whether models of a type read weights of linear layers themselves, which are then kept."""
+    return model_type in WEIGHT_READ_BY_MODEL
+
+
+def is_asked_for_dtype(module: str, model_type: str) -> bool:
+    """Whether a model's own code asks the weight of this module for its dtype, and no more."""
+    return re.fullmatch(DTYPE_READ_BY_MODEL.get(model_type, r"(?!)"), module) is not None
+
+
 def _check_runs(tensor: TensorEntry, model_type: str) -> None:
     """Raise SourceError for a weight that a packed model could not run; dequantized it could."""
     module = _module(tensor)
     what = NOT_LINEAR_REASONS.get(reason_to_keep(tensor))
     if re.fullmatch(RUN_AS_LINEAR, module):
         what = None
-    elif re.fullmatch(NOT_LINEAR, module):
-        what = NOT_LINEAR_REASONS[EMBEDDING]
     elif is_read_by_model(module, model_type):
         what = f"a weight that {model_type} models do not use as a linear layer alone"
     if what:

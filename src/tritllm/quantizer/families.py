@@ -1,19 +1,44 @@
 """How model families name and store their linear weights: a row of FAMILIES each.
 
-The model is never built: what a tensor is follows from its name. A model type that is not here is
-read with the names most decoders share, and said to be unknown.
+The model is never built: what a tensor is follows from its name. A row holds the names of the
+files on the Hub and, where they differ, those that transformers has in memory, with and without
+the prefix of a base model. A model type that is not here is read with the names most decoders
+share, and said to be unknown.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tritllm.format.modules import matches
+
+_DECODER = r"((language_)?model\.)*layers\.\d+\."
+_H = r"(transformer\.)?h\.\d+\."
+
 _ATTENTION = r"self_attn\.(q|k|v|o)_proj"
-_MLP = r"mlp\.(gate|up|down)_proj"
-_EXPERTS = r"mlp\.(experts\.\d+|shared_experts?)\.(gate|up|down)_proj"
+_MLA = r"self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)"
+_GATED_DELTA = r"linear_attn\.(in_proj_(qkvz|ba|qkv|z|b|a)|out_proj)"
+_SSM = r"(mixer|mamba)\.(in_proj|x_proj|out_proj)"
+_OUT_PROJ = r"self_attn\.(q|k|v|out)_proj"
+_FUSED_QKV = r"\.(query_key_value|dense)"
+_UNIT = r"(gate|up|down)_proj"
+_MLP = rf"mlp\.{_UNIT}"
+_EXPERTS = rf"mlp\.(experts\.\d+|shared_experts?)\.{_UNIT}"
 _MIXTRAL = r"block_sparse_moe\.experts\.\d+\.w[123]"
 _PHI3 = r"(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
-_DECODER = r"((language_)?model\.)*layers\.\d+\."
+_4H = r"mlp\.dense_(h_to_4h|4h_to_h)"
+_ENCODER = rf"encoder\.layers\.\d+\.({_OUT_PROJ}|mlp\.fc[12])"  # of CLIP's and SigLIP's towers
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A part for pictures or sounds, which is kept unless `--include` means it.
+
+    glob: of the tower's modules. linear: regular expression of those to quantize on request.
+    """
+
+    glob: str
+    linear: str
 
 
 @dataclass(frozen=True)
@@ -42,11 +67,22 @@ class Family:
     linear: regular expression of the modules to quantize.
     transposed: whether they are stored as [in_features, out_features].
     fused: how it stores the experts of a block in one tensor, where it does.
+    towers: parts that are quantized on request alone.
     """
 
     linear: str
     transposed: bool = False
     fused: tuple[FusedExperts, ...] = ()
+    towers: tuple[Tower, ...] = ()
+
+    def tower_of(self, module: str) -> Tower | None:
+        """The tower that a module belongs to, if any."""
+        return next((tower for tower in self.towers if matches(module, (tower.glob,))), None)
+
+
+def _decoder(*parts: str) -> str:
+    """Of the modules in the layers of a decoder named as Llama's."""
+    return f"{_DECODER}({'|'.join(parts)})"
 
 
 _BERT = Family(
@@ -54,36 +90,136 @@ _BERT = Family(
     r"|intermediate\.dense|output\.dense)|(\w+\.)?pooler\.dense|cls\.predictions\.transform\.dense"
     r"|lm_head\.dense"
 )
-_GPT2 = Family(r"(transformer\.)?h\.\d+\.(attn\.c_(attn|proj)|mlp\.c_(fc|proj))", transposed=True)
-_LLAMA = Family(rf"{_DECODER}({_ATTENTION}|{_MLP})")
+_GPT2 = Family(rf"{_H}(attn\.c_(attn|proj)|mlp\.c_(fc|proj))", transposed=True)
+_LLAMA = Family(_decoder(_ATTENTION, _MLP))
+_MOE = Family(_decoder(_ATTENTION, _MLP, _EXPERTS))
+_DEEPSEEK = Family(_decoder(_MLA, _MLP, _EXPERTS))
+_SPARSE = Family(_decoder(_ATTENTION, _MIXTRAL))
+_GLM = Family(_decoder(_ATTENTION, r"mlp\.(gate_up|down)_proj"))
+_BLOOM = Family(rf"{_H}(self_attention{_FUSED_QKV}|{_4H})")
+_MAMBA = Family(rf"(\w+\.)?layers\.\d+\.{_SSM}")
+_T5 = Family(
+    r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d+"
+    r"\.((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
+)
+_ENCODER_DECODER = Family(
+    r"(model\.)?(encoder|decoder)\.layers\.\d+"
+    r"\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
+)
+_VIT = Family(
+    r"(\w+\.)?(encoder\.layer\.\d+\.(attention\.attention\.(query|key|value)"
+    r"|attention\.output\.dense|intermediate\.dense|output\.dense)"
+    r"|layers\.\d+\.(attention\.[qkvo]_proj|mlp\.fc[12])|pooler\.dense)"
+)
+_TWO_TOWERS = Family(
+    rf"((text|vision)_model\.)?({_ENCODER}|head\.mlp\.fc[12])|text_model\.head"
+    r"|(visual|text)_projection"
+)
+_QWEN_VISION = Tower(
+    "*visual*",
+    r"(model\.)?visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((linear_)?fc[12]|(gate|up|down)_proj))"
+    r"|merger\.mlp\.[02]|(deepstack_merger_list\.\d+|merger)\.linear_fc[12])",
+)
+_PROJECTOR = Tower("*multi_modal_projector*", r"(model\.)?multi_modal_projector\.linear_[12]")
+_CLIP_TOWER = Tower(
+    "*vision_tower*", rf"(model\.)?vision_tower\.(vision_model\.)?({_ENCODER}|head\.mlp\.fc[12])"
+)
+_PIXTRAL_TOWER = Tower(
+    "*vision_tower*",
+    rf"(model\.)?vision_tower\.transformer\.layers\.\d+"
+    rf"\.(attention\.[qkvo]_proj|feed_forward\.{_UNIT})",
+)
+_LLAMA4_TOWER = Tower(
+    "*vision_model*",
+    r"vision_model\.(model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.fc[12])"
+    r"|vision_adapter\.mlp\.fc[12])",
+)
+_QWEN_VL = Family(_LLAMA.linear, towers=(_QWEN_VISION,))
+_QWEN3_NEXT = _decoder(_ATTENTION, _GATED_DELTA, _MLP, _EXPERTS)
+_FEED_FORWARD = rf"feed_forward\.((experts\.\d+|shared_expert)\.)?{_UNIT}"
 
 FAMILIES = {
-    "llama": _LLAMA,
-    "bitnet": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3": _LLAMA,
-    "gemma3_text": _LLAMA,
-    "qwen2_moe": Family(rf"{_DECODER}({_ATTENTION}|{_MLP}|{_EXPERTS})"),
-    "qwen3_moe": Family(rf"{_DECODER}({_ATTENTION}|{_MLP}|{_EXPERTS})"),
-    "mixtral": Family(rf"{_DECODER}({_ATTENTION}|{_MIXTRAL})"),
-    "phi3": Family(rf"{_DECODER}{_PHI3}"),
-    "bert": _BERT,
-    "roberta": _BERT,
+    **dict.fromkeys(
+        (
+            "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2",
+            "gemma3_text", "cohere", "cohere2", "olmo", "olmo2", "olmo3", "granite", "smollm3",
+            "exaone4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "stablelm", "nemotron",
+            "bitnet", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "gpt_oss",
+        ),
+        _LLAMA,
+    ),
+    **dict.fromkeys(
+        ("qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe", "dots1"), _MOE
+    ),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _DEEPSEEK),
+    **dict.fromkeys(("mixtral", "phimoe", "minimax_m2"), _SPARSE),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Family(_QWEN3_NEXT)),
+    **dict.fromkeys(("glm", "glm4"), _GLM),
+    **dict.fromkeys(("falcon", "bloom"), _BLOOM),
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
+    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
+    **dict.fromkeys(("whisper", "bart", "mbart", "marian", "m2m_100"), _ENCODER_DECODER),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), _BERT),
+    **dict.fromkeys(
+        (
+            "siglip", "siglip_vision_model", "siglip_text_model", "siglip2",
+            "siglip2_vision_model", "siglip2_text_model", "clip", "clip_vision_model",
+            "clip_text_model",
+        ),
+        _TWO_TOWERS,
+    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _QWEN_VL),
+    "qwen3_5": Family(_QWEN3_NEXT, towers=(_QWEN_VISION,)),
+    "gemma3": Family(_LLAMA.linear, towers=(_CLIP_TOWER,)),
+    "llava": Family(_LLAMA.linear, towers=(_CLIP_TOWER, _PROJECTOR)),
+    "mistral3": Family(
+        _LLAMA.linear,
+        towers=(
+            _PIXTRAL_TOWER,
+            Tower(
+                "*multi_modal_projector*",
+                rf"{_PROJECTOR.linear}|(model\.)?multi_modal_projector\.patch_merger\.merging_layer",
+            ),
+        ),
+    ),
+    "llama4": Family(
+        _decoder(_ATTENTION, _FEED_FORWARD),
+        towers=(_LLAMA4_TOWER, Tower(_PROJECTOR.glob, r"multi_modal_projector\.linear_1")),
+    ),
+    "llama4_text": Family(_decoder(_ATTENTION, _FEED_FORWARD)),
+    "jamba": Family(_decoder(_ATTENTION, _SSM, _FEED_FORWARD)),
+    "granitemoe": Family(_decoder(_ATTENTION)),
+    "granitemoehybrid": Family(
+        _decoder(_ATTENTION, _SSM, r"shared_mlp\.(input|output)_linear")
+    ),
+    "phi": Family(_decoder(r"self_attn\.([qkv]_proj|dense)", r"mlp\.fc[12]")),
+    "phi3": Family(_decoder(_PHI3)),
+    "starcoder2": Family(_decoder(_ATTENTION, r"mlp\.c_(fc|proj)")),
+    "gpt_neox": Family(rf"(gpt_neox\.)?layers\.\d+\.(attention{_FUSED_QKV}|{_4H})"),
+    "opt": Family(
+        rf"(model\.)?decoder\.(project_(in|out)|layers\.\d+\.({_OUT_PROJ}|fc[12]))"
+    ),
     "gpt2": _GPT2,
-}
+    "gpt_bigcode": Family(_GPT2.linear),
+    "gpt_neo": Family(rf"{_H}(attn\.attention\.(q|k|v|out)_proj|mlp\.c_(fc|proj))"),
+    "gptj": Family(rf"{_H}(attn\.(q|k|v|out)_proj|mlp\.fc_(in|out))"),
+    "mpt": Family(
+        r"(transformer\.)?blocks\.\d+\.(attn\.(Wqkv|out_proj)|ffn\.(up|down)_proj)"
+    ),
+    "lfm2": Family(_decoder(_OUT_PROJ, r"conv\.(in|out)_proj", r"feed_forward\.w[123]")),
+    "vit": _VIT,
+}  # fmt: skip
 
-UNKNOWN_FAMILY = Family(rf"{_DECODER}({_ATTENTION}|{_MLP}|{_EXPERTS}|{_MIXTRAL}|{_PHI3})")
+UNKNOWN_FAMILY = Family(_decoder(_ATTENTION, _MLP, _EXPERTS, _MIXTRAL, _PHI3))
 
 EMBEDDING, OUTPUT_LAYER, ROUTER = "embedding", "lm_head", "MoE router"
+TOWER = "tower, kept unless --include means it"
 KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
-    (r"(.*\.)?(lm_head|output_layer|embed_out)", OUTPUT_LAYER),
+    (r"(.*\.)?(lm_head|output_layer|embed_out|proj_out)", OUTPUT_LAYER),
     (r"(.*\.)?(\w*embed\w*|wte|wpe)(\..*)?", EMBEDDING),
+    (r"(.*\.)?(shared|relative_attention_bias)", EMBEDDING),  # as T5 and BART name them
     (r"(.*\.)?(\w*norm\w*|ln_\w+|LayerNorm)", "norm"),
-    (r"(.*\.)?(gate|router|shared_expert_gate)", ROUTER),
+    (r"(.*\.)?(gate|router|shared_expert_gate|router\.layer)", ROUTER),
 )
 
 # Modules that transformers does not run as linear layers, or whose weight its models read or write
@@ -91,16 +227,21 @@ KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
 # kept for, by name in every family, and by name in some (regular expressions of whole names).
 NOT_LINEAR_REASONS = {EMBEDDING: "an embedding table", ROUTER: "a router of experts"}
 RUN_AS_LINEAR = r"(.*\.)?shared_expert_gate"  # kept as routers are, but linear layers
-NOT_LINEAR = r"(.*\.)?(shared|relative_attention_bias)"  # embedding tables as T5 and BART name them
-_T5 = r"(.*\.)?wo"  # its weight's dtype becomes that of the activations
-_OUTPUT_LAYER = r"(.*\.)?lm_head"  # as T5's wo
-_MAMBA = r"(.*\.)?(x_proj|dt_proj|lm_head)"  # multiplied by the model or its kernels; as T5's wo
+_DT = r"(.*\.)?dt_proj"  # multiplied by the model or its kernels
+_POOLING = r"(.*\.)?head\.attention\.out_proj"  # torch's MultiheadAttention reads it
 WEIGHT_READ_BY_MODEL = {
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), _DT),
     **dict.fromkeys(
-        ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pix2struct"), _T5
+        ("siglip", "siglip2", "siglip_vision_model", "siglip2_vision_model", "gemma3"), _POOLING
     ),
-    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
-    **dict.fromkeys(("hy_v4", "xlstm"), _OUTPUT_LAYER),
-    "jamba": r"(.*\.)?(x_proj|dt_proj)",
     "rwkv": r"(.*\.)?(attention\.output|feed_forward\.value)",  # rescaled in place
+}
+
+# Those whose weight models ask for its dtype alone, which becomes that of the activations.
+_WO, _HEAD = r"(.*\.)?wo", r"(.*\.)?lm_head"
+DTYPE_READ_BY_MODEL = {
+    **dict.fromkeys(
+        ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pix2struct"), _WO
+    ),
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "hy_v4", "xlstm"), _HEAD),
 }

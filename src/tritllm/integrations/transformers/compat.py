@@ -8,6 +8,7 @@ tensors in the file's dtype before 5.21 (`dtype_of_renamed`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,9 +29,9 @@ __all__ = [
     "AttentionMaskInterface", "Conv1D", "ConversionOps", "WeightConverter", "WeightRenaming",
     "allow_loading_attributes", "attention_of", "checkpoint_state", "commit_of",
     "compile_on_any_device",
-    "experts_gate", "forget_conversions", "get_model_conversion_mapping", "keep_in_float32",
-    "kept_in_float32", "name_in_model", "sdpa_attention_forward", "sdpa_mask", "server_class",
-    "untie",
+    "experts_gate", "forget_conversions", "forget_quantized", "get_model_conversion_mapping",
+    "keep_in_float32", "kept_dtype", "kept_in_float32", "name_in_model",
+    "sdpa_attention_forward", "sdpa_mask", "server_class", "untie",
 ]  # fmt: skip
 
 
@@ -83,10 +84,27 @@ def kept_in_float32(model: Any) -> list[str]:
     return [name for field in fields for name in getattr(model, field, None) or ()]
 
 
+def kept_dtype(model: Any, name: str, dtype: Any) -> Any:
+    """The dtype that a model of a dtype is loaded with has for one of its parameters."""
+    plan = model._get_dtype_plan(dtype)
+    return next((kept for part, kept in plan.items() if re.search(part, name)), dtype)
+
+
 def forget_conversions(model: Any) -> None:
     """Save the model by its class's own weight conversions, not by those it was loaded with."""
     if hasattr(model, "_weight_conversions"):
         del model._weight_conversions
+
+
+def forget_quantized(model: Any) -> None:
+    """Have a model read its own float weights as if nothing were quantized.
+
+    Jamba and Falcon-Mamba otherwise take dt_proj's bias off again after a quantized layer added it.
+    """
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "_is_quantized"):
+            del config._is_quantized
 
 
 def untie(model: Any, module: str) -> None:

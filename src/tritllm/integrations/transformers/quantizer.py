@@ -13,11 +13,13 @@ from tritllm.errors import SourceError, TritError
 from tritllm.integrations.transformers.compat import (
     attention_of,
     forget_conversions,
+    forget_quantized,
     get_model_conversion_mapping,
 )
 from tritllm.integrations.transformers.config import TritConfig, tell_loaded
 from tritllm.integrations.transformers.dtype_of_renamed import cast_renamed, float_dtypes
 from tritllm.integrations.transformers.layers import float_layer, packed_layers
+from tritllm.quantizer.decisions import reads_weights
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -133,6 +135,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         from tritllm.integrations.transformers.attention import use_attention
         from tritllm.integrations.transformers.check_and_prepare import check_and_prepare
         from tritllm.integrations.transformers.description import describe_loaded
+        from tritllm.integrations.transformers.dtype_of_weight import tell_dtypes
         from tritllm.integrations.transformers.native_step import use_native_step
         from tritllm.integrations.transformers.output_layer import pack_output_layer
         from tritllm.integrations.transformers.packed_model import use_packed_model
@@ -150,6 +153,9 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
                 layer.keep_planes(config.planes)
             layer.requires_grad_(False)
             check_and_prepare(layer, self._where.get(name, name))
+        tell_dtypes(model, self._dtypes)
+        if reads_weights(model.config.model_type):
+            forget_quantized(model)
         describe_loaded(config, layers)
         if not self._attention_asked:
             use_attention(model)
