@@ -92,6 +92,9 @@ def test_one_token_has_no_decode_speed(speaking, torch_only):
     [
         ({"dtype": "int8"}, "--dtype int8 is not one of auto, bfloat16"),
         ({"prompt": ""}, "the prompt has no tokens"),
+        ({"kv_cache": "int4"}, "--kv-cache int4 is not int8"),
+        ({"kv_cache": "int8", "compiled": True}, "--compiled needs a static cache"),
+        ({"kv_cache": "int8"}, "does not fit .*: its heads are 12 wide, not a multiple of 32"),
     ],
 )
 def test_what_cannot_be(speaking, torch_only, options, says):

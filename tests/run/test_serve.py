@@ -201,6 +201,8 @@ def test_drafts_reach_the_server(speaking, torch_only, threads_kept, monkeypatch
     assert {draft.report.acceptance for draft in drafts} == {1.0}
     with pytest.raises(TritError, match="the model reads 2 planes, a draft takes 1"):
         serve(speaking, draft="planes=2")
+    with pytest.raises(TritError, match="kv_cache 'int8' does not fit"):
+        serve(speaking, kv_cache="int8")
 
 
 def test_a_missing_package_and_a_folder_that_is_none(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from tritllm.cli.options import (
     Device,
     Draft,
     Dtype,
+    KvCache,
     LmHeadDepth,
     PackedModel,
     Planes,
@@ -42,6 +43,7 @@ def command(
     compiled: Compiled = False,
     device: Device = "cpu",
     draft: Draft = None,
+    kv_cache: KvCache = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every hash against the manifest first.")
     ] = False,
@@ -62,6 +64,7 @@ def command(
         compiled=compiled,
         device=device,
         draft=draft,
+        kv_cache=kv_cache,
         verify=verify,
         on_text=lambda text: typer.echo(text, nl=False),
     )

@@ -46,3 +46,10 @@ Draft = Annotated[
         "folder of the same model, such as a calibrated one of depth 1."
     ),
 ]
+KvCache = Annotated[
+    str | None,
+    typer.Option(
+        help="int8 keeps keys and values in 9 bits an element, not 16; by default they are of "
+        "the model's dtype."
+    ),
+]

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from tritllm.cli.options import Draft, Dtype, LmHeadDepth, PackedModel, Planes, TorchThreads
+from tritllm.cli.options import (
+    Draft,
+    Dtype,
+    KvCache,
+    LmHeadDepth,
+    PackedModel,
+    Planes,
+    TorchThreads,
+)
 from tritllm.run.serve import serve
 
 
@@ -27,6 +35,7 @@ def command(
     dtype: Dtype = "auto",
     threads: TorchThreads = None,
     draft: Draft = None,
+    kv_cache: KvCache = None,
 ) -> None:
     """Serve a packed model with transformers' OpenAI-compatible server, until stopped.
 
@@ -44,4 +53,5 @@ def command(
         dtype=dtype,
         threads=threads,
         draft=draft,
+        kv_cache=kv_cache,
     )

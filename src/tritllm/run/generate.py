@@ -14,6 +14,7 @@ from tritllm.run.drafting import drafting
 from tritllm.run.loading import (
     check_device,
     check_dtype,
+    check_kv_cache,
     check_packed,
     check_text,
     context_length,
@@ -77,6 +78,7 @@ def generate(
     compiled: bool = False,
     device: str = "cpu",
     draft: str | None = None,
+    kv_cache: str | None = None,
     verify: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
@@ -100,6 +102,7 @@ def generate(
         draft: draft tokens that the whole model then verifies, which changes the speed alone: with
             "planes=N" of its own planes, with what pays of them ("auto"), or with a second packed
             folder of the same model.
+        kv_cache: "int8" keeps keys and values in 9 bits an element; default is the model's dtype.
         verify: compare every hash with the manifest before the model runs.
         on_text: called with each piece of text as soon as it is final.
 
@@ -114,6 +117,7 @@ def generate(
     if not 0 <= seed < SEEDS:
         raise TritError(f"--seed {shown(seed)} is not 0..{SEEDS - 1}")
     check_text(prompt, "the prompt")
+    check_kv_cache(kv_cache, compiled=compiled)
     set_threads(threads)
     quiet()
     check_packed(folder, planes)
@@ -124,6 +128,7 @@ def generate(
     drafting_with = drafting(draft, folder, compiled=compiled, **options)
     model = load(folder, planes=planes, **options)
     drafts = drafting_with(model)
+    model.set_kv_cache(kv_cache)
     if chat and not tokenizer.chat_template:
         raise TritError(f"{folder}: its tokenizer has no chat template; leave out --chat")
     if chat:

@@ -21,6 +21,14 @@ def check_dtype(name: str) -> None:
         raise TritError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
 
 
+def check_kv_cache(kind: str | None, *, compiled: bool = False) -> None:
+    """Raise TritError for a cache that there is not, or that a compiled decode step cannot use."""
+    if kind not in (None, "int8"):
+        raise TritError(f"--kv-cache {kind:.40} is not int8")
+    if kind and compiled:
+        raise TritError("--kv-cache int8 grows, and --compiled needs a static cache; leave out one")
+
+
 def check_device(name: str) -> None:
     """Raise TritError for a device that torch does not know, or does not find here."""
     import torch

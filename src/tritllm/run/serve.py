@@ -17,6 +17,7 @@ from tritllm.integrations.registration import register_with_transformers
 from tritllm.run.drafting import drafting
 from tritllm.run.loading import (
     check_dtype,
+    check_kv_cache,
     check_packed,
     load_tokenizer,
     one_line,
@@ -41,6 +42,7 @@ def serve(
     dtype: str = "auto",
     threads: int | None = None,
     draft: str | None = None,
+    kv_cache: str | None = None,
 ) -> None:
     """Serve chat, completions and responses over HTTP until it is stopped.
 
@@ -61,12 +63,14 @@ def serve(
         draft: draft tokens that the whole model then verifies, which changes the speed alone: with
             "planes=N" of its own planes, with what pays of them ("auto"), or with a second packed
             folder of the same model.
+        kv_cache: "int8" keeps keys and values in 9 bits an element; default is the model's dtype.
 
     Raises TritError where the model breaks the format, the port cannot be had or a package is
     missing.
     """
     require("serve", "serve", "torch", "transformers", "fastapi", "uvicorn", "openai")
     check_dtype(dtype)
+    check_kv_cache(kv_cache)
     key = _checked_key(os.environ.get(API_KEY) if api_key is None else api_key)
     _check_address(host, port)
     if key is None and not _is_local(host):
@@ -90,6 +94,7 @@ def serve(
 
     def loaded(model: Any) -> None:
         model.set_draft(drafting_with(model))
+        model.set_kv_cache(kv_cache)
 
     asked = reading(planes=planes, lm_head_depth=lm_head_depth, loaded=loaded)
     with one_line(folder), asked, _wrapped(str(folder), key):

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from tritllm import quantize
+from tritllm.errors import TritError
 from tritllm.integrations.transformers import Int8Cache, int8_cache, load_model
 from tritllm.step import int8_cache as definition
 
@@ -87,6 +88,40 @@ def test_generate(folder, steps):
     beams = load(folder).generate(prompt, past_key_values=Int8Cache(), num_beams=3, **how)
     assert len(steps) == 138
     assert beams.shape == (2, 79)
+
+
+def test_generate_by_name(folder, steps):
+    """By an argument, or for every call; also with drafts, and with what a caller brings."""
+    model, prompt = load(folder), ids(1, 9)
+    how = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False, "output_scores": True,
+           "attention_mask": torch.ones_like(prompt), "return_dict_in_generate": True}  # fmt: skip
+    expected = model.generate(prompt, past_key_values=Int8Cache(), **how)
+    named = model.generate(prompt, kv_cache="int8", **how)
+    assert type(named.past_key_values) is Int8Cache
+    assert torch.equal(torch.stack(named.scores), torch.stack(expected.scores))
+    model.set_kv_cache("int8")
+    drafted = model.generate(prompt, draft="planes=1", **how)
+    assert type(drafted.past_key_values) is Int8Cache
+    assert torch.equal(drafted.sequences, expected.sequences)
+    own = transformers.DynamicCache()
+    assert model.generate(prompt, past_key_values=own, **how).past_key_values is own
+    model.set_kv_cache(None)
+    assert type(model.generate(prompt, **how).past_key_values) is transformers.DynamicCache
+
+
+def test_models_that_it_does_not_fit(folder):
+    model = load(folder)
+    with pytest.raises(TritError, match="kv_cache 'int4' is not 'int8'"):
+        model.set_kv_cache("int4")
+    for name, value, says in (
+        ("head_dim", 48, "its heads are 48 wide"),
+        ("kv_lora_rank", 8, "its layers keep more"),
+        ("layer_types", ["full_attention", "mamba"], "it has layers of the kind mamba"),
+    ):
+        other = load(folder)
+        setattr(other.config, name, value)
+        with pytest.raises(TritError, match=says):
+            other.generate(ids(1, 2), kv_cache="int8")
 
 
 @torch.no_grad()

@@ -19,12 +19,15 @@ from tritllm.integrations.transformers.drafting import Draft
 from tritllm.integrations.transformers.drafting.candidates import Candidates
 from tritllm.integrations.transformers.drafting.one_by_one import OneByOne
 from tritllm.integrations.transformers.drafting.refusals import refuses_drafts
+from tritllm.integrations.transformers.int8_cache import Int8Cache
+from tritllm.integrations.transformers.kv_cache import check_int8_fits, check_kv_cache
 from tritllm.integrations.transformers.layers import layers_of_planes
 from tritllm.integrations.transformers.native_step.watch import subclass
 from tritllm.ops.planes import read_planes, reading_planes
 from tritllm.ops.trit_linear import TritLinear
 
 _DRAFT = "_tritllm_draft"
+_KV_CACHE = "_tritllm_kv_cache"
 
 
 class PackedModel(nn.Module):  # type: ignore[misc]
@@ -82,12 +85,25 @@ class PackedGenerator(PackedModel):
         """
         self.__dict__[_DRAFT] = None if draft is None else self._draft_of(draft)
 
+    def set_kv_cache(self, kind: str | None) -> None:
+        """The cache that `generate` uses where it is given none.
+
+        "int8" is an `Int8Cache`, None transformers' own choice, as in the beginning.
+
+        Raises TritError for another name, and where the model's layers do not fit such a cache.
+        """
+        check_kv_cache(kind)
+        if kind is not None:
+            check_int8_fits(self)
+        self.__dict__[_KV_CACHE] = kind
+
     @torch.no_grad()
     def generate(
         self,
         *args: Any,
         planes: int | None = None,
         draft: str | Draft | Any | None = None,
+        kv_cache: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """As transformers defines it.
@@ -96,11 +112,16 @@ class PackedGenerator(PackedModel):
             planes: read so many planes meanwhile; None leaves them.
             draft: draft tokens, and verify them with the whole model: "planes=N", "auto", a second
                 model (see `Draft`), or a `Draft`, which tells afterwards what came of it.
+            kv_cache: keep keys and values as "int8"; None is what `set_kv_cache` said.
             args: see transformers.
             kwargs: see transformers.
 
-        Raises TritError for planes that the model does not hold, and where there can be no drafts.
+        Raises TritError for planes that the model does not hold, where there can be no drafts, and
+        where the model's layers do not fit such a cache.
         """
+        if kv_cache is not None:
+            check_kv_cache(kv_cache)
+            check_int8_fits(self)
         with nullcontext() if planes is None else self.planes(planes):
             asked = None if draft is None else self._draft_of(draft)
             refusal = refuses_drafts(args, kwargs, self.generation_config)
@@ -112,6 +133,8 @@ class PackedGenerator(PackedModel):
                 kwargs["assistant_model"] = asked
                 if kwargs.get("streamer") is not None:
                     kwargs["streamer"] = OneByOne(kwargs["streamer"])
+            if (kv_cache or self.__dict__.get(_KV_CACHE)) and kwargs.get("past_key_values") is None:
+                kwargs["past_key_values"] = Int8Cache()
             return super().generate(*args, **kwargs)
 
     def _draft_of(self, draft: str | Draft | Any) -> Draft:
