@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from support.fake_hub import FakeHub
+from support.hub_server import HubServer
 from support.tiny_models import write_tiny
 from support.tiny_text import write_text, write_tokenizer
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A Hub with the model that the README names, only much smaller."""
-    with FakeHub() as server:
+    with HubServer() as server:
         source = tmp_path_factory.mktemp("hub") / "model"
         write_tiny(source, "qwen2")
         write_tokenizer(source)

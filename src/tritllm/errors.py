@@ -1,5 +1,10 @@
 """Errors a user can act on: one line that says what is wrong, where, and what to do."""
 
+import re
+
+# Tokens of the Hub: by their form, and in a header that a library quotes because it cannot be sent;
+# and what an address is signed with.
+_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=Bearer )[^'\"]+|(?<=\?)\S*[Ss]ignature=[^\s'\"]+")
 _MORE_THREADS = "raise the limit of processes (ulimit -u), or use fewer --threads"
 
 
@@ -25,9 +30,11 @@ class OutputError(TritError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error of another library says; its type where it says nothing.
 
-    Where Python has no more threads, also what to do: that error has no type of its own.
+    A token in it is not shown. Where Python has no more threads, also what to do: that error has no
+    type of its own.
     """
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = _SECRETS.sub("***", line)
     return f"{line}; {_MORE_THREADS}" if is_no_thread(error) else line
 
 

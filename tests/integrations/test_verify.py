@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.fake_hub import FakeHub
+from support.hub_server import HubServer
 from support.tiny_models import logits
 from transformers import AutoModelForCausalLM
 
@@ -111,12 +111,12 @@ def test_another_folders_manifest_is_refused(tiny, copied):
 
 @pytest.fixture
 def hub(copied, monkeypatch):
-    with FakeHub() as server:
+    with HubServer() as server:
         server.add("me/tiny", copied)
         yield server
 
 
-def from_hub(hub: FakeHub, place: Path, code: str) -> str:
+def from_hub(hub: HubServer, place: Path, code: str) -> str:
     """Run code in a process whose Hub is `hub` and whose cache is `place`."""
     done = subprocess.run(
         [sys.executable, "-c", "import tritllm\n" + textwrap.dedent(code)],

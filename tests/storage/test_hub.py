@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from itertools import chain, pairwise, repeat
 
 import numpy as np
 import pytest
 from support.attempts import WorkersHere
-from support.fake_hub import FakeHub
+from support.hub_server import HubServer
 from support.model_folders import (
     hashes,
     llama,
@@ -30,7 +32,10 @@ from tritllm.run.info import info
 from tritllm.storage import hub_files
 from tritllm.storage.hub_files import HubFiles
 
+# huggingface_hub's habit when it uploads a large file.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 REPOSITORY = "some-org/Tiny-Llama"
+TOKEN = "hf_" + "aB3" * 11 + "z"
 CARD = b"---\nlicense: apache-2.0\nbase_model: some-org/base\n---\n# Tiny\n"
 
 
@@ -52,7 +57,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """The fake Hub, in the place of the real one; its cache is a folder of the test."""
+    """The Hub on the loopback, in the place of the real one; its cache is a folder of the test."""
     from huggingface_hub import HfFileSystem, constants
     from huggingface_hub.utils import _http
 
@@ -60,7 +65,8 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with FakeHub() as server:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -262,7 +268,8 @@ def test_a_file_is_looked_up_once_however_many_ranges_are_read(hub, source):
     before = len(hub.requests)
     found += [files.read(shard, 100 * index, 100) for index in range(2, 20)]
     assert b"".join(found) == (source / shard).read_bytes()[:2000]
-    assert len(hub.requests) - before == 18
+    assert len(hub.requests) - before == 2 * 18  # the address, and where it leads
+    assert not [request for request in hub.requests[before:] if "/api/" in request]
 
 
 def test_files_of_the_hub_can_be_pickled_amid_reading(hub, source):
@@ -348,20 +355,69 @@ def test_packed_matrices_of_a_repository_are_known_from_its_headers(hub, source,
     assert hub.bytes_of(".safetensors") == headers
 
 
-def test_the_command_line_streams(hub, source, tmp_path, command_line):
-    hub.add(REPOSITORY, source)
+def test_the_command_line_streams_a_private_model_though_the_connection_breaks(
+    hub, source, tmp_path, command_line
+):
+    hub.add(REPOSITORY, source, private=True)
+    hub.repositories.tokens = {TOKEN: "read"}
+    hub.faults = iter([""] * 9 + ["drop"])
     environment = {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
     }
     arguments = ["--configs", "uniform-d1", "--out", tmp_path / "out", "--stream"]
-    command_line("quantize", "--model", REPOSITORY, *arguments, **environment)
+    done = command_line("quantize", "--model", REPOSITORY, *arguments, **environment)
+    assert list(hub.faults) == []
     quantize(str(source), ["uniform-d1"], tmp_path / "local")
     same_but_for_its_name(tmp_path / "local", tmp_path / "out")
     assert not list((tmp_path / "home").rglob("*.safetensors"))
-    done = command_line("info", REPOSITORY, **environment)
-    assert "apache-2.0" in done.stdout
+    told = command_line("info", REPOSITORY, **environment)
+    assert "apache-2.0" in told.stdout
+    nowhere(TOKEN, tmp_path, done.stdout, done.stderr, told.stdout, told.stderr)
+    assert hub.strangers
+    assert not any(hub.strangers)  # the token went to the Hub alone
+
+
+def nowhere(token, folder, *texts) -> None:
+    """Raise where a token is in a text, in a file of the folder, or in a file's name."""
+    for path in folder.rglob("*"):
+        assert token not in path.name
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
+    assert not [text for text in texts if token in text]
+
+
+WHO = {
+    "nobody": (None, "the token is missing; set HF_TOKEN or run `hf auth login`"),
+    "a wrong token": ("hf_" + "x" * 34, "401: the token is not valid; set HF_TOKEN or run"),
+    "an impossible token": ("hf_" + "x" * 16 + "\x07y", None),
+}
+CALLS = {
+    "stream": lambda out: quantize(REPOSITORY, ["uniform-d1"], out, stream=True),
+    "snapshot": lambda out: quantize(REPOSITORY, ["uniform-d1"], out),
+    "info": lambda _: info(REPOSITORY),
+    "vllm": lambda _: read_stored(REPOSITORY, None),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("who", WHO)
+def test_a_private_model_and_who_may_not_read_it(
+    hub, source, tmp_path, monkeypatch, capfd, caplog, call, who
+):
+    hub.add(REPOSITORY, source, private=True)
+    hub.repositories.tokens = {TOKEN: "read"}
+    token, said = WHO[who]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(TritError, match=rf"^{REPOSITORY}: ") as raised:
+        CALLS[call](tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert said is None or said in str(raised.value)
+    nowhere(token or TOKEN, tmp_path, str(raised.value), *capfd.readouterr(), caplog.text)
+    assert not (tmp_path / "out").exists()
 
 
 # Publishing
@@ -374,8 +430,9 @@ def packed(source, tmp_path):
 
 
 @pytest.fixture
-def token(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+def token(hub, monkeypatch):
+    hub.repositories.tokens = {TOKEN: "write"}
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @pytest.mark.usefixtures("token")
@@ -383,8 +440,10 @@ def token(monkeypatch):
 def test_push_uploads_every_file(hub, packed, kind):
     folder = packed.with_name(kind)
     url = push(folder, "me/Tiny-trit")
-    assert url == f"{hub.endpoint}/me/Tiny-trit/commit/{'c' * 40}"
-    uploaded = hub.uploaded["me/Tiny-trit"]
+    sha = hub.repositories.by_name["me/Tiny-trit"].sha_of("main")
+    assert url == f"{hub.endpoint}/me/Tiny-trit/commit/{sha}"
+    uploaded = hub.files("me/Tiny-trit")
+    del uploaded[".gitattributes"]
     assert uploaded == {name: (folder / name).read_bytes() for name in hashes(folder)}
 
 
@@ -424,7 +483,98 @@ def test_llama_derivatives_must_be_named_so(hub, source, tmp_path):
             push(folder, "me/Tiny-trit")
         assert hub.requests == []
     push(folder, "me/Llama-Tiny-trit")
-    assert "NOTICE" in hub.uploaded["me/Llama-Tiny-trit"]
+    assert "NOTICE" in hub.files("me/Llama-Tiny-trit")
+
+
+@pytest.mark.usefixtures("token")
+def test_pushing_again_uploads_nothing(hub, packed):
+    first = push(packed, "me/Tiny-trit")
+    stored = len(hub.stored)
+    assert stored == 3
+    assert push(packed, "me/Tiny-trit") == first
+    assert len(hub.stored) == stored
+
+
+@pytest.mark.usefixtures("token")
+def test_a_push_replaces_the_weights_of_an_earlier_one_and_nothing_else(hub, packed, tmp_path):
+    push(packed, "me/Tiny-trit")
+    repository = hub.repositories.by_name["me/Tiny-trit"]
+    picture = hub.repositories.store(b"picture")
+    repository.commit(repository.files() | {"picture.png": picture, "sub/x.safetensors": picture})
+    one = write_model(tmp_path / "one", {"model_type": "llama"}, [random_tensors(llama())], {})
+    push(one, "me/Tiny-trit")
+    left = {".gitattributes", "picture.png", "sub/x.safetensors", *hashes(packed)}
+    shards = {name for name in left if name.startswith("model-")}
+    assert len(shards) == 3
+    gone = shards | {"model.safetensors.index.json", "tritllm.json"}
+    assert set(hub.files("me/Tiny-trit")) == left - gone | set(hashes(one))
+
+
+def test_a_push_that_is_killed_leaves_the_repository_as_it_was(hub, packed, monkeypatch, tmp_path):
+    hub.repositories.tokens = {TOKEN: "write"}
+    hub.hold_after = 1
+    environment = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+    }
+    command = [sys.executable, "-m", "tritllm", "push", str(packed), "me/Tiny-trit", "--private"]
+    with subprocess.Popen(command, env=os.environ | environment) as process:
+        assert hub.held.wait(60)
+        process.kill()
+    assert set(hub.files("me/Tiny-trit")) == {".gitattributes"}
+    assert hub.repositories.by_name["me/Tiny-trit"].private
+    hub.hold_after = None
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    push(packed, "me/Tiny-trit")
+    assert len(hub.stored) == len(set(hub.stored)) == 3  # what had come is not sent again
+    uploaded = hub.files("me/Tiny-trit")
+    assert (
+        uploaded.items() >= {name: (packed / name).read_bytes() for name in hashes(packed)}.items()
+    )
+
+
+@pytest.mark.usefixtures("token")
+def test_private_does_not_pass_over_a_public_repository(hub, packed):
+    push(packed, "me/Tiny-trit")
+    with pytest.raises(OutputError, match=r"^me/Tiny-trit: is there and public"):
+        push(packed, "me/Tiny-trit", private=True)
+    push(packed, "me/Other", private=True)
+    assert hub.repositories.by_name["me/Other"].private
+
+
+PUSHERS = {
+    "nobody": (None, "401: Invalid username or password; set HF_TOKEN or run `hf auth login`"),
+    "a wrong token": ("hf_" + "x" * 34, "401: the token is not valid; set HF_TOKEN or run"),
+    "a reader": (TOKEN, "403: the token does not allow this: You need a write token"),
+}
+
+
+@pytest.mark.parametrize("who", PUSHERS)
+def test_who_may_not_push(hub, packed, tmp_path, monkeypatch, capfd, caplog, who):
+    hub.repositories.tokens = {TOKEN: "read"}
+    token, said = PUSHERS[who]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(OutputError, match=r"^me/Tiny-trit: not uploaded: ") as raised:
+        push(packed, "me/Tiny-trit")
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    nowhere(token or TOKEN, tmp_path, str(raised.value), *capfd.readouterr(), caplog.text)
+    assert not hub.repositories.by_name
+
+
+@pytest.mark.usefixtures("token")
+def test_a_card_whose_metadata_is_broken_is_refused_before_anything_is_sent(hub, packed, tmp_path):
+    folder = packed.with_name("model")
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(OutputError, match=r"Invalid metadata in README\.md") as raised:
+        push(folder, "me/Tiny-trit")
+    assert "\n" not in str(raised.value)
+    assert hub.stored == []
 
 
 def test_a_hub_that_refuses_the_upload(hub, packed, monkeypatch):

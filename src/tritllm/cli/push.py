@@ -16,7 +16,7 @@ def command(
     repository: Annotated[
         str, typer.Argument(help="Hub id (owner/name); created if it does not exist.")
     ],
-    private: Annotated[bool, typer.Option(help="Create a new repository as private.")] = False,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
 ) -> None:
     """Upload a folder to the Hugging Face Hub; a packed one is verified first."""
     console.print(push(folder, repository, private=private), markup=False, soft_wrap=True)

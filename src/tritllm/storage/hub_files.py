@@ -7,7 +7,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from tritllm.errors import SourceError, first_line
+from tritllm.errors import SourceError
+from tritllm.storage.hub_errors import hub_says
 
 ATTEMPTS = 4  # for one range; the client's own, after a timeout or status 5xx, come on top
 _FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
@@ -52,7 +53,7 @@ class HubFiles:
                     data = self._file(name).read_range(offset, length)
                 except Exception as error:  # whatever the network or the client library raises
                     self._close()
-                    fault = SourceError(f"{path}: {first_line(error)}")
+                    fault = SourceError(f"{path}: {hub_says(error)}")
                     if not _is_passing(error):
                         raise fault from None
                     continue

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from tritllm.errors import SourceError, TritError, first_line
+from tritllm.errors import SourceError, TritError
 from tritllm.extras import require
 from tritllm.storage.direct_read import LEAST, read_directly
+from tritllm.storage.hub_errors import hub_says
 from tritllm.storage.hub_files import HubFiles
 
 
@@ -138,7 +139,7 @@ def open_files(model: str, revision: str | None = None, stream: bool = False) ->
         folder = Path(snapshot_download(model, revision=revision, ignore_patterns=unwanted))
     except Exception as error:  # whatever the network or the client library raises
         raise SourceError(
-            f"{model}: not a local folder, and the Hub says: {first_line(error)}"
+            f"{model}: not a local folder, and the Hub says: {hub_says(error)}"
         ) from None
     return LocalFiles(folder, name=model, revision=folder.name)
 

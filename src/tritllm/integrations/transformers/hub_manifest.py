@@ -15,8 +15,8 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from tritllm.errors import first_line
 from tritllm.format.names import MANIFEST
+from tritllm.storage.hub_errors import hub_says
 
 _REPOSITORY = "models--"  # of a folder's name in the cache, as in models--owner--name
 _TOKEN: ContextVar[str | bool | None] = ContextVar("token", default=None)
@@ -67,7 +67,7 @@ def fetch_manifest(files: Sequence[str]) -> None:
 def _warn(name: str, error: Exception) -> None:
     warnings.warn(
         f"{name}: {MANIFEST} could not be fetched, so the files' headers are not compared with "
-        f"it: {first_line(error)}",
+        f"it: {hub_says(error)}",
         UserWarning,
         stacklevel=2,
     )
