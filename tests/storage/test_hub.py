@@ -548,7 +548,7 @@ def test_private_does_not_pass_over_a_public_repository(hub, packed):
 PUSHERS = {
     "nobody": (None, "401: Invalid username or password; set HF_TOKEN or run `hf auth login`"),
     "a wrong token": ("hf_" + "x" * 34, "401: the token is not valid; set HF_TOKEN or run"),
-    "a reader": (TOKEN, "403: the token does not allow this: You need a write token"),
+    "a reader": (TOKEN, "403: not allowed: You need a write token"),
 }
 
 

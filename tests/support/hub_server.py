@@ -263,6 +263,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         self._json(told)
 
+    def create_branch(self, name: str, branch: str) -> None:
+        repository = self._repository(name, write=True)
+        asked = self._asked() if self.body else {}
+        start = repository.sha_of(asked.get("startingPoint") or "main")
+        repository.branches[branch] = start
+        self._json({})
+
     def validate_yaml(self) -> None:
         try:
             _card_data(self._asked()["content"])
@@ -319,6 +326,7 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"GET /{_ID}/resolve/([^/]+)/(.+)", _Handler.file),
     (r"GET /large/([^/]+/[^/]+)/([^/]+)/(.+)", _Handler.large_file),
     (r"POST /api/repos/create", _Handler.create),
+    (rf"POST /api/models/{_ID}/branch/(.+)", _Handler.create_branch),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
     (rf"POST /api/models/{_ID}/preupload/(.+)", _Handler.preupload),
     (rf"POST /{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),

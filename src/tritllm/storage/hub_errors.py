@@ -10,13 +10,18 @@ _GIVE_TOKEN = "set HF_TOKEN or run `hf auth login`"
 def hub_says(error: Exception) -> str:
     """One line on a failed call of huggingface_hub, or of the network below it.
 
+    Also on an error that another library raised from such a one.
+
     The Hub answers alike for a repository that does not exist and for a private one that whoever
     asks may not see; so does this line.
     """
     from huggingface_hub import errors, get_token
 
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of an upload
-        return f"{first_line(error).rstrip('.')}: {hub_says(error.__cause__)}"
+    cause = error.__cause__
+    if isinstance(error, RuntimeError) and isinstance(cause, Exception):  # of one file's upload
+        return f"{first_line(error).rstrip('.')}: {hub_says(cause)}"
+    if type(error) is OSError and isinstance(cause, errors.HfHubHTTPError):  # as transformers does
+        return hub_says(cause)
     told = getattr(error, "server_message", None) or ""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
@@ -31,5 +36,5 @@ def hub_says(error: Exception) -> str:
     if status == 401:
         return f"401: {told.rstrip('.') or 'not allowed'}; {_GIVE_TOKEN}"
     if status == 403:
-        return f"403: the token does not allow this: {told or first_line(error)}"
+        return f"403: not allowed: {told or first_line(error)}"
     return first_line(error)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tritllm.errors import TritError, first_line
+from tritllm.errors import TritError
 from tritllm.format.names import CONFIG
 from tritllm.format.quantization_config import METHOD
 from tritllm.integrations.registration import register_with_transformers
 from tritllm.integrations.transformers.config import TritConfig
+from tritllm.storage.hub_errors import hub_says
 
 # Arguments of from_pretrained that say where a model comes from.
 _WHERE = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
@@ -61,7 +62,7 @@ def packed_config(folder: str | Path, **where: Any) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, **where)
     except (OSError, ValueError) as error:
-        raise TritError(f"{folder}: {first_line(error)}") from None
+        raise TritError(f"{folder}: {hub_says(error)}") from None
     stored = getattr(config, "quantization_config", None)
     if not isinstance(stored, dict) or stored.get("quant_method") != METHOD:
         raise TritError(f"{folder}: is not a packed model; quantize it with tritllm quantize")
