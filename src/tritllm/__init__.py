@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tritllm.publish.card import card as card
     from tritllm.publish.push import push as push
     from tritllm.run.bench import bench as bench
+    from tritllm.run.chat import chat as chat
     from tritllm.run.demo import demo as demo
     from tritllm.run.doctor import doctor as doctor
     from tritllm.run.evaluate import evaluate as evaluate
@@ -43,6 +44,7 @@ _MODULE_OF = {
     "TritTensor": "tritllm.codec",
     "bench": "tritllm.run.bench",
     "card": "tritllm.publish.card",
+    "chat": "tritllm.run.chat",
     "demo": "tritllm.run.demo",
     "dequantize": "tritllm.checkpoint.dequantize",
     "doctor": "tritllm.run.doctor",

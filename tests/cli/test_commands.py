@@ -30,7 +30,7 @@ from tritllm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("quantize", "info", "verify", "dequantize", "card", "push", "doctor", "demo",
-            "generate", "serve", "bench", "eval")  # fmt: skip
+            "generate", "chat", "serve", "bench", "eval")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], says: str = "") -> N
     "command",
     [
         ["generate", "--prompt", "a", "--max-new-tokens", "1"],
+        ["chat"],
         ["bench", "--new-tokens", "1", "--no-compare"],
         ["serve", "--port", "0"],
         ["info"],

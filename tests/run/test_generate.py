@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from tritllm.cli import generate as generate_command
 from tritllm.errors import TritError
 from tritllm.integrations.transformers import load_model
-from tritllm.run.generate import TokenClock, generate
+from tritllm.run.generate import generate
+from tritllm.run.token_clock import TokenClock
 
 PROMPT = "Größe"
 

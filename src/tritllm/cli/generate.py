@@ -14,9 +14,14 @@ from tritllm.cli.options import (
     Dtype,
     KvCache,
     LmHeadDepth,
+    MaxNewTokens,
     PackedModel,
     Planes,
+    Seed,
+    Temperature,
+    TopK,
     TorchThreads,
+    VerifyHashes,
 )
 from tritllm.run.generate import generate
 
@@ -26,16 +31,11 @@ def command(
     prompt: Annotated[
         str, typer.Option(help="The text to continue; with --chat, the user's message.")
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 128,
+    max_new_tokens: MaxNewTokens = 128,
     chat: Annotated[bool, typer.Option(help="Apply the tokenizer's chat template.")] = False,
-    temperature: Annotated[
-        float,
-        typer.Option(min=0.0, help="Sampling temperature; 0 always takes the most likely token."),
-    ] = 0.0,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Sample among this many of the most likely tokens.")
-    ] = 50,
-    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    seed: Seed = 0,
     planes: Planes = None,
     lm_head_depth: LmHeadDepth = None,
     dtype: Dtype = "auto",
@@ -44,9 +44,7 @@ def command(
     device: Device = "cpu",
     draft: Draft = None,
     kv_cache: KvCache = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check every hash against the manifest first.")
-    ] = False,
+    verify: VerifyHashes = False,
 ) -> None:
     """Continue a prompt with a packed model; the text goes to standard output as it comes."""
     done = generate(

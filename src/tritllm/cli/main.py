@@ -12,7 +12,7 @@ from tritllm.version import __version__
 # A word here is `command` of the file beside this one that has its name.
 COMMANDS = (
     "quantize", "info", "verify", "dequantize", "card", "push", "doctor",
-    "eval", "generate", "serve", "bench", "demo",
+    "eval", "generate", "chat", "serve", "bench", "demo",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -53,3 +53,24 @@ KvCache = Annotated[
         "the model's dtype."
     ),
 ]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Sampling temperature; 0 always takes the most likely token, and without one the "
+        "model's own settings hold.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Sample among this many of the most likely tokens; by default 50, or what the model's "
+        "own settings say.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed for sampling.")]
+VerifyHashes = Annotated[
+    bool, typer.Option("--verify", help="Check every hash against the manifest first.")
+]

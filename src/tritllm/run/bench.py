@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.drafting import drafting
-from tritllm.run.generate import TokenClock, generation_settings
 from tritllm.run.loading import (
     check_device,
     check_dtype,
@@ -22,6 +21,8 @@ from tritllm.run.loading import (
     quiet,
     set_threads,
 )
+from tritllm.run.text_generator import generation_settings
+from tritllm.run.token_clock import TokenClock
 
 if TYPE_CHECKING:
     from tritllm.integrations.transformers.drafting.draft import DraftReport

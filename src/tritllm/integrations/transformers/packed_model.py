@@ -28,6 +28,7 @@ from tritllm.ops.trit_linear import TritLinear
 
 _DRAFT = "_tritllm_draft"
 _KV_CACHE = "_tritllm_kv_cache"
+_WHOLE = "_tritllm_whole"  # among generate's arguments: input_ids are the whole sequence
 
 
 class PackedModel(nn.Module):  # type: ignore[misc]
@@ -142,9 +143,22 @@ class PackedGenerator(PackedModel):
             raise TritError("draft: it was made for another model")
         return draft if isinstance(draft, Draft) else Draft(self, draft)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers defines it, but for the first forward of assisted generation: that is
+        given the whole sequence, also where a cache from an earlier call holds its beginning.
+        """
+        if kwargs.pop(_WHOLE, False) and kwargs.get("is_first_iteration"):
+            held = kwargs["past_key_values"].get_seq_length()
+            if held:
+                kwargs["next_sequence_length"] = input_ids.shape[1] - held
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
     def _get_candidate_generator(self, *, assistant_model: Any = None, **kwargs: Any) -> Any:
         """transformers' seam for drafts; a `Draft` passes through generate as the assistant."""
         if isinstance(assistant_model, Draft):
+            kwargs["model_kwargs"][_WHOLE] = True  # comes back in each call of the method above
             names = ("input_ids", "generation_config", "logits_processor", "model_kwargs")
             return Candidates(assistant_model, **{name: kwargs[name] for name in names})
         return super()._get_candidate_generator(assistant_model=assistant_model, **kwargs)
