@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from tritllm.checkpoint.pieces import check_slices
 from tritllm.errors import FormatError
 from tritllm.format.layout import CODEBOOK, SCALE, check, part_names, parts_of
 from tritllm.format.safetensors_header import Header, TensorEntry
@@ -41,6 +42,7 @@ def check_headers(
         name = next(name for name in records if name not in entries)
         raise FormatError(f"{folder}/{records[name]['file']}: tensor {name} is missing")
     _check_matrices(records, entries, folder)
+    check_slices(records, folder)
     for file, header in headers.items():
         if hashlib.sha256(header.raw).hexdigest() != manifest["headers"].get(file):
             raise FormatError(

@@ -139,7 +139,10 @@ def model_headers(checkpoint: PackedCheckpoint, dtype: str) -> dict[str, Header]
     }
     for name, record in checkpoint.manifest["tensors"].items():
         layout = layouts[record["file"]]
-        if "depth" in record:
+        if part := record.get("slice_of"):
+            if name == checkpoint.sliced[part["tensor"]][0][0]:
+                layout.append((part["tensor"], model_dtype("F32", dtype), tuple(part["shape"])))
+        elif "depth" in record:
             shape = (record["shape"][1], record["in_features"])
             shape = shape[::-1] if record["transposed"] else shape
             layout.append((name, model_dtype("F32", dtype), shape))
@@ -158,16 +161,23 @@ def write_dequantized(
 ) -> None:
     """Write one tensor of the dequantized model to a sink, as safetensors' `dtype`.
 
-    name: an X.weight, read at its top `planes` planes at most, or a kept tensor.
+    name: an X.weight, or a tensor whose slices are packed (they are written piece by piece), read
+    at its top `planes` planes at most; or a kept tensor.
 
     Raises FormatError where a SHA-256 differs from the manifest's or a byte is not five trits;
     what was written of the tensor by then must not be used. SourceError where a value does not fit.
     """
-    record = checkpoint.manifest["tensors"][name]
-    if "depth" in record:
-        keep = min(planes or record["depth"], record["depth"])
-        tensor = hashed_tensor(checkpoint, name, keep)
-        write_decoded(sink, name, [DecodedMatrix(tensor, record["transposed"])], dtype, threads)
+    records = checkpoint.manifest["tensors"]
+    pieces = checkpoint.sliced.get(name) or ([[name]] if "depth" in records[name] else [])
+    for piece in pieces:
+        matrices = []
+        for matrix in piece:
+            depth = records[matrix]["depth"]
+            tensor = hashed_tensor(checkpoint, matrix, min(planes or depth, depth))
+            part = checkpoint.slice_of(matrix)
+            matrices.append(DecodedMatrix(tensor, records[matrix]["transposed"], part))
+        write_decoded(sink, name, matrices, dtype, threads)
+    if pieces:
         return
     entry = checkpoint.entry(name)
     for offset, chunk in hashed_chunks(checkpoint, name):

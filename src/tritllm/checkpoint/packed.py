@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tritllm.checkpoint.agreement import check_headers
+from tritllm.checkpoint.pieces import pieces_of
 from tritllm.codec import TritTensor
 from tritllm.errors import FormatError
 from tritllm.format.json_object import no_collection, shortened
@@ -21,6 +22,7 @@ from tritllm.format.quantization_config import (
     uniform_or_map,
 )
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
+from tritllm.format.slices import MatrixSlice
 from tritllm.storage.model_files import LocalFiles
 from tritllm.storage.model_json import read_json, read_manifest
 
@@ -37,6 +39,8 @@ class PackedCheckpoint:
         manifest: tritllm.json. config: config.json. files: the folder; sizes: of its files.
         headers: of each shard by file name.
         quantized, kept: names of the quantized linears' X.weight and of the other tensors.
+        sliced: by source tensor that holds several matrices, its pieces in order, each the names
+            of its matrices' X.weight.
 
     Raises FormatError on construction, naming file and tensor, where something is missing, extra,
     newer, or of a shape that does not follow from N, K and d.
@@ -57,6 +61,7 @@ class PackedCheckpoint:
         self._records: dict[str, Any] = self.manifest["tensors"]
         self.quantized = [name for name, record in self._records.items() if "depth" in record]
         self.kept = [name for name, record in self._records.items() if "kept" in record]
+        self.sliced = pieces_of(self._records)
         self._check_index()
 
     def entry(self, name: str) -> TensorEntry:
@@ -117,6 +122,11 @@ class PackedCheckpoint:
     def is_transposed(self, name: str) -> bool:
         """Whether the dequantized model stores this matrix as [in_features, out_features]."""
         return bool(self._records[name]["transposed"])
+
+    def slice_of(self, name: str) -> MatrixSlice | None:
+        """Which part of a source tensor a matrix is; None where it is all of it."""
+        record = self._records[name].get("slice_of")
+        return None if record is None else MatrixSlice.of_record(record)
 
     def _read_config(self) -> dict[str, Any]:
         """Software that reads config.json alone must not be told another story."""

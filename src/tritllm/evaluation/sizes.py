@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -14,6 +14,8 @@ from tritllm.extras import require
 from tritllm.format.names import CONFIG, MANIFEST
 from tritllm.format.safetensors_header import TensorEntry, read_header
 from tritllm.quantizer.decisions import decide
+from tritllm.quantizer.matrices import SourceMatrix
+from tritllm.quantizer.source import text_config_of
 from tritllm.storage.model_files import WEIGHT_SUFFIXES, LocalFiles
 from tritllm.storage.model_json import read_json, read_manifest
 
@@ -71,9 +73,13 @@ def weights_of(folder: Path) -> Weights | None:
         entries = _entries(files, sizes)
         if not entries:
             return None
-        model_type = str(read_json(files, sizes, CONFIG).get("model_type", "unknown"))
-        counts = {entry.name: entry.size for entry in entries}
-        linear = {entry.name for entry in entries if _is_linear(entry, model_type)}
+        config = read_json(files, sizes, CONFIG)
+        counts = {}
+        linear = set()
+        for entry in entries:
+            matrices = _matrices(entry, config)
+            counts |= {m.name: m.size for m in matrices} or {entry.name: entry.size}
+            linear |= {matrix.name for matrix in matrices}
     return Weights(
         sum(counts.values()), {name.removesuffix(".weight"): counts[name] for name in linear}
     )
@@ -168,11 +174,13 @@ def _is_weights(name: str) -> bool:
     return name.endswith((".safetensors", *WEIGHT_SUFFIXES)) and "/" not in name
 
 
-def _is_linear(entry: TensorEntry, model_type: str) -> bool:
+def _matrices(entry: TensorEntry, config: Mapping[str, Any]) -> Sequence[SourceMatrix]:
+    """The linear layers whose weights a tensor holds."""
+    model_type = str(config.get("model_type", "unknown"))
     try:
-        return decide(entry, model_type).quantize
+        return decide(entry, model_type, config=text_config_of(config)).matrices
     except TritError:  # named as a linear layer, but no matrix
-        return False
+        return ()
 
 
 def _module(name: str, modules: Mapping[str, int]) -> str | None:

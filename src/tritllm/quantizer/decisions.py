@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from tritllm.errors import SourceError, TritError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
@@ -21,9 +23,10 @@ from tritllm.quantizer.families import (
     UNKNOWN_FAMILY,
     WEIGHT_READ_BY_MODEL,
 )
+from tritllm.quantizer.fused_experts import expert_matrices
 from tritllm.quantizer.matrices import SourceMatrix, whole_matrix
-from tritllm.quantizer.source import Source, SourceShard
-from tritllm.storage.model_folder import CHUNK_BYTES
+from tritllm.quantizer.source import Source
+from tritllm.quantizer.tied import tied_duplicates
 
 EXCLUDED = "excluded on request"
 
@@ -100,9 +103,10 @@ def decide_all(
     Raises SourceError where a tensor cannot become what its name says, TritError for a glob that
     matches nothing.
     """
-    check_globs("--include", include, source.tensors, source.files.name)
-    check_globs("--exclude", exclude, source.tensors, source.files.name)
-    tied = _tied_duplicates(source)
+    modules, text_config = modules_of(source), source.text_config
+    check_globs("--include", include, modules, source.files.name)
+    check_globs("--exclude", exclude, modules, source.files.name)
+    tied = tied_duplicates(source)
     names = {entry.name for entry in source.tensors}
     decided: dict[str, list[PlannedTensor]] = {}
     for shard in source.shards:
@@ -114,9 +118,9 @@ def decide_all(
                 decided[shard.name].append(PlannedTensor(entry, kept, tied[entry.name]))
                 continue
             try:
-                decision = decide(entry, source.model_type, include, exclude)
+                decision = decide(entry, source.model_type, include, exclude, text_config)
                 if decision.quantize:
-                    _check_free_names(entry.name, names)
+                    _check_free_names(entry, decision.matrices, names)
                     if "packed" in kinds:
                         _check_runs(entry, source.model_type)
             except SourceError as error:
@@ -127,20 +131,26 @@ def decide_all(
 
 
 def decide(
-    tensor: TensorEntry, model_type: str, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    tensor: TensorEntry,
+    model_type: str,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Decision:
     """Decide on one tensor.
 
     include, exclude: module globs; include adds what names do not recognise (and overrides `kept`),
-    exclude wins over both.
+    exclude wins over both. config: of the text model, for tensors of experts.
 
-    Raises SourceError for a tensor named as a linear weight that cannot be one.
+    Raises SourceError for a tensor named as a linear weight, or as experts, that cannot be that.
     """
     module, _, leaf = tensor.name.rpartition(".")
     family = FAMILIES.get(model_type, UNKNOWN_FAMILY)
     linear = leaf == "weight" and re.fullmatch(family.linear, module) is not None
     if matches(_module(tensor), exclude):
         return Decision(EXCLUDED)
+    if experts := expert_matrices(tensor, model_type, config):
+        return _decide_experts(tensor, experts, exclude)
     asked = matches(_module(tensor), include)
     if tower := family.tower_of(module):
         known = leaf == "weight" and re.fullmatch(tower.linear, module) is not None
@@ -155,22 +165,53 @@ def decide(
         raise SourceError(
             f"tensor {tensor.name}: shape {list(tensor.shape)} is not a 2-D linear weight; {remedy}"
         )
-    if tensor.dtype not in NUMPY_OF_SAFETENSORS:
-        raise SourceError(
-            f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 "
-            f"can); quantize from the unquantized source, or {remedy}"
-        )
+    _check_float(tensor)
     if linear:
         return Decision("linear weight", (whole_matrix(tensor, family.transposed),))
     return Decision("included on request", (whole_matrix(tensor),))
 
 
-def check_globs(
-    flag: str, globs: Iterable[str], tensors: Iterable[TensorEntry], where: str
-) -> None:
-    """Raise TritError for a glob that matches nothing, which is probably a typo."""
-    if unused := unmatched(globs, map(_module, tensors)):
+def _decide_experts(
+    tensor: TensorEntry, experts: tuple[SourceMatrix, ...], exclude: Sequence[str]
+) -> Decision:
+    excluded = [matrix.module for matrix in experts if matches(matrix.module, exclude)]
+    if len(excluded) == len(experts):
+        return Decision(EXCLUDED)
+    if excluded:
+        raise SourceError(
+            f"tensor {tensor.name}: holds all experts of its block, and --exclude means some of "
+            f"them ({excluded[0]}); leave out all or none"
+        )
+    _check_float(tensor)
+    return Decision("experts", experts)
+
+
+def _check_float(tensor: TensorEntry) -> None:
+    if tensor.dtype not in NUMPY_OF_SAFETENSORS:
+        raise SourceError(
+            f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 "
+            "can); quantize from the unquantized source, or leave it out with "
+            f"--exclude '{tensor.name}'"
+        )
+
+
+def check_globs(flag: str, globs: Iterable[str], modules: Iterable[str], where: str) -> None:
+    """Raise TritError for a glob that means no module, which is probably a typo."""
+    if unused := unmatched(globs, modules):
         raise TritError(f"{flag} {unused[0]!r} matches nothing in {where}")
+
+
+def modules_of(source: Source) -> list[str]:
+    """The modules of every tensor, and of the experts that some hold."""
+    text_config = source.text_config
+    return [
+        *map(_module, source.tensors),
+        *(
+            matrix.module
+            for tensor in source.tensors
+            for matrix in expert_matrices(tensor, source.model_type, text_config)
+        ),
+    ]
 
 
 def _module(tensor: TensorEntry) -> str:
@@ -228,53 +269,15 @@ def _check_dtype(file: str, entry: TensorEntry, kinds: Sequence[str]) -> None:
         )
 
 
-def _check_free_names(name: str, names: set[str]) -> None:
+def _check_free_names(
+    tensor: TensorEntry, matrices: Sequence[SourceMatrix], names: set[str]
+) -> None:
     """The packed file needs names beside X.weight; a source that has them is quantized already."""
-    for part in part_names(name)[1:]:
-        if part in names:
+    name = tensor.name
+    for part in (part for matrix in matrices for part in part_names(matrix.name)):
+        if part in names and part != name:
             raise SourceError(
                 f"tensor {part} stands beside {name}: the source is already quantized, or uses a "
                 f"name that the packed file needs; quantize from the original weights, or keep "
                 f"the tensor with --exclude '{name}'"
             )
-
-
-def _tied_duplicates(source: Source) -> dict[str, str]:
-    """lm_head stored beside equal embeddings in a model that ties them: {lm_head: embedding}."""
-    text_config = source.config.get("text_config")
-    nested = text_config if isinstance(text_config, dict) else {}
-    if not source.config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False)):
-        return {}
-    by_name = {
-        entry.name: (shard, entry)
-        for shard in source.shards
-        for entry in shard.header.entries.values()
-    }
-    head = next((name for name in by_name if name.split(".")[-2:] == ["lm_head", "weight"]), None)
-    embedding = next(
-        (name for name in by_name if name.split(".")[-2:] in (["embed_tokens", "weight"],
-                                                             ["wte", "weight"])), None
-    )  # fmt: skip
-    if (
-        head is None
-        or embedding is None
-        or not _same_bytes(source, by_name[head], by_name[embedding])
-    ):
-        return {}
-    return {head: embedding}
-
-
-def _same_bytes(
-    source: Source, one: tuple[SourceShard, TensorEntry], other: tuple[SourceShard, TensorEntry]
-) -> bool:
-    """Compare by reading both: only their bytes tell whether one may be left out."""
-    (shard_a, a), (shard_b, b) = one, other
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    for offset in range(0, a.nbytes, CHUNK_BYTES):
-        length = min(CHUNK_BYTES, a.nbytes - offset)
-        if source.files.read(shard_a.name, a.begin + offset, length) != source.files.read(
-            shard_b.name, b.begin + offset, length
-        ):
-            return False
-    return True

@@ -42,37 +42,16 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class FusedExperts:
-    """A tensor with a matrix, or two, of every expert of a block: [experts, out, in].
-
-    tensor: regular expression of its whole name; group 1 is what the experts' names begin with.
-    leaves: what each expert's matrices are called: GROUP_1.EXPERT.LEAF.weight. Of two, the rows of
-        the first come first.
-    transposed: whether it is [experts, in, out].
-    interleaved: whether the rows of two matrices alternate instead.
-    flat: whether the two first dimensions are one, so that only the config tells the experts.
-    """
-
-    tensor: str
-    leaves: tuple[str, ...]
-    transposed: bool = False
-    interleaved: bool = False
-    flat: bool = False
-
-
-@dataclass(frozen=True)
 class Family:
     """How a family names its linear weights (a module's whole name) and stores them.
 
     linear: regular expression of the modules to quantize.
     transposed: whether they are stored as [in_features, out_features].
-    fused: how it stores the experts of a block in one tensor, where it does.
     towers: parts that are quantized on request alone.
     """
 
     linear: str
     transposed: bool = False
-    fused: tuple[FusedExperts, ...] = ()
     towers: tuple[Tower, ...] = ()
 
     def tower_of(self, module: str) -> Tower | None:

@@ -11,7 +11,13 @@ from tritllm.errors import SourceError, TritError
 from tritllm.format.layout import TensorSpec, tensors_of
 from tritllm.format.safetensors_header import Header
 from tritllm.quantizer.configs import Config
-from tritllm.quantizer.decisions import PlannedTensor, SourcePart, check_globs, decide_all
+from tritllm.quantizer.decisions import (
+    PlannedTensor,
+    SourcePart,
+    check_globs,
+    decide_all,
+    modules_of,
+)
 from tritllm.quantizer.encodings import Calibrator
 from tritllm.quantizer.fingerprint import Settings, fingerprint_of
 from tritllm.quantizer.matrices import SourceMatrix
@@ -121,7 +127,7 @@ def make_plan(source: Source, settings: Settings, calibrator: Calibrator | None 
         if config.nested and calibrator is None:
             raise TritError("--nested needs a text to calibrate on: --calibrate TEXT")
         globs = [glob for glob, _ in config.overrides]
-        check_globs("--depth", globs, source.tensors, source.files.name)
+        check_globs("--depth", globs, modules_of(source), source.files.name)
     tensors = decide_all(source, kinds, settings.include, settings.exclude)
     if not any(tensor.decision.quantize for shard in tensors.values() for tensor in shard):
         raise SourceError(

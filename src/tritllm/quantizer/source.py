@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -43,9 +44,8 @@ class Source:
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """config.json, with what it says of the language model alone in place of the rest."""
-        nested = self.config.get("text_config")
-        return {**self.config, **(nested if isinstance(nested, dict) else {})}
+        """As `text_config_of`."""
+        return text_config_of(self.config)
 
     @property
     def tensors(self) -> list[TensorEntry]:
@@ -56,6 +56,12 @@ class Source:
         """A side file's text, or None where there is none."""
         size = self.files.sizes().get(name)
         return None if size is None else self.files.read(name, 0, size).decode("utf-8", "replace")
+
+
+def text_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json, with what it says of the language model alone in place of the rest."""
+    nested = config.get("text_config")
+    return {**config, **(nested if isinstance(nested, dict) else {})}
 
 
 def open_source(files: ModelFiles) -> Source:
@@ -69,7 +75,7 @@ def open_source(files: ModelFiles) -> Source:
     if MANIFEST in sizes or config.get("quantization_config") is not None:
         raise SourceError(
             f"{files.name}: already quantized (config.json or {MANIFEST} says so); "
-            "quantize from the original weights"
+            f"{_instead(config)}"
         )
     names, weight_map = _shard_names(files, sizes)
     shards = []
@@ -94,6 +100,17 @@ def open_source(files: ModelFiles) -> Source:
         else:
             side_files[name] = size
     return Source(files, config, shards, side_files, not_copied)
+
+
+def _instead(config: Mapping[str, Any]) -> str:
+    """What to quantize instead of a source that is quantized already."""
+    stored = config.get("quantization_config")
+    if isinstance(stored, dict) and stored.get("quant_method") == "mxfp4":
+        return (
+            "load it with transformers in bfloat16 (Mxfp4Config(dequantize=True)), write that with "
+            "save_pretrained, and quantize what it wrote"
+        )
+    return "quantize from the original weights"
 
 
 def _read_json(files: ModelFiles, name: str, sizes: dict[str, int]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tritllm.format.names import CONFIG, INDEX, MANIFEST
 from tritllm.format.quantization_config import is_packed_config
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.publish.info import ModelInfo, card_of, describe, stored_entries
+from tritllm.quantizer.source import text_config_of
 from tritllm.run.loading import quiet, shown
 from tritllm.serving.need import ServingNeed, serving_need
 from tritllm.serving.weights import WeightParts, parts_of_packed, parts_of_source
@@ -71,7 +72,8 @@ def info(
     if manifest:
         parts = parts_of_packed(manifest)
     else:
-        parts = parts_of_source(entries, str(config.get("model_type", "unknown")))
+        model_type = str(config.get("model_type", "unknown"))
+        parts = parts_of_source(entries, model_type, text_config_of(config))
     return replace(facts, serving=_need(files.name, parts, text, context, sequences))
 
 

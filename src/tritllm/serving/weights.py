@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tritllm.format.layout import groups_of, nbytes
@@ -109,15 +110,21 @@ class WeightParts:
         return total + kept - vocabulary + math.ceil(vocabulary / degree)
 
 
-def parts_of_source(entries: Iterable[TensorEntry], model_type: str) -> WeightParts:
+def parts_of_source(
+    entries: Iterable[TensorEntry],
+    model_type: str,
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> WeightParts:
     """What `tritllm quantize` would make of a source's tensors by default.
+
+    config: of the text model.
 
     Raises SourceError for a tensor that is named as a linear weight and cannot be one.
     """
     matrices: Counter[Matrix] = Counter()
     kept = []
     for entry in entries:
-        decision = decide(entry, model_type)
+        decision = decide(entry, model_type, config=config)
         for matrix in decision.matrices:
             matrices[_matrix(matrix.name, *matrix.shape, None)] += 1
         if not decision.quantize:
