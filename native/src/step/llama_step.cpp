@@ -45,13 +45,14 @@ bool valid_block(const tritllm_block &b) {
            valid_vector(b.post_norm, false) && valid_vector(b.q_norm, true) &&
            valid_vector(b.k_norm, true) && valid_vector(b.attention_norm, true) &&
            valid_vector(b.feedforward_norm, true) && valid_vector(b.attention_sub_norm, true) &&
-           !b.k.prepared == !b.v.prepared && valid_unit(b);
+           !b.k.prepared == !b.v.prepared && (!b.per_token || (b.exact && !b.experts)) &&
+           valid_unit(b);
 }
 
 bool same_shape(const tritllm_block &a, const tritllm_block &b) {
     return a.hidden == b.hidden && a.heads == b.heads && a.kv_heads == b.kv_heads &&
            a.head_dim == b.head_dim && a.rotary_dim == b.rotary_dim && a.dtype == b.dtype &&
-           a.exact == b.exact;
+           a.exact == b.exact && a.per_token == b.per_token;
 }
 
 bool valid_blocks(const tritllm_block *blocks, int64_t n_blocks) {
@@ -417,6 +418,8 @@ class Thread {
         phases.run(call.rows + 1, [&](int64_t part) {
             if (part == 0) return open(columns, factors);
             make_row(part - 1);
+            if (call.blocks[0].per_token)
+                kernel.round_token(scratch.rows + (part - 1) * columns, columns);
             const tritllm_input input = call.input(columns);
             tritllm_linear_quantize(&input, part - 1, part, activations);
         });

@@ -218,6 +218,7 @@ class Block(ctypes.Structure):
         ("rotary_dim", _INT),
         ("dtype", _INT),
         ("exact", _INT),
+        ("per_token", _INT),
         ("epsilon", _FLOAT),
         ("norm_offset", _FLOAT),
         ("scaling", _FLOAT),

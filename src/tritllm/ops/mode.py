@@ -3,6 +3,8 @@
 * `int8` (the default): the device's own kernels, activations rounded to int8 in groups of 16 where
   the kernels do so;
 * `exact`: the device's own kernels, float32 activations, slower;
+* `per-token`: as `exact`, after activations are rounded to int8 with one scale for each token, as
+  models of BitNet's kind are trained to have them;
 * `torch`: plain torch, which decodes the weights at every call; also what happens where there are
   no kernels for a device, or they cannot be loaded.
 
@@ -23,7 +25,7 @@ import os
 
 from tritllm.errors import TritError
 
-MODES = ("int8", "exact", "torch")
+MODES = ("int8", "exact", "per-token", "torch")
 PREFILLS = ("auto", "groups", "superblocks")
 
 

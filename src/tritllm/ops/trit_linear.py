@@ -19,6 +19,7 @@ from tritllm.ops.check_packed_bytes import PACKED, faults_in_state
 from tritllm.ops.definitions import Packed, linear, linear_prepared
 from tritllm.ops.gradients import goes_straight
 from tritllm.ops.numpy_arrays import torch_parts
+from tritllm.ops.per_token import EXACT, PER_TOKEN, rounded_per_token
 from tritllm.ops.tensor_versions import seen_of, uncounted
 from tritllm.storage.mapped_pages import release_pages
 
@@ -48,8 +49,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     Args:
         transposed: the model stores the float weight as [in_features, out_features] (GPT-2).
-        mode: "int8", "exact" or "torch" (mode.py; TritError for another); by default what
-            TRITLLM_LINEAR says.
+        mode: one of mode.MODES (TritError for another); by default what TRITLLM_LINEAR says.
     """
 
     weight: torch.Tensor
@@ -122,7 +122,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     @property
     def mode(self) -> str:
-        """What computes: "int8", "exact" or "torch" (mode.py); may be set."""
+        """What computes (mode.py); may be set."""
         return self._mode
 
     @mode.setter
@@ -135,10 +135,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     @property
     def nbytes(self) -> int:
         """Bytes held to compute with: the prepared memory or the packed planes, and the bias."""
-        if self.prepared is not None:
-            own = self.prepared.nbytes
-        else:
-            own = sum(part.nbytes for part in self._packed())
+        parts = self._packed() if self.prepared is None else (self.prepared,)
+        own = sum(part.nbytes for part in parts)
         return own + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -160,7 +158,9 @@ class TritLinear(nn.Module):  # type: ignore[misc]
                 now = uncounted(planes, scale, codebook)
             if now != self._seen:
                 self.prepare()
-        prepared, depth, exact = buffers["prepared"], planes.shape[0], self._mode == "exact"
+        prepared, depth, exact = buffers["prepared"], planes.shape[0], self._mode in EXACT
+        if self._mode == PER_TOKEN:
+            x = rounded_per_token(x)
         read = min(self._most, depth)
         if prepared is not None and not compiling and goes_straight(x, bias):
             return cpu.linear_prepared(
