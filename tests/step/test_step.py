@@ -60,6 +60,7 @@ class Parts:
     gelu: bool = False
     relu_squared: bool = False
     sub_norms: bool = False
+    per_token: bool = False
     sandwich: bool = False
     norm_offset: float = 0.0
     softcap: float = 0.0
@@ -123,7 +124,8 @@ def random_decoder(
 
     def product(levels, offset):
         multiply = reference.exact if exact else reference.quantized
-        return lambda x: multiply(*levels, x.astype(np.float32)) + offset
+        rounded = decoder_reference.round_token if parts.per_token else lambda x: x
+        return lambda x: multiply(*levels, rounded(x.astype(np.float32))) + offset
 
     def make(name: str, shape: tuple[int, int], number: int):
         """A native weight, and the product for the reference."""
@@ -182,7 +184,7 @@ def random_decoder(
             decoder.Block(
                 hidden=hidden, intermediate=wide if own else 0, heads=heads, kv_heads=kv_heads,
                 head_dim=head_dim, rotary_dim=parts.rotary_dim or head_dim, dtype=NUMBERS[dtype],
-                exact=exact, epsilon=EPSILON, norm_offset=parts.norm_offset,
+                exact=exact, per_token=parts.per_token, epsilon=EPSILON, norm_offset=parts.norm_offset,
                 scaling=head_dim**-0.5, softcap=parts.softcap, window=window, rotary=table,
                 activation=native_activation,
                 **{name: vector(n, held) for name, n in norms.items()}, **weights, experts=experts,
@@ -449,6 +451,15 @@ def test_int8_activations_are_near(isa):
     ours, theirs = run(model, call)[0], expected(model, call)[0]
     assert error(ours, theirs) < 2e-2  # a rounding to int8 may fall the other way
     assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
+
+
+def test_activations_rounded_by_token_are_near(isa):
+    model = random_decoder(isa, 5, hidden=160, wide=208, depth=1,
+                           parts=Parts(relu_squared=True, sub_norms=True, per_token=True))  # fmt: skip
+    call = random_call(model, 5, 2, 40, masked=False)
+    ours, theirs = run(model, call)[0], expected(model, call)[0]
+    assert error(ours, theirs) < 2e-2  # a rounding to int8 may fall the other way
+    assert np.linalg.norm(ours - theirs) < 2e-3 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize(
