@@ -44,6 +44,10 @@ def command(
     device: Device = "cpu",
     draft: Draft = None,
     kv_cache: KvCache = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(help="per-token: int8 with one scale a token, as BitNet's models have them."),
+    ] = None,
     verify: VerifyHashes = False,
 ) -> None:
     """Continue a prompt with a packed model; the text goes to standard output as it comes."""
@@ -63,6 +67,7 @@ def command(
         device=device,
         draft=draft,
         kv_cache=kv_cache,
+        activations=activations,
         verify=verify,
         on_text=lambda text: typer.echo(text, nl=False),
     )

@@ -14,6 +14,7 @@ from tritllm.codec.arguments import (
 )
 from tritllm.codec.encoders import ENCODERS
 from tritllm.codec.tensor import TritTensor
+from tritllm.codec.ternary import encode_ternary
 
 
 def encode(
@@ -69,3 +70,21 @@ def encode_depths(
         depth: TritTensor(e.weight, e.scale, e.codebook, weight.shape[1], e.error, e.energy)
         for depth, e in encoded.items()
     }
+
+
+def encode_source(
+    weight: np.ndarray, depths: Sequence[int], codec: str = "v3", threads: int = 1
+) -> dict[int, TritTensor]:
+    """As `encode_depths`; but at depth 1 v3 keeps the trits of a matrix that is ternary already.
+
+    What the quantizer makes of a matrix that nothing but its weights is known of. Where all groups
+    of 16 weights have one magnitude, the bits are those of `encode_depths`.
+    """
+    weight = checked_weight(weight)
+    kept = encode_ternary(weight) if 1 in depths and codec == "v3" else None
+    if kept is None:
+        return encode_depths(weight, depths, codec, threads)
+    deeper = [depth for depth in depths if depth != 1]
+    found = encode_depths(weight, deeper, codec, threads) if deeper else {}
+    arrays = (kept.weight, kept.scale, kept.codebook)
+    return {1: TritTensor(*arrays, weight.shape[1], kept.error, kept.energy, True), **found}

@@ -30,6 +30,7 @@ class TritTensor:
         in_features: K, which the packed arrays do not tell.
         error: sum of (w - w_hat)**2 over the matrix, float64; None for a tensor read from a file.
         energy: sum of w**2, float64; None for a tensor read from a file.
+        ternary: whether the matrix was ternary before, and kept its trits (`encode_source`).
 
     Raises ValueError on construction where an array's dtype or shape does not follow from N, K and
     d, or a row of the codebook is negative, not finite or not ascending.
@@ -41,6 +42,7 @@ class TritTensor:
     in_features: int
     error: float | None = None
     energy: float | None = None
+    ternary: bool = False
 
     def __post_init__(self) -> None:
         arrays = (self.weight, self.scale, self.codebook)

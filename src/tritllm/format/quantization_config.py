@@ -20,11 +20,12 @@ def make_quantization_config(
     bits_per_weight: float,
     modules_to_not_convert: Sequence[str],
     encoder: Mapping[str, Any] | None = None,
+    input_norm_eps: float | None = None,
 ) -> dict[str, Any]:
     """The content of `quantization_config`.
 
     depths: of each quantized module. encoder: whatever the writer says of how the digits were
-    chosen; nothing is written where it is empty.
+    chosen; nothing is written where it is empty. input_norm_eps: see docs/format.md; likewise.
     """
     fields = {
         "quant_method": METHOD,
@@ -35,6 +36,8 @@ def make_quantization_config(
         "bits_per_weight": round(bits_per_weight, 4),
         "modules_to_not_convert": list(modules_to_not_convert),
     }
+    if input_norm_eps is not None:
+        fields["input_norm_eps"] = input_norm_eps
     return fields | ({"encoder": dict(encoder)} if encoder else {})
 
 
@@ -53,8 +56,8 @@ def is_packed_config(config: Any) -> bool:
 def check_quantization_config(fields: Mapping[str, Any], where: str = "") -> None:
     """Raise FormatError for a newer format version, or a value that the format does not have.
 
-    Checked are `format_version`, `codec`, `depth`, `group_size` and `encoder`, where they are
-    there; a map of depths may hold any module. where: the file, for the message.
+    Checked are `format_version`, `codec`, `depth`, `group_size`, `encoder` and `input_norm_eps`,
+    where they are there; a map of depths may hold any module. where: the file, for the message.
     """
     where = f"{where}: quantization_config" if where else "quantization_config"
     check_version(fields.get("format_version", FORMAT_VERSION), where)
@@ -69,6 +72,9 @@ def check_quantization_config(fields: Mapping[str, Any], where: str = "") -> Non
                 f"{where}: depth {shortened(repr(value))} is not {DEPTHS[0]}..{DEPTHS[-1]}"
             )
     check_encoder(fields.get("encoder", {}), where)
+    epsilon = fields.get("input_norm_eps")
+    if epsilon is not None and not (isinstance(epsilon, float) and 0 < epsilon < 1):
+        raise FormatError(f"{where}: input_norm_eps {shortened(repr(epsilon))} is not 0..1")
 
 
 def check_version(version: Any, where: str) -> None:

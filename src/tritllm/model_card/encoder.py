@@ -12,8 +12,32 @@ from typing import Any
 
 def lines_of_encoder(encoder: Mapping[str, Any]) -> list[str]:
     """Sentences for people, each a line; none where the digits were chosen data-free."""
-    lines = (_calibrated(encoder), _nested(encoder), _data_free(encoder), _trained(encoder))
+    lines = (
+        _ternary(encoder),
+        _calibrated(encoder),
+        _nested(encoder),
+        _data_free(encoder),
+        _trained(encoder),
+    )
     return [line for line in lines if line]
+
+
+def _ternary(encoder: Mapping[str, Any]) -> str:
+    found = encoder.get("ternary")
+    if not isinstance(found, Mapping):
+        return ""
+    of, number, exact = (found.get(name) for name in ("of", "matrices", "exact"))
+    if not (isinstance(of, int) and isinstance(number, int) and isinstance(exact, int)):
+        return ""
+    line = f"{number:,} of {_matrices(of)} were ternary before"
+    if exact == number:
+        return f"{line} and are stored without loss"
+    lowest = found.get("lowest_sqnr_db")
+    loss = f", SQNR {lowest} dB at least" if isinstance(lowest, int | float) else ""
+    return (
+        f"{line}: {exact:,} are stored without loss; {number - exact:,} keep their trits, and have "
+        f"more scales than a codebook holds{loss}"
+    )
 
 
 def _calibrated(encoder: Mapping[str, Any]) -> str:

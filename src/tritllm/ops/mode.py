@@ -25,7 +25,9 @@ import os
 
 from tritllm.errors import TritError
 
-MODES = ("int8", "exact", "per-token", "torch")
+PER_TOKEN = "per-token"
+EXACT = ("exact", PER_TOKEN)  # their products round nothing
+MODES = ("int8", *EXACT, "torch")
 PREFILLS = ("auto", "groups", "superblocks")
 
 

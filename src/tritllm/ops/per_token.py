@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 
-PER_TOKEN = "per-token"  # the mode
-EXACT = ("exact", PER_TOKEN)  # modes whose products round nothing more
-
 
 def rounded_per_token(x: torch.Tensor) -> torch.Tensor:
     """X [..., K] as q / s, s = 127 / max(|x|, 1e-5) of a token and q = rint(x s), in x's dtype.

@@ -19,7 +19,7 @@ from tritllm.ops.check_packed_bytes import PACKED, faults_in_state
 from tritllm.ops.definitions import Packed, linear, linear_prepared
 from tritllm.ops.gradients import goes_straight
 from tritllm.ops.numpy_arrays import torch_parts
-from tritllm.ops.per_token import EXACT, PER_TOKEN, rounded_per_token
+from tritllm.ops.per_token import rounded_per_token
 from tritllm.ops.tensor_versions import seen_of, uncounted
 from tritllm.storage.mapped_pages import release_pages
 
@@ -158,8 +158,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
                 now = uncounted(planes, scale, codebook)
             if now != self._seen:
                 self.prepare()
-        prepared, depth, exact = buffers["prepared"], planes.shape[0], self._mode in EXACT
-        if self._mode == PER_TOKEN:
+        prepared, depth, exact = buffers["prepared"], planes.shape[0], self._mode in modes.EXACT
+        if self._mode == modes.PER_TOKEN:
             x = rounded_per_token(x)
         read = min(self._most, depth)
         if prepared is not None and not compiling and goes_straight(x, bias):

@@ -18,7 +18,7 @@ def body_coverage(plan: Plan) -> float:
     vocabulary; what the user excluded he knows of. Neither counts.
     """
     counted = sum(
-        tensor.entry.size
+        tensor.size
         for tensor in plan.all_tensors
         if tensor.decision.quantize or _ought_to_be(tensor)
     )

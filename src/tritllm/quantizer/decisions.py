@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from tritllm.errors import SourceError, TritError
-from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.format.layout import part_names
 from tritllm.format.modules import matches, unmatched
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.quantizer.families import (
@@ -26,6 +25,8 @@ from tritllm.quantizer.families import (
 from tritllm.quantizer.fused_experts import expert_matrices
 from tritllm.quantizer.matrices import SourceMatrix, whole_matrix
 from tritllm.quantizer.source import Source
+from tritllm.quantizer.tensor_checks import check_dtype, check_float, check_free_names
+from tritllm.quantizer.ternary_source import TernarySource
 from tritllm.quantizer.tied import tied_duplicates
 
 EXCLUDED = "excluded on request"
@@ -46,7 +47,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A source tensor and what becomes of it. `tied_to` names the equal tensor stored instead."""
+    """A source tensor and what becomes of it.
+
+    tied_to: the tensor that is stored instead, which is equal or holds it: a ternary matrix its
+    scale.
+    """
 
     entry: TensorEntry
     decision: Decision
@@ -61,6 +66,18 @@ class PlannedTensor:
     def matrices(self) -> tuple[SourceMatrix, ...]:
         """What is packed of it, by piece; empty where it is kept."""
         return self.decision.matrices
+
+    @property
+    def model_entry(self) -> tuple[str, tuple[int, ...]]:
+        """Dtype (safetensors') and shape of its float values: its own, but of two-bit weights."""
+        if self.entry.dtype == "U8" and self.matrices:
+            return "F32", self.matrices[0].shape
+        return self.entry.dtype, self.entry.shape
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.model_entry[1])
 
     @property
     def parts(self) -> list[SourcePart]:
@@ -94,11 +111,16 @@ class SourcePart:
 
 
 def decide_all(
-    source: Source, kinds: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+    source: Source,
+    kinds: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    ternary: TernarySource | None = None,
 ) -> dict[str, list[PlannedTensor]]:
     """Decide on every tensor, by shard, in stored order.
 
     kinds: the folders to write, "packed", "model" or both. include, exclude: module globs.
+    ternary: what the source's own method makes of its tensors.
 
     Raises SourceError where a tensor cannot become what its name says, TritError for a glob that
     matches nothing.
@@ -108,24 +130,36 @@ def decide_all(
     check_globs("--exclude", exclude, modules, source.files.name)
     tied = tied_duplicates(source)
     names = {entry.name for entry in source.tensors}
+    if ternary is not None:
+        names -= ternary.scales.keys()
     decided: dict[str, list[PlannedTensor]] = {}
     for shard in source.shards:
         decided[shard.name] = []
         for entry in shard.header.entries.values():
             if entry.name in tied:
-                _check_dtype(shard.name, entry, kinds)
+                check_dtype(shard.name, entry, kinds)
                 kept = Decision(f"tied to {tied[entry.name]}, stored once")
                 decided[shard.name].append(PlannedTensor(entry, kept, tied[entry.name]))
                 continue
+            if ternary is not None and entry.name in ternary.scales:
+                scaled = ternary.scales[entry.name]
+                kept = Decision(f"the scale of {scaled}, stored in its codebook")
+                decided[shard.name].append(PlannedTensor(entry, kept, scaled))
+                continue
             try:
-                decision = decide(entry, source.model_type, include, exclude, text_config)
+                if ternary is not None and entry.name in ternary.matrices:
+                    decision = Decision("ternary weight", (ternary.matrices[entry.name],))
+                else:
+                    decision = decide(entry, source.model_type, include, exclude, text_config)
+                    if ternary and decision.quantize and not matches(_module(entry), include):
+                        decision = Decision("not ternary in the source")
                 if decision.quantize:
-                    _check_free_names(entry, decision.matrices, names)
+                    check_free_names(entry, decision.matrices, names)
                     if "packed" in kinds:
                         _check_runs(entry, source.model_type)
             except SourceError as error:
                 raise SourceError(f"{shard.name}: {error}") from None
-            _check_dtype(shard.name, entry, kinds)
+            check_dtype(shard.name, entry, kinds)
             decided[shard.name].append(PlannedTensor(entry, decision))
     return decided
 
@@ -165,7 +199,7 @@ def decide(
         raise SourceError(
             f"tensor {tensor.name}: shape {list(tensor.shape)} is not a 2-D linear weight; {remedy}"
         )
-    _check_float(tensor)
+    check_float(tensor)
     if linear:
         return Decision("linear weight", (whole_matrix(tensor, family.transposed),))
     return Decision("included on request", (whole_matrix(tensor),))
@@ -182,17 +216,8 @@ def _decide_experts(
             f"tensor {tensor.name}: holds all experts of its block, and --exclude means some of "
             f"them ({excluded[0]}); leave out all or none"
         )
-    _check_float(tensor)
+    check_float(tensor)
     return Decision("experts", experts)
-
-
-def _check_float(tensor: TensorEntry) -> None:
-    if tensor.dtype not in NUMPY_OF_SAFETENSORS:
-        raise SourceError(
-            f"tensor {tensor.name}: dtype {tensor.dtype} cannot be quantized (F16, BF16 or F32 "
-            "can); quantize from the unquantized source, or leave it out with "
-            f"--exclude '{tensor.name}'"
-        )
 
 
 def check_globs(flag: str, globs: Iterable[str], modules: Iterable[str], where: str) -> None:
@@ -259,25 +284,3 @@ def _check_runs(tensor: TensorEntry, model_type: str) -> None:
             f"tensor {tensor.name}: {what}, which cannot run packed; keep it with "
             f"--exclude '{tensor.name}', or write the dequantized model only (--write model)"
         )
-
-
-def _check_dtype(file: str, entry: TensorEntry, kinds: Sequence[str]) -> None:
-    if entry.dtype.startswith("F8") or (entry.dtype == "F64" and "model" in kinds):
-        raise SourceError(
-            f"{file}: tensor {entry.name}: dtype {entry.dtype} is not supported; "
-            "convert the source to float16, bfloat16 or float32 first"
-        )
-
-
-def _check_free_names(
-    tensor: TensorEntry, matrices: Sequence[SourceMatrix], names: set[str]
-) -> None:
-    """The packed file needs names beside X.weight; a source that has them is quantized already."""
-    name = tensor.name
-    for part in (part for matrix in matrices for part in part_names(matrix.name)):
-        if part in names and part != name:
-            raise SourceError(
-                f"tensor {part} stands beside {name}: the source is already quantized, or uses a "
-                f"name that the packed file needs; quantize from the original weights, or keep "
-                f"the tensor with --exclude '{name}'"
-            )

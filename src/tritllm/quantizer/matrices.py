@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.format.safetensors_header import TensorEntry
+from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.format.slices import MatrixSlice, rows_of_piece
 
 
@@ -45,6 +45,12 @@ class SourceMatrix:
     def piece(self) -> int:
         """The number, from 0, of the equal pieces of the tensor in which it lies."""
         return self.slice_of.index if self.slice_of else 0
+
+    @property
+    def made_bytes(self) -> int:
+        """Bytes of the array that `values` makes; 0 where it shares the memory of its piece."""
+        shares = not self.transposed and self.slice_of is None
+        return 0 if shares else ITEM_BYTES[self.source.dtype] * self.size
 
     def values(self, data: np.ndarray) -> np.ndarray:
         """The weights [N, K], C-contiguous in float16, bfloat16 or float32.

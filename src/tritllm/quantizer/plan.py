@@ -9,7 +9,9 @@ from typing import Any
 
 from tritllm.errors import SourceError, TritError
 from tritllm.format.layout import TensorSpec, tensors_of
+from tritllm.format.modules import matches
 from tritllm.format.safetensors_header import Header
+from tritllm.quantizer.bitnet import BitnetMethod
 from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import (
     PlannedTensor,
@@ -23,6 +25,7 @@ from tritllm.quantizer.fingerprint import Settings, fingerprint_of
 from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.resources import CalibrationNeed, MemoryNeed, memory_need
 from tritllm.quantizer.source import Source
+from tritllm.quantizer.ternary_source import TernarySource, ternary_source
 from tritllm.storage.model_folder import model_dtype, shard_header
 
 KINDS = ("packed", "model")
@@ -37,7 +40,7 @@ class Plan:
     shards (also where only models are written: the manifest and the report speak of them). model:
     the headers of the dequantized shards, the same for every config; empty if none are written.
     calibration: what the calibrator takes; None for a data-free run. command_options: words of the
-    command line that give its settings again.
+    command line that give its settings again. bitnet: the method of a source that is ternary by it.
     """
 
     source: Source
@@ -51,6 +54,7 @@ class Plan:
     fingerprint: dict[str, Any]
     calibration: CalibrationNeed | None = None
     command_options: tuple[str, ...] = ()
+    bitnet: BitnetMethod | None = None
 
     @cached_property
     def all_tensors(self) -> list[PlannedTensor]:
@@ -69,7 +73,7 @@ class Plan:
     @cached_property
     def parameters(self) -> int:
         """Parameters of the model; a tied tensor counts once."""
-        return sum(tensor.entry.size for tensor in self.all_tensors if not tensor.tied_to)
+        return sum(tensor.size for tensor in self.all_tensors if not tensor.tied_to)
 
     @property
     def coverage(self) -> float:
@@ -128,7 +132,10 @@ def make_plan(source: Source, settings: Settings, calibrator: Calibrator | None 
             raise TritError("--nested needs a text to calibrate on: --calibrate TEXT")
         globs = [glob for glob, _ in config.overrides]
         check_globs("--depth", globs, modules_of(source), source.files.name)
-    tensors = decide_all(source, kinds, settings.include, settings.exclude)
+    ternary = ternary_source(source)
+    if ternary is not None:
+        _check_ternary(ternary, source, settings, calibrator is not None)
+    tensors = decide_all(source, kinds, settings.include, settings.exclude, ternary)
     if not any(tensor.decision.quantize for shard in tensors.values() for tensor in shard):
         raise SourceError(
             f"{source.files.name}: no linear weight recognised in model type {source.model_type}; "
@@ -158,6 +165,7 @@ def make_plan(source: Source, settings: Settings, calibrator: Calibrator | None 
             if "model" in kinds
         },
         fingerprint_of(source, settings),
+        bitnet=ternary.method if ternary else None,
     )
     if calibrator is None:
         return plan
@@ -180,5 +188,32 @@ def _packed_specs(tensor: PlannedTensor, config: Config) -> tuple[TensorSpec, ..
 
 
 def _model_spec(tensor: PlannedTensor, dtype: str) -> TensorSpec:
-    entry = tensor.entry
-    return TensorSpec(entry.name, model_dtype(entry.dtype, dtype), entry.shape)
+    own_dtype, shape = tensor.model_entry
+    return TensorSpec(tensor.entry.name, model_dtype(own_dtype, dtype), shape)
+
+
+def _check_ternary(
+    ternary: TernarySource, source: Source, settings: Settings, calibrated: bool
+) -> None:
+    """Raise TritError for what a source that is ternary by its own method does not take."""
+    where = f"{source.files.name}: is ternary (bitnet)"
+    if calibrated:
+        raise TritError(f"{where}: digits that are the source's leave nothing to calibrate")
+    for config in settings.configs:
+        depths = {config.depth_of(m.module) for m in ternary.matrices.values()} - {1}
+        if depths:
+            raise TritError(
+                f"{where}, which depth 1 stores without loss; {config.name} asks for depth "
+                f"{min(depths)}; use --configs uniform-d1"
+            )
+    for matrix in ternary.matrices.values():
+        if matches(matrix.module, settings.exclude):
+            raise TritError(
+                f"{where}, so that {matrix.name} cannot be kept as it is stored; "
+                "leave --exclude out"
+            )
+    if ternary.method.input_norm_eps is not None and "model" in settings.kinds:
+        raise TritError(
+            f"{where}, with norms before its linear layers that no dequantized model has; "
+            "use --write packed"
+        )

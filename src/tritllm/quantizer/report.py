@@ -82,7 +82,7 @@ def make_report(
         },
         "packed_bytes": every_byte,
         "model_bytes": sum(
-            t.entry.size * ITEM_BYTES[model_dtype(t.entry.dtype, plan.dtype)]
+            t.size * ITEM_BYTES[model_dtype(t.model_entry[0], plan.dtype)]
             for t in plan.all_tensors
             if not t.tied_to
         ),

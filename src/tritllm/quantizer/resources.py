@@ -75,8 +75,7 @@ def _part_bytes(part: SourcePart, configs: Sequence[Config], shared: bool) -> in
         packed = sum(1.6 * depth + 0.3 for depth in depths) / 8
         need += matrix.size * (3 * packed + _PER_WEIGHT_BYTES)
     # Matrices that are not rows of the part as it is stored are copied, and put together again.
-    rearranged = any(matrix.transposed or matrix.slice_of for matrix in part.matrices)
-    return int(need) + (part.nbytes if rearranged else 0)
+    return int(need) + sum(matrix.made_bytes for matrix in part.matrices)
 
 
 def check_memory(need: int) -> None:

@@ -91,6 +91,8 @@ class ShardOutputs:
                     if (config.name, "packed") in self._writers:
                         self._writers[config.name, "packed"].write(name, 0, data)
                 results[matrix.name] = {"depth": packed.depth, "nmse": packed.nmse}
+                if packed.ternary:
+                    results[matrix.name]["ternary"] = True
             if (config.name, "model") in self._writers:
                 write_decoded(
                     self._writers[config.name, "model"],
@@ -99,7 +101,7 @@ class ShardOutputs:
                         DecodedMatrix(by_config[config.name], matrix.transposed, matrix.slice_of)
                         for matrix, by_config in zip(part.matrices, encoded, strict=True)
                     ],
-                    model_dtype(entry.dtype, self.plan.dtype),
+                    model_dtype(part.tensor.model_entry[0], self.plan.dtype),
                     self.threads,
                 )
             record["configs"][config.name] = {"sha256": hashes, "matrices": results}

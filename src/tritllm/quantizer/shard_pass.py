@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tritllm.codec import TritTensor, encode_depths
+from tritllm.codec import TritTensor, encode_source
 from tritllm.errors import OutputError, SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.quantizer.decisions import PlannedTensor, SourcePart
@@ -233,7 +233,7 @@ class ShardPass:
         self, shard: str, matrix: SourceMatrix, data: np.ndarray, depths: list[int]
     ) -> dict[int, TritTensor]:
         try:
-            return encode_depths(matrix.values(data), depths, self.plan.codec, self.threads)
+            return encode_source(matrix.values(data), depths, self.plan.codec, self.threads)
         except ValueError as error:
             name = matrix.source.name
             which = f", {matrix.module}" if matrix.slice_of else ""

@@ -11,6 +11,7 @@ from typing import Any
 from tritllm.errors import FormatError, SourceError
 from tritllm.format.names import CONFIG, INDEX, MANIFEST, SINGLE
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
+from tritllm.quantizer.bitnet import is_bitnet
 from tritllm.storage.model_files import WEIGHT_SUFFIXES, ModelFiles
 from tritllm.storage.model_json import read_json
 
@@ -72,7 +73,8 @@ def open_source(files: ModelFiles) -> Source:
     """
     sizes = files.sizes()
     config = _read_json(files, CONFIG, sizes)
-    if MANIFEST in sizes or config.get("quantization_config") is not None:
+    stored = config.get("quantization_config")
+    if MANIFEST in sizes or (stored is not None and not is_bitnet(stored)):
         raise SourceError(
             f"{files.name}: already quantized (config.json or {MANIFEST} says so); "
             f"{_instead(config)}"

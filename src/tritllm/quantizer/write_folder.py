@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tritllm.codec import to_decibel
 from tritllm.format.layout import part_names
 from tritllm.format.manifest import manifest_bytes
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
@@ -62,6 +63,7 @@ def finish_config(
         if result:
             hashes |= result["sha256"]
             results |= result.get("matrices", {record["tensor"]: result})
+    encoder |= _ternary_record(plan, results)
     report = make_report(plan, config, results, seconds, peak_memory, encoder, notes)
     manifest = _manifest(plan, config, records, hashes, results, encoder)
     licence = licence_of_card(plan.source.read_text("README.md"))
@@ -92,6 +94,21 @@ def finish_config(
         move_into_place(partial, final)
     write_atomically(out / config.name / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     return report
+
+
+def _ternary_record(plan: Plan, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What `encoder` says of matrices that were ternary before; empty where there are none."""
+    errors = [result["nmse"] for result in results.values() if result.get("ternary")]
+    record: dict[str, Any] = {}
+    if errors:
+        lossy = [error for error in errors if error]
+        record["ternary"] = {
+            "of": len(plan.quantized), "matrices": len(errors), "exact": len(errors) - len(lossy),
+            **({"lowest_sqnr_db": round(to_decibel(max(lossy)), 2)} if lossy else {}),
+        }  # fmt: skip
+    if plan.bitnet:
+        record["source"] = plan.bitnet.as_record()
+    return record
 
 
 def public_name(plan: Plan) -> str:
@@ -195,6 +212,7 @@ def _packed_config(plan: Plan, report: Report, encoder: dict[str, Any]) -> dict[
         report["bits_per_weight"]["quantized"],
         _kept_modules(plan),
         encoder,
+        plan.bitnet.input_norm_eps if plan.bitnet else None,
     )
     return {**plan.source.config, "quantization_config": stored}
 

@@ -30,6 +30,7 @@ def generate(
     device: str = "cpu",
     draft: str | None = None,
     kv_cache: str | None = None,
+    activations: str | None = None,
     verify: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
@@ -56,6 +57,8 @@ def generate(
             "planes=N" of its own planes, with what pays of them ("auto"), or with a second packed
             folder of the same model.
         kv_cache: "int8" keeps keys and values in 9 bits an element; default is the model's dtype.
+        activations: "per-token" rounds them to int8 with one scale for each token, as BitNet's
+            models are trained to have them; slower than what packed layers do by default.
         verify: compare every hash with the manifest before the model runs.
         on_text: called with each piece of text as soon as it is final.
 
@@ -76,6 +79,7 @@ def generate(
         device=device,
         draft=draft,
         kv_cache=kv_cache,
+        activations=activations,
         verify=verify,
         compiled=compiled,
     )

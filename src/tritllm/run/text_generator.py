@@ -123,6 +123,7 @@ def load_text_generator(
     kv_cache: str | None,
     verify: bool,
     compiled: bool = False,
+    activations: str | None = None,
 ) -> TextGenerator:
     """Check the options, load the model, its tokenizer and what it drafts with.
 
@@ -140,7 +141,7 @@ def load_text_generator(
         "device": device, "lm_head_depth": lm_head_depth, "dtype": dtype, "verify": verify
     }  # fmt: skip
     drafting_with = drafting(draft, folder, compiled=compiled, **options)
-    model = load(folder, planes=planes, **options)
+    model = load(folder, planes=planes, activations=activations, **options)
     drafts = drafting_with(model)
     model.set_kv_cache(kv_cache)
     return TextGenerator(folder, model, tokenizer, drafts)

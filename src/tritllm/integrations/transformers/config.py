@@ -19,8 +19,14 @@ from tritllm.format.quantization_config import (
     is_depth,
 )
 from tritllm.format.trits import DEPTHS, GROUP
+from tritllm.ops.mode import PER_TOKEN
 
-AT_LOAD = ("planes", "lm_head_depth", "verify")  # what concerns one load, not the file
+AT_LOAD = (
+    "planes",
+    "lm_head_depth",
+    "verify",
+    "activations",
+)  # what concerns one load, not the file
 _READING: ContextVar[Mapping[str, Any]] = ContextVar("reading", default=MappingProxyType({}))
 _LOADED: ContextVar[Callable[[Any], None] | None] = ContextVar("loaded", default=None)
 
@@ -37,6 +43,7 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         modules_to_not_convert: modules kept as they are, by module globs; on the fly, in addition
             to embeddings, `lm_head`, norms and routers. A name stands for the modules below it too.
         bits_per_weight: file bits of a quantized weight, for people to read.
+        input_norm_eps: of the norms that packed layers have before them; None where they have none.
         format_version, group_size: of the file.
 
     At load:
@@ -45,6 +52,8 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
             or ties it to the embeddings (then it is untied; the embeddings stay).
         verify: compare every tensor's SHA-256 with the manifest before anything runs. Without it
             the headers' hashes are compared, where there is a manifest.
+        activations: "per-token" rounds what packed layers take to int8 with one scale for each
+            token, as BitNet's models are trained to have it; None leaves it to TRITLLM_LINEAR.
 
     Raises TritError for an invalid value or a field that is not listed here, FormatError for a
     newer format version.
@@ -61,6 +70,8 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         verify: bool = False,
         modules_to_not_convert: Sequence[str] | None = None,
         bits_per_weight: float | None = None,
+        input_norm_eps: float | None = None,
+        activations: str | None = None,
         format_version: int = FORMAT_VERSION,
         group_size: int = GROUP,
         quant_method: str = METHOD,
@@ -69,6 +80,7 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         check_quantization_config({
             "format_version": format_version, "group_size": group_size, "codec": codec,
             "depth": depth, "encoder": {} if encoder is None else encoder,
+            "input_norm_eps": input_norm_eps,
         })  # fmt: skip
         for name in unknown:
             _refuse_unknown(name)
@@ -76,6 +88,8 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise TritError(f"TritConfig: quant_method {quant_method!r} is not {METHOD!r}")
         if not isinstance(verify, bool):
             raise TritError(f"TritConfig: verify {verify!r:.40} is neither True nor False")
+        if activations not in (None, PER_TOKEN):
+            raise TritError(f"TritConfig: activations {activations!r:.40} is not {PER_TOKEN!r}")
         self.quant_method = METHOD
         self.format_version = format_version
         self.codec = codec
@@ -87,6 +101,8 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.planes = _planes("planes", planes)
         self.lm_head_depth = _planes("lm_head_depth", lm_head_depth)
         self.verify = verify
+        self.input_norm_eps = input_norm_eps
+        self.activations = activations
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

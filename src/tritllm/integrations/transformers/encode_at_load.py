@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tritllm.codec import encode
+from tritllm.codec import encode, encode_source
 from tritllm.format.layout import SUFFIXES
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.integrations.transformers.compat import ConversionOps
@@ -42,7 +42,10 @@ class Encode(ConversionOps):  # type: ignore[misc]
         matrix = weight.t() if layer.transposed else weight
         depth = self.depths[name]
         try:
-            tensor = encode(numpy_matrix(matrix), depth, self.codec, torch.get_num_threads())
+            found = encode_source(
+                numpy_matrix(matrix), [depth], self.codec, torch.get_num_threads()
+            )
+            tensor = found[depth]
         except ValueError as error:
             self.faults.append(f"tensor {full_layer_name}: {error}")
             tensor = encode(numpy_matrix(torch.zeros_like(matrix)), depth, self.codec)

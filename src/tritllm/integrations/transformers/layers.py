@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tritllm.errors import FormatError
+from tritllm.errors import FormatError, TritError
 from tritllm.integrations.transformers.compat import Conv1D
+from tritllm.integrations.transformers.normed_linear import NormedTritLinear
 from tritllm.ops.dtypes import NUMPY_OF_TORCH
 from tritllm.ops.trit_linear import TritLinear
 
@@ -29,8 +30,10 @@ def layers_of_planes(model: Any) -> list[TritLinear]:
     return [layer for layer in packed_layers(model).values() if layer is not head]
 
 
-def packed_like(module: nn.Module, depth: int, where: str) -> TritLinear:
-    """An empty packed layer on meta in place of a linear one.
+def packed_like(
+    module: nn.Module, depth: int, where: str, input_norm_eps: float | None = None
+) -> TritLinear:
+    """An empty packed layer on meta in place of a linear one; with a norm before it, or without.
 
     where: named in the error, a FormatError for a module that is not a linear layer.
     """
@@ -40,13 +43,24 @@ def packed_like(module: nn.Module, depth: int, where: str) -> TritLinear:
         out_features, in_features, transposed = module.nf, module.nx, True
     else:
         raise FormatError(f"{where}: {type(module).__name__} is not a linear layer")
-    return TritLinear(
+    layer = TritLinear if input_norm_eps is None else NormedTritLinear
+    packed = layer(
         in_features, out_features, depth, module.bias, transposed=transposed, device="meta"
     )
+    if isinstance(packed, NormedTritLinear):
+        packed.add_norm(module.weight.dtype, input_norm_eps)
+    return packed
 
 
 def float_layer(layer: TritLinear, dtype: torch.dtype) -> nn.Module:
-    """An ordinary layer with the numbers that a packed one stands for, rounded to dtype."""
+    """An ordinary layer with the numbers that a packed one stands for, rounded to dtype.
+
+    Raises TritError for a layer with a norm before it, which no ordinary layer has.
+    """
+    if isinstance(layer, NormedTritLinear):
+        raise TritError(
+            "dequantize: these layers have norms before them, which no linear layer has"
+        )
     bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype))
     with torch.device("meta"):
         if layer.transposed:

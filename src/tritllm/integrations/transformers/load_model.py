@@ -22,6 +22,7 @@ def load_model(
     planes: int | None = None,
     lm_head_depth: int | None = None,
     verify: bool = False,
+    activations: str | None = None,
     **kwargs: Any,
 ) -> Any:
     """AutoModelForCausalLM.from_pretrained of a packed folder or Hub id.
@@ -31,6 +32,7 @@ def load_model(
         planes: read only so many of the trit planes.
         lm_head_depth: quantize lm_head, too, at this depth.
         verify: compare every tensor's SHA-256 with the manifest before anything runs.
+        activations: "per-token" rounds them to int8 as BitNet's models are trained to have them.
         kwargs: passed to from_pretrained (dtype, device_map, revision, ...).
 
     Raises TritError where it is not a packed model, or breaks the format.
@@ -40,7 +42,9 @@ def load_model(
     from tritllm.integrations.transformers.hub_manifest import with_token
 
     config = packed_config(folder, **{n: kwargs[n] for n in _WHERE if n in kwargs})
-    asked = TritConfig(planes=planes, lm_head_depth=lm_head_depth, verify=verify)
+    asked = TritConfig(
+        planes=planes, lm_head_depth=lm_head_depth, verify=verify, activations=activations
+    )
     config.quantization_config |= asked.get_loading_attributes()
     with with_token(kwargs.get("token")):
         return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)

@@ -101,7 +101,9 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         check_depths_stored(self.quantization_config, stored, files)
         if any(_EXPERT.search(name) for name in stored):
             self._unfuse(model, conversions)
-        self._where = swap_stored_layers(model, stored, conversions)
+        self._where = swap_stored_layers(
+            model, stored, conversions, self.quantization_config.input_norm_eps
+        )
 
     def _unfuse(self, model: Any, conversions: Sequence[Any]) -> None:
         from tritllm.integrations.transformers.experts import unfuse_experts
@@ -151,6 +153,8 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, layer in layers.items():
             if config.planes is not None and layer is not head:
                 layer.keep_planes(config.planes)
+            if config.activations is not None and layer is not head:
+                layer.mode = config.activations
             layer.requires_grad_(False)
             check_and_prepare(layer, self._where.get(name, name))
         tell_dtypes(model, self._dtypes)

@@ -14,12 +14,16 @@ from tritllm.quantizer.decisions import is_read_by_model
 
 
 def swap_stored_layers(
-    model: Any, stored: Mapping[str, StoredMatrix], conversions: Sequence[Any]
+    model: Any,
+    stored: Mapping[str, StoredMatrix],
+    conversions: Sequence[Any],
+    input_norm_eps: float | None = None,
 ) -> dict[str, str]:
     """Swap them in a model on meta; returns the file and tensor of each module, for messages.
 
     stored: the matrices by the checkpoint's name of their weight.
     conversions: transformers' weight conversions of the model, which may rename tensors.
+    input_norm_eps: of the norms before the layers, where they have any.
 
     Raises FormatError where a shape does not fit the model, a weight is no linear layer's, or the
     model's own code reads it.
@@ -38,7 +42,9 @@ def swap_stored_layers(
                 f"{where[module]}: a weight that {model.config.model_type} models do not use as a "
                 "linear layer alone, which cannot run packed; quantize the model without it"
             )
-        layer = packed_like(model.get_submodule(module), matrix.depth, where[module])
+        layer = packed_like(
+            model.get_submodule(module), matrix.depth, where[module], input_norm_eps
+        )
         matrix.check(layer.out_features, layer.in_features)
         model.set_submodule(module, layer)
     return where

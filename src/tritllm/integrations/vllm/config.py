@@ -53,6 +53,12 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
                 "quantization_config: lm_head_depth is not read by vLLM; quantize the model with "
                 "--include lm_head.weight"
             )
+        for name in ("input_norm_eps", "activations"):
+            if getattr(fields, name) is not None:
+                raise TritError(
+                    f"quantization_config: {name} is not read by vLLM; run the model in "
+                    "transformers"
+                )
         _check_gpu(current_platform.get_device_capability())
         return cls(fields)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tritllm.errors import FormatError
+from tritllm.errors import FormatError, TritError
 from tritllm.format.layout import SCALE
 from tritllm.ops import backends, mode
 from tritllm.ops.check_packed_bytes import check_packed_bytes
@@ -72,9 +72,11 @@ def prepare(
     Where the device has a layout of its own, the planes are not needed afterwards.
     stored: file and tensor of a part, for messages.
 
-    Raises FormatError for bytes that are no trits.
+    Raises FormatError for bytes that are no trits, TritError for a mode that vLLM has not.
     """
     asked = mode.requested()
+    if asked == mode.PER_TOKEN:
+        raise TritError(f"TRITLLM_LINEAR={mode.PER_TOKEN} is not read by vLLM")
     planes = packed.planes
     made = None
     try:

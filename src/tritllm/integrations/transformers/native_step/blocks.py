@@ -12,7 +12,7 @@ from tritllm.integrations.transformers.experts import TritExperts
 from tritllm.integrations.transformers.native_step.families import Block, Family, Mixture, Unit
 from tritllm.integrations.transformers.native_step.watch import kind_of
 from tritllm.ops.dtypes import NUMBER_OF_TORCH
-from tritllm.ops.per_token import EXACT, PER_TOKEN
+from tritllm.ops.mode import EXACT, PER_TOKEN
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
