@@ -184,7 +184,8 @@ def random_decoder(
             decoder.Block(
                 hidden=hidden, intermediate=wide if own else 0, heads=heads, kv_heads=kv_heads,
                 head_dim=head_dim, rotary_dim=parts.rotary_dim or head_dim, dtype=NUMBERS[dtype],
-                exact=exact, per_token=parts.per_token, epsilon=EPSILON, norm_offset=parts.norm_offset,
+                exact=exact, per_token=parts.per_token, epsilon=EPSILON,
+                norm_offset=parts.norm_offset,
                 scaling=head_dim**-0.5, softcap=parts.softcap, window=window, rotary=table,
                 activation=native_activation,
                 **{name: vector(n, held) for name, n in norms.items()}, **weights, experts=experts,
@@ -454,8 +455,8 @@ def test_int8_activations_are_near(isa):
 
 
 def test_activations_rounded_by_token_are_near(isa):
-    model = random_decoder(isa, 5, hidden=160, wide=208, depth=1,
-                           parts=Parts(relu_squared=True, sub_norms=True, per_token=True))  # fmt: skip
+    parts = Parts(relu_squared=True, sub_norms=True, per_token=True)
+    model = random_decoder(isa, 5, hidden=160, wide=208, depth=1, parts=parts)
     call = random_call(model, 5, 2, 40, masked=False)
     ours, theirs = run(model, call)[0], expected(model, call)[0]
     assert error(ours, theirs) < 2e-2  # a rounding to int8 may fall the other way
