@@ -17,6 +17,7 @@ import uvicorn
 from huggingface_hub import constants
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from support.browser import browser, chromium
 from typer.testing import CliRunner
 
 from tritllm import extras
@@ -130,6 +131,22 @@ def test_response_and_streamed_response(client, speaking, torch_only):
 
 def test_the_served_folder_is_listed(client, speaking):
     assert [model.id for model in client.models.list()] == [str(speaking)]
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs chromium")
+def test_the_page_chats_with_the_server(server, speaking, torch_only):
+    expected = generate(speaking, PROMPT, chat=True, max_new_tokens=200).text
+    with browser() as started:
+        page = started.new_page()
+        page.goto(server.removesuffix("/v1"))
+        page.fill("#text", PROMPT)
+        page.press("#text", "Enter")
+        page.wait_for_selector(".assistant .said:text-matches('.')")
+        page.click("#send")  # which is Stop while an answer comes
+        page.wait_for_selector("#status:text('the first after')")
+        said = page.locator(".assistant .said").text_content()
+        assert said
+        assert said.startswith(expected) or expected.startswith(said)
 
 
 @pytest.mark.parametrize("sent", [None, "Bearer wrong", "Basic secret", "secret", "Bearer secret2"])

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from support.browser import chromium
+
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
@@ -43,6 +45,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"needs lm_eval": lambda: importlib.util.find_spec("lm_eval") is None,  # some 40 packages
     r"needs vllm": lambda: importlib.util.find_spec("vllm") is None,  # some 100 packages
     r"needs triton": lambda: (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    r"needs chromium": lambda: chromium() is None,
     r"needs ray": lambda: importlib.util.find_spec("ray") is None,
     r"needs to be root": lambda: not hasattr(os, "geteuid") or os.geteuid() != 0,
     r"(reads /proc|control groups are Linux's)": lambda: sys.platform != "linux",

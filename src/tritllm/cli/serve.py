@@ -40,7 +40,7 @@ def command(
     """Serve a packed model with transformers' OpenAI-compatible server, until stopped.
 
     There is no encryption, and no authentication unless a key is set: without one, whoever reaches
-    the port may use the model. /v1/models lists the folder.
+    the port may use the model. /v1/models lists the folder; a browser finds a chat page at /.
     """
     serve(
         folder,

@@ -47,7 +47,7 @@ def serve(
     """Serve chat, completions and responses over HTTP until it is stopped.
 
     There is no encryption, and no authentication but the key: whoever reaches the port may use the
-    model. `/v1/models` lists the folder.
+    model. `/v1/models` lists the folder, and `/` is a page to chat with it.
 
     Args:
         folder: a packed folder, or a Hub id of one; loaded before the first request.
@@ -88,7 +88,8 @@ def serve(
     quiet()
     register_with_transformers()
     check_packed(folder, planes)
-    load_tokenizer(folder)  # else the server would start without, and fail at every request
+    # Without one, the server would start and fail at every request.
+    chats = bool(load_tokenizer(folder).chat_template)
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # the server looks at it, and fails else
     drafting_with = drafting(draft, folder, device=device, lm_head_depth=lm_head_depth, dtype=dtype)
 
@@ -97,7 +98,7 @@ def serve(
         model.set_kv_cache(kv_cache)
 
     asked = reading(planes=planes, lm_head_depth=lm_head_depth, loaded=loaded)
-    with one_line(folder), asked, _wrapped(str(folder), key):
+    with one_line(folder), asked, _wrapped(str(folder), key, chats):
         server_class()(
             force_model=str(folder),
             host=host,
@@ -109,7 +110,7 @@ def serve(
 
 
 @contextmanager
-def _wrapped(model: str, key: str | None) -> Iterator[None]:
+def _wrapped(model: str, key: str | None, chats: bool) -> Iterator[None]:
     """Put ServedApp around the application of the next server.
 
     transformers' Serve makes its application and runs it within its constructor, so that there is
@@ -120,7 +121,7 @@ def _wrapped(model: str, key: str | None) -> Iterator[None]:
     original = uvicorn.Config
 
     def config(app: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(ServedApp(app, model, key), *args, **kwargs)
+        return original(ServedApp(app, model, key, chats=chats), *args, **kwargs)
 
     uvicorn.Config = config  # type: ignore[misc, assignment]
     try:

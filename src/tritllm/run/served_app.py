@@ -1,4 +1,4 @@
-"""What tritllm adds around transformers' server: a key, and the model's name in the list."""
+"""What tritllm adds around transformers' server: a key, the list of models, and the chat page."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tritllm.run.chat_page import PATH, chat_page
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_REFUSAL = {
-    "error": {
-        "message": "Incorrect API key, or none: send the server's key as 'Authorization: Bearer'.",
-        "type": "invalid_request_error",
-        "param": None,
-        "code": "invalid_api_key",
-    }
-}
+
+def _error(message: str, code: str) -> dict[str, Any]:
+    """As OpenAI's API tells errors."""
+    kind = "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+_NO_KEY = _error(
+    "Incorrect API key, or none: send the server's key as 'Authorization: Bearer'.",
+    "invalid_api_key",
+)
+_NO_TEMPLATE = _error(
+    "This model has no chat template, so it is no chat model; /v1/completions continues a text "
+    "with it.",
+    "no_chat_template",
+)
 
 
 class ServedApp:
@@ -29,11 +39,14 @@ class ServedApp:
     Args:
         app: the application that answers.
         model: the served folder or Hub id, as requests name it and `/v1/models` lists it.
-        api_key: what requests must send as a bearer token, but for /health; None asks for none.
+        api_key: what requests must send as a bearer token, but for /health and the page, which
+            asks for it; None asks for none.
+        chats: whether the model has a chat template; without one, chat completions are refused in
+            words, where transformers' server would answer with an internal error.
     """
 
-    def __init__(self, app: App, model: str, api_key: str | None) -> None:
-        self._app, self._api_key = app, api_key
+    def __init__(self, app: App, model: str, api_key: str | None, *, chats: bool = True) -> None:
+        self._app, self._api_key, self._chats = app, api_key, chats
         listed = {
             "id": model,
             "object": "model",
@@ -45,11 +58,18 @@ class ServedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] == "http":
-            if not self._is_allowed(scope):
-                await _answer(send, 401, _REFUSAL, (b"www-authenticate", b"Bearer"))
+            reads = scope["method"] in ("GET", "HEAD")
+            if reads and scope["path"] == PATH:
+                await _send(send, 200, *chat_page())
                 return
-            if scope["method"] in ("GET", "HEAD") and scope["path"] == "/v1/models":
+            if not self._is_allowed(scope):
+                await _answer(send, 401, _NO_KEY, (b"www-authenticate", b"Bearer"))
+                return
+            if reads and scope["path"] == "/v1/models":
                 await _answer(send, 200, self._models)
+                return
+            if not self._chats and scope["path"] == "/v1/chat/completions":
+                await _answer(send, 400, _NO_TEMPLATE)
                 return
         await self._app(scope, receive, send)
 
@@ -64,7 +84,14 @@ class ServedApp:
 
 
 async def _answer(send: Send, status: int, body: Any, *headers: tuple[bytes, bytes]) -> None:
-    data = json.dumps(body).encode()
-    own = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(data)))
-    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+    kind = (b"content-type", b"application/json")
+    await _send(send, status, json.dumps(body).encode(), (kind, *headers))
+
+
+async def _send(
+    send: Send, status: int, data: bytes, headers: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    """A whole response; uvicorn leaves the body out where only the head was asked for."""
+    length = (b"content-length", b"%d" % len(data))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": data})
