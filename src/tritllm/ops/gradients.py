@@ -1,8 +1,9 @@
 """Gradients of the operators on packed weights, for x and bias; W itself is frozen.
 
 y = x W^T + b: dx = dy W and db = sum(dy), W decoded from the planes a block of rows at a time and
-rounded to dy's dtype, as a dequantized layer has it. `linear_prepared` rounds its activations in
-int8 mode; its gradient is that of the exact product (straight-through).
+rounded to dy's dtype, as a dequantized layer has it; the blocks' products are summed in at least
+float32. `linear_prepared` rounds its activations in int8 mode; its gradient is that of the exact
+product (straight-through).
 
 These are the operators' kernels for torch's Autograd key rather than what
 `torch.library.register_autograd` makes, because that loses the tangent in forward mode without a
@@ -13,6 +14,7 @@ batching rules below, `torch.vmap`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,14 +119,7 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         dx = dbias = None
         if ctx.needs_input_grad[0]:
             packed = _weights(ctx)
-            for span, block in row_blocks(packed):
-                # By the operator, which torch.compile does not look into.
-                weight = dequantize(
-                    block.planes, block.scale, block.steps, block.in_features, dy.dtype
-                )
-                part = rows[:, span] @ weight
-                dx = part if dx is None else dx + part
-            assert dx is not None
+            dx = _times_weight(rows, packed)
             dx = dx.view(*dy.shape[:-1], packed.in_features).to(dtype)
         if ctx.needs_input_grad[1]:
             dbias = rows.sum(0).to(bias_dtype)
@@ -136,6 +131,40 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         if dx is None:
             raise NotImplementedError("a packed layer has no tangent of its bias alone")
         return linear(dx, packed.planes, packed.scale, packed.steps, dbias, packed.part_rows)
+
+
+def _times_weight(rows: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """rows [B, N] W -> [B, K], in float32 where a sum of blocks would be rounded after each.
+
+    On processors without instructions for 16-bit products the whole product is float32: torch has
+    a slow one there, some 0.7 GFLOP/s of 130 for a row-major W.
+    """
+    blocks = list(row_blocks(packed))
+    narrow = rows.dtype.itemsize == 2
+    wide = narrow and rows.is_cpu and not _multiplies(rows.dtype)
+    dx = None
+    for span, block in blocks:
+        # By the operator, which torch.compile does not look into.
+        weight = dequantize(block.planes, block.scale, block.steps, block.in_features, rows.dtype)
+        part = rows[:, span]
+        if wide:
+            part, weight = part.float(), weight.float()
+        part = part @ weight
+        if narrow and len(blocks) > 1:
+            part = part.float()
+        dx = part if dx is None else dx + part
+    assert dx is not None
+    return dx
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies 16-bit floats by instructions made for them."""
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    try:
+        return bool(getattr(torch.ops.mkldnn, asked[dtype])())
+    except (AttributeError, KeyError):  # torch is built without oneDNN
+        return False
 
 
 def _weights(ctx: Any) -> Packed:

@@ -13,7 +13,7 @@ from tritllm.ops.definitions import LinearArguments, Packed, check_packed
 from tritllm.ops.portable import BLOCK_WEIGHTS, entries, levels
 
 
-def _dequantize(
+def dequantize(
     planes: torch.Tensor,
     scale: torch.Tensor,
     steps: torch.Tensor,
@@ -21,6 +21,7 @@ def _dequantize(
     dtype: torch.dtype,
     part_rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
+    """`tritllm::dequantize` (definitions.py)."""
     packed = Packed(planes, scale, steps, in_features, part_rows)
     check_packed(packed)
     out = torch.empty((planes.shape[1], in_features), dtype=dtype, device=planes.device)
@@ -44,7 +45,7 @@ def _linear(*arguments: Any) -> torch.Tensor:
     return out
 
 
-BACKEND = Backend("CompositeExplicitAutograd", {"dequantize": _dequantize, "linear": _linear})
+BACKEND = Backend("CompositeExplicitAutograd", {"dequantize": dequantize, "linear": _linear})
 
 
 def row_blocks(packed: Packed) -> Iterator[tuple[slice, Packed]]:
