@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from tritllm.integrations.registration import register_with_transformers
+from tritllm.integrations.registration import register_with_libraries
 from tritllm.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -74,4 +74,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register_with_transformers()
+register_with_libraries()

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-HEAD = "from tritllm.integrations.registration import register_with_transformers as register\n"
+HEAD = "from tritllm.integrations.registration import register_with_libraries as register\n"
 
 
 def run(code: str, *flags: str) -> str:
@@ -63,7 +63,7 @@ def test_the_hooked_module_keeps_its_loader():
         "sys.meta_path[0].find_spec(table, importlib.import_module('transformers').__path__)",
         "pkgutil.resolve_name('transformers'); importlib.util.find_spec(table).loader",
         "pickle.dumps(copy.copy(importlib.util.find_spec(table).loader))",
-        "importlib.reload(registration); register(); registration.register_with_transformers()",
+        "importlib.reload(registration); register(); registration.register_with_libraries()",
     ],
 )
 def test_who_merely_looks_takes_nothing_away(before):

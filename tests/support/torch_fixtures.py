@@ -15,9 +15,9 @@ from support.speaking_model import speaking_model
 from support.tiny_models import quantize_tiny
 
 from tritllm import native as library
-from tritllm.integrations.registration import register_with_transformers
+from tritllm.integrations.registration import register_with_libraries
 
-register_with_transformers()
+register_with_libraries()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 

@@ -1,10 +1,12 @@
-"""`import tritllm` makes transformers know packed checkpoints, without importing transformers.
+"""`import tritllm` makes transformers know packed checkpoints and peft know packed layers, without
+importing either.
 
-transformers has no entry point for quantizers. So a finder wraps the loader of its table of
-quantizers, and ours is added right after the table has run; where it has run already, at once.
+transformers has no entry point for quantizers, and peft none for layers. So a finder wraps the
+loader of one module of each, and ours is added right after that module has run; where it has run
+already, at once.
 
-The finder stays: whoever merely looks for the table (`importlib.util.find_spec`) sets nothing off
-and takes nothing away, and a table that is reloaded, or imported again after a failure, is
+The finder stays: whoever merely looks for the module (`importlib.util.find_spec`) sets nothing off
+and takes nothing away, and a module that is reloaded, or imported again after a failure, is
 registered with as well.
 """
 
@@ -17,38 +19,42 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
-_TABLE = "transformers.quantizers.auto"
+# The module after which to register: a name that stands in it once it has run.
+_AFTER = {"transformers.quantizers.auto": "register_quantizer", "peft": "__version__"}
 
 
-def register_with_transformers() -> None:
-    """Register now if transformers' table is loaded, else when it will be. Never raises."""
+def register_with_libraries() -> None:
+    """Register now with those that are loaded, with the others when they will be. Never raises."""
     if not any(_is_ours(finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TableFinder())
-    module = sys.modules.get(_TABLE)
-    if module is not None and hasattr(module, "register_quantizer"):
-        _register()
+        sys.meta_path.insert(0, _RegisteringFinder())
+    for name, last in _AFTER.items():
+        if hasattr(sys.modules.get(name), last):
+            _register(name)
 
 
-def _register() -> None:
+def _register(module: str) -> None:
+    library = module.partition(".")[0]
     try:
-        from tritllm.integrations.transformers.register import register
-
+        if library == "peft":
+            from tritllm.integrations.peft.register import register
+        else:
+            from tritllm.integrations.transformers.register import register
         register()
-    except Exception as error:  # whatever is wrong, `import transformers` must go on
+    except Exception as error:  # whatever is wrong, the library's import must go on
         warnings.warn(
-            f"tritllm could not register with transformers: {error!r}", RuntimeWarning, stacklevel=2
+            f"tritllm could not register with {library}: {error!r}", RuntimeWarning, stacklevel=2
         )
 
 
-class _TableFinder(importlib.abc.MetaPathFinder):
-    """Finds one module where the other finders find it, and has its loader register."""
+class _RegisteringFinder(importlib.abc.MetaPathFinder):
+    """Finds these modules where the other finders find them, and has their loaders register."""
 
     registers_tritllm = True  # recognises the finder even after this module has been reloaded
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TABLE:
+        if fullname not in _AFTER:
             return None
         for finder in list(sys.meta_path):
             find = getattr(finder, "find_spec", None)
@@ -82,4 +88,4 @@ class _RegisteringLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _register()
+        _register(module.__name__)

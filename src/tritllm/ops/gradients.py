@@ -160,7 +160,10 @@ def _times_weight(rows: torch.Tensor, packed: Packed) -> torch.Tensor:
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies 16-bit floats by instructions made for them."""
-    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    asked = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
     try:
         return bool(getattr(torch.ops.mkldnn, asked[dtype])())
     except (AttributeError, KeyError):  # torch is built without oneDNN

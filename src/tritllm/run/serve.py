@@ -13,7 +13,7 @@ from typing import Any
 
 from tritllm.errors import TritError
 from tritllm.extras import require
-from tritllm.integrations.registration import register_with_transformers
+from tritllm.integrations.registration import register_with_libraries
 from tritllm.run.drafting import drafting
 from tritllm.run.loading import (
     check_dtype,
@@ -86,7 +86,7 @@ def serve(
 
     set_threads(threads)
     quiet()
-    register_with_transformers()
+    register_with_libraries()
     check_packed(folder, planes)
     # Without one, the server would start and fail at every request.
     chats = bool(load_tokenizer(folder).chat_template)

@@ -8,7 +8,7 @@ from typing import Any
 from tritllm.errors import TritError
 from tritllm.format.names import CONFIG
 from tritllm.format.quantization_config import METHOD
-from tritllm.integrations.registration import register_with_transformers
+from tritllm.integrations.registration import register_with_libraries
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.storage.hub_errors import hub_says
 
@@ -59,7 +59,7 @@ def packed_config(folder: str | Path, **where: Any) -> Any:
     """
     from transformers import AutoConfig
 
-    register_with_transformers()
+    register_with_libraries()
     is_path = Path(folder).exists() or str(folder).startswith((".", "/", "~"))
     if is_path and not (Path(folder) / CONFIG).is_file():
         raise TritError(f"{folder}: no {CONFIG} there; not a model's folder")

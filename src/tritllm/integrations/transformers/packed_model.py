@@ -15,10 +15,12 @@ from transformers import GenerationMixin
 
 from tritllm.errors import TritError
 from tritllm.format.trits import DEPTHS
+from tritllm.integrations.transformers.compat import get_model_conversion_mapping
 from tritllm.integrations.transformers.drafting import Draft
 from tritllm.integrations.transformers.drafting.candidates import Candidates
 from tritllm.integrations.transformers.drafting.one_by_one import OneByOne
 from tritllm.integrations.transformers.drafting.refusals import refuses_drafts
+from tritllm.integrations.transformers.experts import TritExperts
 from tritllm.integrations.transformers.int8_cache import Int8Cache
 from tritllm.integrations.transformers.kv_cache import check_int8_fits, check_kv_cache
 from tritllm.integrations.transformers.layers import layers_of_planes
@@ -67,6 +69,15 @@ class PackedModel(nn.Module):  # type: ignore[misc]
         if planes not in range(1, deepest + 1):
             raise TritError(f"planes {planes!r:.40} is not 1..{deepest}, what the model holds")
         return layers, planes
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers defines it; a mixture's experts are apart, and so are their adapters."""
+        if any(isinstance(module, TritExperts) for module in self.modules()):
+            conversions = self.hf_quantizer.update_weight_conversions(
+                get_model_conversion_mapping(self), model=self
+            )
+            kwargs.setdefault("weight_mapping", conversions)
+        return super().load_adapter(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A packed model again, made from the stock class."""

@@ -191,8 +191,8 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
     @property
     def is_trainable(self) -> bool:
-        """Trits have no gradient."""
-        return False
+        """Whether adapters can be trained, Trainer asks; packed weights are frozen themselves."""
+        return True
 
     @property
     def is_compileable(self) -> bool:

@@ -1,0 +1,1 @@
+"""Adapters of peft on packed models. `import tritllm` registers; nothing here need be imported."""
