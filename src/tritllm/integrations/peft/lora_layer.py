@@ -28,8 +28,8 @@ class TritLoraLinear(lora.Linear):  # type: ignore[misc]
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: packed weights hold no sum of theirs and an adapter's."""
         raise TritError(
-            "a LoRA cannot be merged into packed weights; keep the adapter beside them, or merge it "
-            "into the dequantized model"
+            "a LoRA cannot be merged into packed weights; keep the adapter beside them, or "
+            "merge it into the dequantized model"
         )
 
     def __repr__(self) -> str:
