@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tritllm.checkpoint.agreement import check_headers
 from tritllm.errors import FormatError
+from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.format.layout import CODEBOOK, SCALE, check, parts_of
 from tritllm.format.names import MANIFEST
 from tritllm.format.safetensors_header import Header, TensorEntry, read_header
@@ -81,6 +82,19 @@ def stored_in(files: ModelFiles) -> dict[str, StoredMatrix]:
         told = {key: manifest["tensors"][name][key] for key in ("in_features", "transposed")}
         matrices[name] = replace(matrix, **told)
     return matrices
+
+
+def fused_floats(files: Sequence[str]) -> list[str]:
+    """Names of the 3-D floats in these files, among which are experts that are not packed.
+
+    Raises FormatError for a file that is no safetensors.
+    """
+    return [
+        entry.name
+        for file in files
+        for entry in _header(file).entries.values()
+        if len(entry.shape) == 3 and entry.dtype in NUMPY_OF_SAFETENSORS
+    ]
 
 
 def _header(file: str) -> Header:

@@ -15,6 +15,7 @@ from tritllm.integrations.transformers.compat import Conv1D, keep_in_float32
 from tritllm.integrations.transformers.config import TritConfig
 from tritllm.integrations.transformers.encode_at_load import is_linear_weight
 from tritllm.integrations.transformers.layers import packed_like
+from tritllm.integrations.transformers.split_at_load import fuse_again
 
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -35,10 +36,11 @@ def check_on_the_fly(config: TritConfig) -> None:
         raise TritError("TritConfig: verify is for a packed model; a float model has no manifest")
 
 
-def swap_float_layers(model: Any, config: TritConfig) -> dict[str, int]:
+def swap_float_layers(model: Any, config: TritConfig, splitting: set[str]) -> dict[str, int]:
     """Swap them in a model on meta, where their weights then come as floats; returns the depths.
 
-    `config.modules_to_not_convert` becomes the list of all that is kept.
+    `config.modules_to_not_convert` becomes the list of all that is kept. splitting: parameters that
+    hold experts; those of which none is wanted are taken out, and stay fused.
 
     Raises TritError where nothing is to be quantized, or a glob of the config means no module.
     """
@@ -54,13 +56,15 @@ def swap_float_layers(model: Any, config: TritConfig) -> dict[str, int]:
     depths: dict[str, int] = {}
     for name, module in linears.items():
         depth = _depth_of(name, config.depth)
-        if depth is None or matches(name, asked) or not _is_wanted(name, module, model):
-            continue
+        if depth is not None and not matches(name, asked) and _is_wanted(name, module, model):
+            depths[name] = depth
+    splitting -= fuse_again(model, depths)
+    for name, depth in depths.items():
+        module = linears[name]
         layer = packed_like(module, depth, name)
         shape = tuple(module.weight.shape)
         layer.weight = torch.empty(shape, dtype=torch.float32, device="meta")  # as it comes
         model.set_submodule(name, layer)
-        depths[name] = depth
     if not depths:
         raise TritError(
             f"no linear weight recognised in model type {model.config.model_type}; "
@@ -68,11 +72,16 @@ def swap_float_layers(model: Any, config: TritConfig) -> dict[str, int]:
         )
     if isinstance(config.depth, dict):
         config.depth = dict(depths)
-    config.modules_to_not_convert = [name for name in linears if name not in depths]
+    there = dict(model.named_modules())
+    config.modules_to_not_convert = [
+        name for name in linears if name not in depths and name in there
+    ]
     # The encoder wants what the file holds, not what the model's dtype makes of it.
     names = {f"{name}.weight" for name in depths}
     kept = {f"{name}.weight" for name in config.modules_to_not_convert}
-    keep_in_float32(model, _patterns(names, kept))
+    keep_in_float32(
+        model, {*_patterns(names, kept), *(f"{glob}$" for glob in _patterns(splitting, set()))}
+    )
     return depths
 
 

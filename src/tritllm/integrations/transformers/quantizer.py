@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from transformers.quantizers.base import HfQuantizer
 
 from tritllm.errors import SourceError, TritError
 from tritllm.integrations.transformers.compat import (
+    WeightRenaming,
     attention_of,
     forget_conversions,
     forget_quantized,
     get_model_conversion_mapping,
+    name_in_model,
 )
 from tritllm.integrations.transformers.config import TritConfig, tell_loaded
 from tritllm.integrations.transformers.dtype_of_renamed import cast_renamed, float_dtypes
@@ -43,6 +45,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         self._attention_asked = False
         self._dtypes: dict[str, torch.dtype] = {}  # of float parameters, as the model has them
         self._unfused: list[list[str]] = []  # targets of the conversions that fuse experts
+        self._splitting: set[str] = set()  # fused parameters that are split at load
 
     def validate_environment(self, device_map: Any = None, **_: Any) -> None:
         """Raise TritError for a device that holds no numbers: packed weights must be checked."""
@@ -71,15 +74,19 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
             check_on_the_fly,
             swap_float_layers,
         )
+        from tritllm.integrations.transformers.split_at_load import split_experts
 
         conversions = get_model_conversion_mapping(model)
         self._dtypes = float_dtypes(model)
+        files = [str(file) for file in checkpoint_files or ()]
         if self.pre_quantized:
-            self._swap_stored(model, [str(file) for file in checkpoint_files or ()], conversions)
+            self._swap_stored(model, files, conversions)
         else:
             check_on_the_fly(self.quantization_config)
-            self._unfuse(model, conversions)
-            self._depths = swap_float_layers(model, self.quantization_config)
+            fused = self._fused(model, files, conversions)
+            self._unfuse(model, conversions, fused)
+            self._splitting = split_experts(model, fused)
+            self._depths = swap_float_layers(model, self.quantization_config, self._splitting)
         return model
 
     def _swap_stored(self, model: Any, files: Sequence[str], conversions: Sequence[Any]) -> None:
@@ -100,15 +107,27 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
             check_hashes(files)
         check_depths_stored(self.quantization_config, stored, files)
         if any(_EXPERT.search(name) for name in stored):
-            self._unfuse(model, conversions)
+            self._unfuse(model, conversions, self._fused(model, files, conversions))
         self._where = swap_stored_layers(
             model, stored, conversions, self.quantization_config.input_norm_eps
         )
 
-    def _unfuse(self, model: Any, conversions: Sequence[Any]) -> None:
+    def _fused(
+        self, model: Any, files: Sequence[str], conversions: Sequence[Any]
+    ) -> dict[str, str]:
+        """By the model's name of a parameter of fused experts, the files' name of it."""
+        from tritllm.checkpoint.packed_headers import fused_floats
+
+        if not all(file.endswith(".safetensors") for file in files):
+            return {}
+        renamings = [item for item in conversions if isinstance(item, WeightRenaming)]
+        state = model.state_dict()
+        return {name_in_model(n, renamings, model, state): n for n in fused_floats(files)}
+
+    def _unfuse(self, model: Any, conversions: Sequence[Any], fused: Collection[str]) -> None:
         from tritllm.integrations.transformers.experts import unfuse_experts
 
-        used = unfuse_experts(model, conversions)
+        used = unfuse_experts(model, conversions, fused)
         self._unfused = [conversion.target_patterns for conversion in used]
 
     # --- While loading ----------------------------------------------------------------------------
@@ -123,13 +142,15 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a float tensor of a file is to be encoded."""
-        return not self.pre_quantized and param_name.removesuffix(".weight") in self._depths
+        if self.pre_quantized:
+            return False
+        return param_name.removesuffix(".weight") in self._depths or param_name in self._splitting
 
     def get_quantize_ops(self) -> Any:
         """The operation that encodes."""
         from tritllm.integrations.transformers.encode_at_load import Encode
 
-        return Encode(self._depths, self.quantization_config.codec, self._faults)
+        return Encode(self._depths, self.quantization_config.codec, self._faults, self._splitting)
 
     # --- After loading ----------------------------------------------------------------------------
 
