@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tritllm.ops.trit_linear import TritLinear
 
@@ -16,6 +15,9 @@ class NormedTritLinear(TritLinear):
 
     def add_norm(self, dtype: torch.dtype, epsilon: float | None) -> None:
         """Make the norm, on meta."""
+        # Here: models cannot be imported yet when tritllm registers with transformers' quantizers.
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
         with torch.device("meta"):
             self.rms_norm = LlamaRMSNorm(self.in_features, eps=epsilon).to(dtype)
         self.rms_norm.requires_grad_(False)
