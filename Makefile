@@ -14,7 +14,7 @@ export TRITLLM_REQUIRE_NATIVE = 1
 # cmake, ninja, clang-format and, where the machine has no compiler, that one come from VENV.
 export PATH := $(abspath $(RUN)):$(PATH)
 
-.PHONY: demo test test-format test-types test-native test-python test-vllm develop install clean
+.PHONY: demo test test-format test-types test-native test-python test-vllm test-wheels develop install clean
 
 demo: install
 	"$(RUN)/tritllm" demo
@@ -40,6 +40,10 @@ test-python: install
 # A real vLLM on the CPU serves packed models; in an environment of its own, which takes 3.4 GB.
 test-vllm:
 	$(PYTHON) checks/vllm_serving.py
+
+# Wheels for Linux as users get them, in environments of their own: build, repair, install, try.
+test-wheels:
+	$(PYTHON) checks/wheels.py
 
 ifeq ($(EDITABLE),)
 install: $(VENV)/.installed

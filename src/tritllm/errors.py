@@ -2,9 +2,9 @@
 
 import re
 
-# Tokens of the Hub: by their form, and in a header that a library quotes because it cannot be sent;
+# Tokens of the Hub: in a header that a library quotes because it cannot be sent, and by their form;
 # and what an address is signed with.
-_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=Bearer )[^'\"]+|(?<=\?)\S*[Ss]ignature=[^\s'\"]+")
+_SECRETS = re.compile(r"(?<=Bearer )[^'\"]+|\bhf_[A-Za-z0-9]{20,}|(?<=\?)\S*[Ss]ignature=[^\s'\"]+")
 _MORE_THREADS = "raise the limit of processes (ulimit -u), or use fewer --threads"
 
 
