@@ -27,6 +27,14 @@ def make_manifest() -> dict:
         tensors[spec.name] = record | {"part_of": NAME}
     del tensors[NAME]["part_of"]
     tensors[NAME] |= {"depth": 2, "in_features": 37, "transposed": False, "nmse": 0.01}
+    expert = NAME.replace("up_proj", "experts.1.up_proj")
+    part = {"tensor": "model.experts.up", "shape": [2, 37, 3], "index": 1, "rows": [0, 6, 2]}
+    tensors |= {
+        name.replace(NAME, expert): record | (
+            {"part_of": expert} if name != NAME else {"slice_of": part, "transposed": True}
+        )
+        for name, record in list(tensors.items())
+    }  # fmt: skip
     norm = {"file": file, "dtype": "F16", "shape": [37], "sha256": HASH, "kept": "norm"}
     return {
         "format_version": 1,

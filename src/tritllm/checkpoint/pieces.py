@@ -26,12 +26,16 @@ def check_slices(records: Mapping[str, Any], folder: str) -> None:
     """Raise FormatError unless every source tensor that matrices are slices of is made of them
     alone, each of its weights once, in one file.
     """
-    for tensor, pieces in pieces_of(records).items():
+    sliced = pieces_of(records)
+    for tensor in sliced.keys() & records.keys():
+        of = sliced[tensor][0][0]
+        raise FormatError(
+            f"{folder}/{records[of]['file']}: tensor {tensor}: is stored, and {of} is a slice of it"
+        )
+    for tensor, pieces in sliced.items():
         names = [name for piece in pieces for name in piece]
         first = records[names[0]]
         where = f"{folder}/{first['file']}: tensor {tensor}"
-        if tensor in records:
-            raise FormatError(f"{where}: is stored, and {names[0]} is a slice of it")
         for name in names:
             record = records[name]
             part = record["slice_of"]

@@ -58,7 +58,8 @@ def swap_float_layers(model: Any, config: TritConfig, splitting: set[str]) -> di
         depth = _depth_of(name, config.depth)
         if depth is not None and not matches(name, asked) and _is_wanted(name, module, model):
             depths[name] = depth
-    splitting -= fuse_again(model, depths)
+    undone = fuse_again(model, depths)
+    splitting -= undone
     for name, depth in depths.items():
         module = linears[name]
         layer = packed_like(module, depth, name)
@@ -79,9 +80,8 @@ def swap_float_layers(model: Any, config: TritConfig, splitting: set[str]) -> di
     # The encoder wants what the file holds, not what the model's dtype makes of it.
     names = {f"{name}.weight" for name in depths}
     kept = {f"{name}.weight" for name in config.modules_to_not_convert}
-    keep_in_float32(
-        model, {*_patterns(names, kept), *(f"{glob}$" for glob in _patterns(splitting, set()))}
-    )
+    fused = {f"{glob}$" for glob in _patterns(splitting, undone)}
+    keep_in_float32(model, _patterns(names, kept) | fused)
     return depths
 
 
