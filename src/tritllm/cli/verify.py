@@ -9,10 +9,22 @@ import typer
 
 from tritllm.checkpoint.verify import verify
 from tritllm.cli.console import console, progress_bar, size
+from tritllm.errors import TritError
 
 
-def command(folder: Annotated[Path, typer.Argument(help="A packed folder.")]) -> None:
+def command(
+    folder: Annotated[Path, typer.Argument(help="A packed folder.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="Also compare every weight with this model: a folder or a Hub id."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of --source, a Hub id.")
+    ] = None,
+) -> None:
     """Check a packed folder: hashes, shapes, index, every trit, every codebook."""
+    if revision and not source:
+        raise TritError("--revision is of --source, which is not given")
     with progress_bar() as bar:
         task = bar.add_task("verifying")
         found = verify(
@@ -26,3 +38,29 @@ def command(folder: Annotated[Path, typer.Argument(help="A packed folder.")]) ->
     )
     for name in found.foreign:
         console.print(f"  not part of the checkpoint: {name}", markup=False, soft_wrap=True)
+    if source:
+        _compare(folder, source, revision)
+
+
+def _compare(folder: Path, source: str, revision: str | None) -> None:
+    from tritllm.quantizer.verify_source import verify_source
+
+    with progress_bar() as bar:
+        task = bar.add_task("comparing")
+        found = verify_source(
+            folder,
+            source,
+            revision=revision,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    lossy = found.matrices - found.exact
+    parts = [f"{found.exact} of {found.matrices} matrices have every trit and weight of it"]
+    if lossy:
+        parts.append(
+            f"{lossy} the errors that the manifest states, SQNR "
+            f"{found.lowest_sqnr_db:.2f} dB at least"
+        )
+    parts.append(f"{found.kept} other tensors are equal")
+    if found.trained:
+        parts.append(f"{found.trained} were trained")
+    console.print(f"{source}: {'; '.join(parts)}", markup=False, soft_wrap=True)
