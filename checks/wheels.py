@@ -212,13 +212,14 @@ def try_out(python: Path, work: Path, version: str, extra: str) -> str:
 
 
 def install(work: Path, given: list[Path]) -> str:
-    """Every Python found; those that are missing are named."""
+    """Every Python found, told as it comes; those that are missing are named."""
     found = pythons(given)
-    said = [try_out(found[v], work, v, "cli") for v in PYTHONS if v in found]
+    for version in (version for version in PYTHONS if version in found):
+        print(try_out(found[version], work, version, "cli"), flush=True)
     missing = [version for version in PYTHONS if version not in found]
     if missing:
-        said.append(f"NOT tried: Python {', '.join(missing)}, of which there is none here")
-    return "; ".join(said)
+        return f"NOT tried: Python {', '.join(missing)}, of which there is none here"
+    return f"Python {', '.join(PYTHONS)}"
 
 
 def generate(work: Path, given: list[Path]) -> str:

@@ -537,6 +537,37 @@ def test_a_push_that_is_killed_leaves_the_repository_as_it_was(hub, packed, monk
 
 
 @pytest.mark.usefixtures("token")
+def test_a_push_amid_anothers_is_refused(hub, packed, tmp_path, monkeypatch):
+    push(packed, "me/Tiny-trit")
+    repository = hub.repositories.by_name["me/Tiny-trit"]
+    store, theirs = hub.repositories.store, []
+
+    def meanwhile(data):
+        theirs.append(repository.commit(dict(repository.files())))
+        return store(data)
+
+    monkeypatch.setattr(hub.repositories, "store", meanwhile)
+    one = write_model(tmp_path / "one", {"model_type": "llama"}, [random_tensors(llama())], {})
+    with pytest.raises(OutputError, match="not uploaded: 412: A commit has happened since"):
+        push(one, "me/Tiny-trit")
+    assert repository.sha_of("main") == theirs[-1]
+
+
+@pytest.mark.usefixtures("token")
+def test_a_folder_of_many_files_is_one_commit(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)  # that is when it would divide it
+    for number in range(300):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    (tmp_path / "config.json").write_text("{}")
+    push(tmp_path, "me/many")
+    repository = hub.repositories.by_name["me/many"]
+    assert len(repository.files()) == 302
+    assert len(repository.commits) == 2  # the first is the Hub's
+
+
+@pytest.mark.usefixtures("token")
 def test_private_does_not_pass_over_a_public_repository(hub, packed):
     push(packed, "me/Tiny-trit")
     with pytest.raises(OutputError, match=r"^me/Tiny-trit: is there and public"):

@@ -37,4 +37,4 @@ def hub_says(error: Exception) -> str:
         return f"401: {told.rstrip('.') or 'not allowed'}; {_GIVE_TOKEN}"
     if status == 403:
         return f"403: not allowed: {told or first_line(error)}"
-    return first_line(error)
+    return f"{status}: {told}" if status and told else first_line(error)
