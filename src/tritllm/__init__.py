@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tritllm.run.generate import generate as generate
     from tritllm.run.info import info as info
     from tritllm.run.quantize import quantize as quantize
+    from tritllm.run.report import report as report
     from tritllm.run.serve import serve as serve
 
 _MODULE_OF = {
@@ -55,6 +56,7 @@ _MODULE_OF = {
     "info": "tritllm.run.info",
     "push": "tritllm.publish.push",
     "quantize": "tritllm.run.quantize",
+    "report": "tritllm.run.report",
     "serve": "tritllm.run.serve",
     "verify": "tritllm.checkpoint.verify",
 }

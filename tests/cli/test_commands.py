@@ -29,7 +29,7 @@ from tritllm.cli import entry
 from tritllm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("quantize", "info", "verify", "dequantize", "card", "push", "doctor", "demo",
+COMMANDS = ("quantize", "info", "report", "verify", "dequantize", "card", "push", "doctor", "demo",
             "generate", "chat", "serve", "bench", "eval")  # fmt: skip
 
 
@@ -291,6 +291,7 @@ def test_brackets_in_names_are_not_markup(tmp_path, fails):
         ("info", []),
         ("verify", []),
         ("card", []),
+        ("report", []),
         ("dequantize", ["model"]),
         ("push", ["me/name"]),
     ],

@@ -51,7 +51,9 @@ def damage(kind: str, packed: Path, folder: Path) -> Path:
 DOES_NOT_MATTER = {
     "bench": {"notokenizer"},
     "info": {"notokenizer"},
-    "card": {"notokenizer", "noshard", "truncated"},  # the manifest says it all
+    # The manifest says it all.
+    "card": {"notokenizer", "noshard", "truncated"},
+    "report": {"notokenizer", "noshard", "truncated", "badconfig"},
 }
 
 
@@ -78,6 +80,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], says: str = "") -> N
         ["info"],
         ["verify"],
         ["card"],
+        ["report", "--out", "new.html"],
         ["push", "owner/name"],
         ["dequantize", "new"],
     ],

@@ -12,7 +12,17 @@ from tritllm.cli.main import COMMANDS
 
 ONLY_PRINTED = {"as_json"}  # how a result is shown
 # Text or options on the command line, sequences in Python.
-LISTS = {"configs", "context", "write", "include", "exclude", "depth", "nested", "tasks"}
+LISTS = {
+    "configs",
+    "context",
+    "write",
+    "include",
+    "exclude",
+    "depth",
+    "nested",
+    "tasks",
+    "evaluation",
+}
 FUNCTIONS = {"eval": "evaluate"}  # where the word is another in Python
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from tritllm.format.blocks import place_of
 from tritllm.format.layout import nbytes
 from tritllm.quantizer.matrices import SourceMatrix
 
@@ -23,7 +24,6 @@ _TIED = (
     (r"(query|key|value)", "qkv"),
     (r"(gate|up)_proj", "gate_up"),
 )
-_BLOCK = re.compile(r"(?:^|.*?\.)(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Group:
     @property
     def block(self) -> int | None:
         """The number of the block that it belongs to; None for the embeddings and the output."""
-        return block_of(self.name)
+        return place_of(self.name).block
 
 
 def find_groups(matrices: Iterable[SourceMatrix]) -> list[Group]:
@@ -70,23 +70,6 @@ def _group_name(module: str) -> str:
         if count:
             return tied
     return module
-
-
-def block_of(module: str) -> int | None:
-    """The number of the block that a module or a group is in; None where it is in none."""
-    match = _BLOCK.fullmatch(module)
-    return int(match[1]) if match else None
-
-
-def kind_of(module: str) -> str:
-    """What modules of different blocks have in common: the name within the block, experts alike.
-
-    The module's own name where it is in no block.
-    """
-    match = _BLOCK.fullmatch(module)
-    if not match:
-        return module.rpartition(".")[2]
-    return re.sub(r"\bexperts\.\d+\.", "experts.", match[2])
 
 
 def bits_per_weight(groups: Iterable[Group], depths: Mapping[str, int]) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tritllm.allocation.groups import block_of, kind_of
+from tritllm.format.blocks import place_of
 from tritllm.format.trits import DEPTHS
+from tritllm.pictures.colours import DEPTH_COLOURS
 
-COLOURS = ("#d9e6f2", "#8db8dc", "#3f7fb5", "#143d66")  # of 1..4 trits a weight, light to dark
 _KINDS = ("attn", "attention", "mlp", "block_sparse_moe")  # attention above, then the rest
 
 
@@ -24,7 +24,8 @@ def draw_depths(path: Path, depths: Mapping[str, int], title: str) -> None:
 
     cells: dict[tuple[str, int | None], set[int]] = {}
     for module, depth in depths.items():
-        cells.setdefault((kind_of(module), block_of(module)), set()).add(depth)
+        place = place_of(module)
+        cells.setdefault((place.kind, place.block), set()).add(depth)
     kinds = sorted({kind for kind, _ in cells}, key=_order)
     numbers = sorted({block for _, block in cells if block is not None})
     columns: list[int | None] = [*numbers]
@@ -39,7 +40,9 @@ def draw_depths(path: Path, depths: Mapping[str, int], title: str) -> None:
         x, y = columns.index(block), kinds.index(kind)
         deepest = max(found)
         axes.add_patch(
-            Rectangle((x, y), 1, 1, facecolor=COLOURS[deepest - 1], edgecolor="white", linewidth=2)
+            Rectangle(
+                (x, y), 1, 1, facecolor=DEPTH_COLOURS[deepest - 1], edgecolor="white", linewidth=2
+            )
         )
         label = str(deepest) if len(found) == 1 else f"{min(found)}-{deepest}"
         light = deepest <= DEPTHS[1]
@@ -61,7 +64,7 @@ def draw_depths(path: Path, depths: Mapping[str, int], title: str) -> None:
     figure.legend(
         handles=[
             Patch(facecolor=colour, label=f"{depth} trit{'s' if depth > 1 else ''}")
-            for depth, colour in zip(DEPTHS, COLOURS, strict=True)
+            for depth, colour in zip(DEPTHS, DEPTH_COLOURS, strict=True)
         ],
         loc="outside lower center",
         ncols=len(DEPTHS),

@@ -11,7 +11,7 @@ from tritllm.version import __version__
 
 # A word here is `command` of the file beside this one that has its name.
 COMMANDS = (
-    "quantize", "info", "verify", "dequantize", "card", "push", "doctor",
+    "quantize", "info", "report", "verify", "dequantize", "card", "push", "doctor",
     "eval", "generate", "chat", "serve", "bench", "demo",
 )  # fmt: skip
 

@@ -13,12 +13,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-COLOURS = {
-    "data-free": "#1f5fa8",
-    "calibrated": "#b5442a",
-    "trained": "#2d7d46",
-    "other": "#6b6b6b",
-}
+from tritllm.pictures.colours import SERIES_COLOURS
+
 _MARKERS = {"data-free": "o", "calibrated": "s", "trained": "^", "other": "D"}
 _PLACES = [  # of a label around its point, in points: (x, y, horizontal, vertical alignment)
     (x * far, y * (6 + 12 * ring), horizontal, vertical)
@@ -30,7 +26,7 @@ _PLACES = [  # of a label around its point, in points: (x, y, horizontal, vertic
 
 @dataclass(frozen=True)
 class Point:
-    """One model. series: a name of COLOURS. bits: a weight. size: bytes of its files."""
+    """One model. series: a name of SERIES_COLOURS. bits: a weight. size: bytes of its files."""
 
     label: str
     series: str
@@ -91,7 +87,7 @@ Drawn = Sequence[tuple[str, str, float, float]]  # label, series, x, y
 
 
 def _series(axes: Any, drawn: Drawn) -> None:
-    for series, colour in COLOURS.items():
+    for series, colour in SERIES_COLOURS.items():
         points = sorted((x, y) for _, name, x, y in drawn if name == series)
         if points:
             axes.plot(
@@ -130,7 +126,7 @@ def _place_labels(figure: Any, panels: Sequence[tuple[Any, Drawn]]) -> None:
             for dx, dy, horizontal, vertical in _PLACES:
                 text = axes.annotate(
                     label, (x, y), xytext=(dx, dy), textcoords="offset points", fontsize=8,
-                    ha=horizontal, va=vertical, color=COLOURS[series],
+                    ha=horizontal, va=vertical, color=SERIES_COLOURS[series],
                 )  # fmt: skip
                 box = text.get_window_extent(renderer)
                 cost = (

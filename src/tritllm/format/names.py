@@ -5,3 +5,4 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "tritllm.json"
 CARD = "README.md"
+PICTURE = "layers.png"  # no part of the checkpoint; a card that is written beside it shows it

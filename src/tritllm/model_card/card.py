@@ -33,12 +33,14 @@ def model_card(
     licence: Licence,
     kind: str,
     planes: int | None = None,
+    picture: str | None = None,
 ) -> str:
     """The README.md of a folder.
 
     manifest: the content of tritllm.json. config: that of config.json.
     kind: "packed" or "model" (dequantized).
     planes: how many planes were read of deeper matrices, if not all.
+    picture: name of a picture of the layers in the folder.
     """
     require("writing a model card", "quantize", "huggingface_hub", "yaml")
     from huggingface_hub import ModelCardData
@@ -95,6 +97,7 @@ def model_card(
         f"| Size | {_megabytes(facts.packed_bytes)} packed, "
         f"{_megabytes(facts.model_bytes)} dequantized |",
         "",
+        *([f"![Depth and error of each layer]({picture})", ""] if picture else []),
         "## Licence",
         "",
         _licence_text(licence),

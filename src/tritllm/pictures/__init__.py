@@ -1,0 +1,1 @@
+"""Packed models as pictures: a page without outside resources, and PNG files."""
