@@ -1,6 +1,6 @@
 """Which modules a user means: shell globs over module names, the same rule wherever they stand.
 
-Used by `--include`, `--exclude`, `--depth` and `modules_to_not_convert`.
+Used by `--include`, `--exclude`, `--depth`, `modules_to_convert` and `modules_to_not_convert`.
 """
 
 from __future__ import annotations

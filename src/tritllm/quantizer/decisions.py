@@ -17,6 +17,7 @@ from tritllm.quantizer.families import (
     FAMILIES,
     KEPT_NAMES,
     NOT_LINEAR_REASONS,
+    READ_BY_MODEL,
     RUN_AS_LINEAR,
     TOWER,
     UNKNOWN_FAMILY,
@@ -191,7 +192,8 @@ def decide(
         if not (known and asked):  # a glob that means the tower means its linear weights
             return Decision(TOWER if known else reason_to_keep(tensor))
     if not linear and not asked:
-        return Decision(reason_to_keep(tensor))
+        read = leaf == "weight" and is_read_by_model(module, model_type)
+        return Decision(READ_BY_MODEL if read else reason_to_keep(tensor))
     remedy = f"leave it out with --exclude '{tensor.name}'"
     if leaf != "weight":
         raise SourceError(f"tensor {tensor.name}: only X.weight can be quantized; {remedy}")

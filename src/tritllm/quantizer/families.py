@@ -187,12 +187,18 @@ FAMILIES = {
     ),
     "lfm2": Family(_decoder(_OUT_PROJ, r"conv\.(in|out)_proj", r"feed_forward\.w[123]")),
     "vit": _VIT,
+    "distilbert": Family(
+        r"(distilbert\.)?transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])"
+        r"|vocab_transform"
+    ),
+    "modernbert": Family(r"(model\.)?layers\.\d+\.(attn|mlp)\.(Wqkv|Wi|Wo)|head\.dense"),
 }  # fmt: skip
 
 UNKNOWN_FAMILY = Family(_decoder(_ATTENTION, _MLP, _EXPERTS, _MIXTRAL, _PHI3))
 
 EMBEDDING, OUTPUT_LAYER, ROUTER = "embedding", "lm_head", "MoE router"
 TOWER = "tower, kept unless --include means it"
+READ_BY_MODEL = "read by the model's own code"
 KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
     (r"(.*\.)?(lm_head|output_layer|embed_out|proj_out)", OUTPUT_LAYER),
     (r"(.*\.)?(\w*embed\w*|wte|wpe)(\..*)?", EMBEDDING),

@@ -42,6 +42,8 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         encoder: what the encoder says of its work, an object that is carried along and not read.
         modules_to_not_convert: modules kept as they are, by module globs; on the fly, in addition
             to embeddings, `lm_head`, norms and routers. A name stands for the modules below it too.
+        modules_to_convert: on the fly alone, modules quantized besides those that the family's row
+            names, by module globs, as `--include` has them: a vision tower, for instance.
         bits_per_weight: file bits of a quantized weight, for people to read.
         input_norm_eps: of the norms that packed layers have before them; None where they have none.
         format_version, group_size: of the file.
@@ -69,6 +71,7 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         lm_head_depth: int | None = None,
         verify: bool = False,
         modules_to_not_convert: Sequence[str] | None = None,
+        modules_to_convert: Sequence[str] | None = None,
         bits_per_weight: float | None = None,
         input_norm_eps: float | None = None,
         activations: str | None = None,
@@ -98,6 +101,7 @@ class TritConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.group_size = group_size
         self.bits_per_weight = bits_per_weight
         self.modules_to_not_convert = _names("modules_to_not_convert", modules_to_not_convert)
+        self.modules_to_convert = _names("modules_to_convert", modules_to_convert)
         self.planes = _planes("planes", planes)
         self.lm_head_depth = _planes("lm_head_depth", lm_head_depth)
         self.verify = verify

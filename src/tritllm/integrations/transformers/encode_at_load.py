@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from tritllm.ops.trit_linear import TritLinear
 from tritllm.quantizer.decisions import decide
 
 
-def is_linear_weight(module_name: str, shape: tuple[int, ...], model_type: str) -> bool:
-    """Whether `tritllm quantize` would quantize this module's weight."""
+def is_linear_weight(
+    module_name: str, shape: tuple[int, ...], model_type: str, include: Sequence[str] = ()
+) -> bool:
+    """Whether `tritllm quantize --include ...` would quantize this module's weight."""
     entry = TensorEntry(f"{module_name}.weight", "F32", shape, 0, 0)
-    return decide(entry, model_type).quantize
+    return decide(entry, model_type, include).quantize
 
 
 class Encode(ConversionOps):  # type: ignore[misc]

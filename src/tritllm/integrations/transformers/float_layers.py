@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,14 +50,18 @@ def swap_float_layers(model: Any, config: TritConfig, splitting: set[str]) -> di
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
     }
-    asked = config.modules_to_not_convert or []
+    asked, include = config.modules_to_not_convert or [], config.modules_to_convert or []
     _refuse_unmatched("modules_to_not_convert", asked, dict(model.named_modules()))
+    _refuse_unmatched("modules_to_convert", include, dict(model.named_modules()))
+    config.modules_to_convert = None  # the model's layers tell it from now on
     if isinstance(config.depth, dict):
         _refuse_unmatched("depth", config.depth, linears)
     depths: dict[str, int] = {}
     for name, module in linears.items():
         depth = _depth_of(name, config.depth)
-        if depth is not None and not matches(name, asked) and _is_wanted(name, module, model):
+        if depth is None or matches(name, asked):
+            continue
+        if _is_wanted(name, module, model, include):
             depths[name] = depth
     undone = fuse_again(model, depths)
     splitting -= undone
@@ -69,7 +74,7 @@ def swap_float_layers(model: Any, config: TritConfig, splitting: set[str]) -> di
     if not depths:
         raise TritError(
             f"no linear weight recognised in model type {model.config.model_type}; "
-            "quantize it with tritllm quantize --include"
+            "name the modules with modules_to_convert"
         )
     if isinstance(config.depth, dict):
         config.depth = dict(depths)
@@ -85,12 +90,13 @@ def swap_float_layers(model: Any, config: TritConfig, splitting: set[str]) -> di
     return depths
 
 
-def _is_wanted(name: str, module: nn.Module, model: Any) -> bool:
+def _is_wanted(name: str, module: nn.Module, model: Any, include: Sequence[str]) -> bool:
     """Whether `tritllm quantize` would quantize the module's weight."""
     if isinstance(module, nn.Embedding):
         return False
     in_expert = _EXPERT.search(f".{name}.") is not None
-    return in_expert or is_linear_weight(name, tuple(module.weight.shape), model.config.model_type)
+    shape = tuple(module.weight.shape)
+    return in_expert or is_linear_weight(name, shape, model.config.model_type, include)
 
 
 def _depth_of(name: str, depth: int | dict[str, int] | None) -> int | None:

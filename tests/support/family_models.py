@@ -1,0 +1,389 @@
+"""A tiny model of every family that `quantize` knows by name, with inputs that reach all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY = 96
+_IMAGE = 92  # the token that a picture's features replace
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+_WORDS: dict[str, Any] = {**_SIZES, "vocab_size": VOCABULARY}
+_TEXT: dict[str, Any] = {
+    **_WORDS, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 0, "head_dim": 16,
+}  # fmt: skip
+_GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_BERT = {
+    **_WORDS, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+_PICTURES = {**_SIZES, "image_size": 32, "patch_size": 16}
+_EXPERTS = {**_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_LOCAL_EXPERTS = {**_TEXT, "num_local_experts": 4, "num_experts_per_tok": 2}
+_ROUTED = {
+    **_TEXT, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+_MLA = {
+    **_ROUTED, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
+_SSM = {"hidden_size": 64, "vocab_size": VOCABULARY, "state_size": 16, "num_hidden_layers": 2}
+_LINEAR_ATTENTION = {
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+_T5 = {
+    "vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
+    "num_heads": 4, "decoder_start_token_id": 0,
+}  # fmt: skip
+_SEQ2SEQ = {
+    "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "decoder_start_token_id": 1,
+}  # fmt: skip
+_PAIR = {
+    "text_config": {**_WORDS, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2,
+                    "pad_token_id": 0},
+    "vision_config": _PICTURES,
+}  # fmt: skip
+_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+_QWEN_PICTURES = {
+    "depth": 2, "hidden_size": 64, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2,
+    "intermediate_size": 96, "out_hidden_size": 64,
+}  # fmt: skip
+_IMAGE_TOKENS = {"boi_token_index": 90, "eoi_token_index": 91, "image_token_index": _IMAGE}
+
+
+def _qwen_vl(text_config: dict[str, Any], vision_config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "text_config": {**_TEXT, "rope_parameters": dict(_ROPE), **text_config},
+        "vision_config": {**_QWEN_PICTURES, **vision_config},
+        "image_token_id": _IMAGE, "video_token_id": 93, "vision_start_token_id": 94,
+        "vision_end_token_id": 95,
+    }  # fmt: skip
+
+
+Inputs = Callable[[], dict[str, Any]]
+
+
+def text(length: int = 9) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(7)
+    return {"input_ids": torch.randint(3, 90, (2, length), generator=generator)}
+
+
+def pictures(pixels: int = 32) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(8)
+    return {"pixel_values": torch.randn(2, 3, pixels, pixels, generator=generator)}
+
+
+def sounds() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(9)
+    return {"input_features": torch.randn(2, 16, 40, generator=generator)}
+
+
+def _with_image_tokens(tokens: int) -> dict[str, Any]:
+    ids = text(tokens + 5)["input_ids"]
+    ids[:, 2 : 2 + tokens] = _IMAGE
+    return {"input_ids": ids}
+
+
+def words_and_pictures() -> dict[str, Any]:
+    return {**text(), **pictures()}
+
+
+def text_and_picture(tokens: int, pixels: int = 32) -> Inputs:
+    return lambda: {**_with_image_tokens(tokens), **pictures(pixels)}
+
+
+def qwen_picture() -> dict[str, Any]:
+    """Two pictures of 4 x 4 patches, which are merged to 2 x 2."""
+    generator = torch.Generator().manual_seed(8)
+    ids = _with_image_tokens(4)
+    return {
+        **ids,
+        "mm_token_type_ids": (ids["input_ids"] == _IMAGE).int(),
+        "pixel_values": torch.randn(32, 3 * 2 * 4 * 4, generator=generator),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
+    }
+
+
+def patches() -> dict[str, Any]:
+    """Two pictures of 2 x 2 patches as SigLIP 2 takes them, and words."""
+    generator = torch.Generator().manual_seed(8)
+    return {
+        **text(),
+        "pixel_values": torch.randn(2, 4, 768, generator=generator),
+        "pixel_attention_mask": torch.ones(2, 4, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[2, 2]] * 2),
+    }
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """A tiny model of a family.
+
+    known_as: models of it that people use. model, config: transformers' classes. sizes: of the
+    tiny one. inputs: what it is called with. full: what is changed in transformers' default
+    config, which stands for a model of usual size: fewer layers and experts, so that it is laid
+    out in no time.
+    """
+
+    known_as: str
+    model: str
+    config: str
+    sizes: dict[str, Any]
+    inputs: Inputs = text
+    full: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Any:
+        """transformers' class of the model."""
+        return getattr(transformers, self.model)
+
+    def build(self) -> Any:
+        """The tiny model in bfloat16, random, its biases not zero and its logits apart."""
+        torch.manual_seed(0)
+        model = self.kind(getattr(transformers, self.config)(**self.sizes))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_(std=0.2)
+                elif parameter.ndim > 1 and parameter.std() < 0.05:
+                    parameter.normal_(std=0.06)  # initialised for longer rows, or to zeros
+        return model.to(torch.bfloat16).eval()
+
+    def typical(self) -> dict[str, Any]:
+        """config.json of a model of usual size."""
+        config = getattr(transformers, self.config)(**self.full)
+        return {**config.to_dict(), "architectures": [self.model]}
+
+
+def _causal(name: str, known_as: str, sizes: dict[str, Any], **more: Any) -> FamilyModel:
+    return FamilyModel(known_as, f"{name}ForCausalLM", f"{name}Config", sizes, **more)
+
+
+def _generation(name: str, known_as: str, sizes: dict[str, Any], **more: Any) -> FamilyModel:
+    model = f"{name}ForConditionalGeneration"
+    return FamilyModel(known_as, model, f"{name}Config", sizes, **more)
+
+
+_HEADS = {"head_dim": 128}
+_FEW = {"num_hidden_layers": 4}
+_FEW_ROUTED = {**_FEW, "n_routed_experts": 32, "first_k_dense_replace": 1}
+_FEW_EXPERTS = {**_FEW, "num_experts": 32}
+_FEW_LOCAL = {**_FEW, "num_local_experts": 8}
+
+# By the model type of config.json. DeepSeek V3's layers are V2's with another router, and so on:
+# every type has a tiny model, so that its names are those of transformers' own class.
+MODELS = {
+    "llama": _causal("Llama", "Llama 2 and 3, many others", _TEXT),
+    "mistral": _causal("Mistral", "Mistral 7B, Mistral Nemo", _TEXT),
+    "ministral": _causal("Ministral", "Ministral 8B", _TEXT, full=_HEADS),
+    "ministral3": _causal("Ministral3", "Ministral 3", _TEXT),
+    "mixtral": _causal("Mixtral", "Mixtral 8x7B and 8x22B", _LOCAL_EXPERTS, full=_FEW_LOCAL),
+    "qwen2": _causal("Qwen2", "Qwen 2 and 2.5", _TEXT),
+    "qwen2_moe": _causal(
+        "Qwen2Moe",
+        "Qwen1.5-MoE, Qwen2-57B-A14B",
+        {**_EXPERTS, "shared_expert_intermediate_size": 48},
+        full=_FEW_EXPERTS,
+    ),
+    "qwen3": _causal("Qwen3", "Qwen 3", _TEXT),
+    "qwen3_moe": _causal("Qwen3Moe", "Qwen3-30B-A3B", _EXPERTS, full=_FEW_EXPERTS),
+    "qwen3_next": _causal(
+        "Qwen3Next",
+        "Qwen3-Next-80B-A3B",
+        {**_EXPERTS, **_LINEAR_ATTENTION, "shared_expert_intermediate_size": 48},
+        full=_FEW_EXPERTS,
+    ),
+    "gemma": _causal("Gemma", "Gemma", _TEXT),
+    "gemma2": _causal("Gemma2", "Gemma 2", _TEXT),
+    "gemma3_text": FamilyModel("Gemma 3 1B", "Gemma3ForCausalLM", "Gemma3TextConfig", _TEXT),
+    "phi": _causal("Phi", "Phi 1.5 and 2", _TEXT),
+    "phi3": _causal("Phi3", "Phi 3 and 4", _TEXT),
+    "phimoe": _causal("Phimoe", "Phi-3.5-MoE", _LOCAL_EXPERTS, full=_FEW_LOCAL),
+    "deepseek_v2": _causal(
+        "DeepseekV2", "DeepSeek V2, Coder V2", {**_MLA, "topk_method": "greedy"}, full=_FEW_ROUTED
+    ),
+    "deepseek_v3": _causal("DeepseekV3", "DeepSeek V3, R1, Kimi K2", _MLA, full=_FEW_ROUTED),
+    "glm": _causal("Glm", "GLM-4-9B (-hf)", _TEXT),
+    "glm4": _causal("Glm4", "GLM-4-0414, GLM-Z1", _TEXT),
+    "glm4_moe": _causal("Glm4Moe", "GLM-4.5, 4.6, 4.7", _ROUTED, full=_FEW_ROUTED),
+    "cohere": _causal("Cohere", "Command R", _TEXT),
+    "cohere2": _causal("Cohere2", "Command R7B, Command A", _TEXT),
+    "olmo": _causal("Olmo", "OLMo", _TEXT),
+    "olmo2": _causal("Olmo2", "OLMo 2", _TEXT),
+    "olmo3": _causal("Olmo3", "OLMo 3", _TEXT),
+    "olmoe": _causal(
+        "Olmoe", "OLMoE-1B-7B", {**_EXPERTS, "intermediate_size": 48}, full=_FEW_EXPERTS
+    ),
+    "granite": _causal("Granite", "Granite 3", _TEXT),
+    "smollm3": _causal("SmolLM3", "SmolLM3", _TEXT),
+    "exaone4": _causal("Exaone4", "EXAONE 4", _TEXT),
+    "ernie4_5": _causal("Ernie4_5", "ERNIE 4.5 0.3B", _TEXT),
+    "ernie4_5_moe": _causal(
+        "Ernie4_5_Moe",
+        "ERNIE 4.5 21B-A3B",
+        {
+            **_TEXT,
+            "moe_intermediate_size": 48,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_layer_start_index": 1,
+        },
+        full={**_FEW, "moe_num_experts": 32},
+    ),
+    "seed_oss": _causal("SeedOss", "Seed-OSS-36B", _TEXT),
+    "hunyuan_v1_dense": _causal("HunYuanDenseV1", "Hunyuan 0.5B to 7B", _TEXT, full=_HEADS),
+    "stablelm": _causal("StableLm", "StableLM 2", _TEXT),
+    "nemotron": _causal("Nemotron", "Nemotron-4, Minitron", _TEXT, full={"num_key_value_heads": 8}),
+    "lfm2": _causal(
+        "Lfm2",
+        "LFM2",
+        {**_TEXT, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    ),
+    "minimax_m2": _causal("MiniMaxM2", "MiniMax-M2", _LOCAL_EXPERTS, full=_FEW_LOCAL),
+    "starcoder2": _causal("Starcoder2", "StarCoder2", _TEXT),
+    "falcon": _causal("Falcon", "Falcon 7B and 40B", _WORDS),
+    "gpt_neox": _causal("GPTNeoX", "Pythia, GPT-NeoX-20B", _WORDS),
+    "opt": _causal(
+        "OPT",
+        "OPT",
+        {**_WORDS, "ffn_dim": 96, "max_position_embeddings": 128, "word_embed_proj_dim": 32},
+    ),
+    "bloom": _causal(
+        "Bloom",
+        "BLOOM, BLOOMZ",
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    ),
+    "mpt": _causal(
+        "Mpt", "MPT-7B", {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "n_heads": 4}
+    ),
+    "gpt_bigcode": _causal("GPTBigCode", "StarCoder, SantaCoder", _GPT),
+    "gpt_neo": _causal(
+        "GPTNeo",
+        "GPT-Neo, TinyStories",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 128,
+        },
+    ),
+    "gptj": _causal("GPTJ", "GPT-J-6B", {**_GPT, "rotary_dim": 8}),
+    "mamba": _causal("Mamba", "Mamba", _SSM),
+    "mamba2": _causal(
+        "Mamba2",
+        "Mamba 2, Codestral Mamba",
+        {**_SSM, "num_heads": 8, "head_dim": 16, "n_groups": 2},
+    ),
+    "falcon_mamba": _causal("FalconMamba", "Falcon-Mamba-7B", _SSM),
+    "jamba": _causal(
+        "Jamba",
+        "Jamba 1.5, Jamba 2",
+        {
+            **_EXPERTS,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "mamba_d_state": 16,
+        },
+        full={"num_hidden_layers": 8},
+    ),
+    "t5": _generation("T5", "T5, FLAN-T5", _T5),
+    "mt5": _generation("MT5", "mT5", _T5),
+    "umt5": _generation("UMT5", "UMT5", _T5),
+    "bart": _generation("Bart", "BART", {**_SEQ2SEQ, "max_position_embeddings": 64}),
+    "whisper": _generation(
+        "Whisper",
+        "Whisper",
+        {**_SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 20, "max_target_positions": 64},
+        inputs=sounds,
+    ),
+    "bert": FamilyModel("BERT", "BertForMaskedLM", "BertConfig", _BERT),
+    "roberta": FamilyModel("RoBERTa", "RobertaForMaskedLM", "RobertaConfig", _BERT),
+    "xlm-roberta": FamilyModel(
+        "XLM-R, BGE-M3, E5", "XLMRobertaForMaskedLM", "XLMRobertaConfig", _BERT
+    ),
+    "distilbert": FamilyModel(
+        "DistilBERT",
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        {"vocab_size": VOCABULARY, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+    ),
+    "modernbert": FamilyModel("ModernBERT", "ModernBertForMaskedLM", "ModernBertConfig", _BERT),
+    "vit": FamilyModel("ViT", "ViTModel", "ViTConfig", _PICTURES, pictures),
+    "clip": FamilyModel("CLIP", "CLIPModel", "CLIPConfig", _PAIR, words_and_pictures),
+    "siglip": FamilyModel("SigLIP", "SiglipModel", "SiglipConfig", _PAIR, words_and_pictures),
+    "siglip2": FamilyModel(
+        "SigLIP 2 (NaFlex)",
+        "Siglip2Model",
+        "Siglip2Config",
+        {**_PAIR, "vision_config": {**_SIZES, "num_patches": 16, "patch_size": 16}},
+        patches,
+    ),
+    "qwen2_vl": _generation(
+        "Qwen2VL", "Qwen2-VL", _qwen_vl({}, {"embed_dim": 64, "mlp_ratio": 2}), inputs=qwen_picture
+    ),
+    "qwen2_5_vl": _generation(
+        "Qwen2_5_VL",
+        "Qwen2.5-VL",
+        _qwen_vl({}, {"fullatt_block_indexes": [1], "window_size": 16}),
+        inputs=qwen_picture,
+    ),
+    "qwen3_vl": _generation(
+        "Qwen3VL",
+        "Qwen3-VL",
+        _qwen_vl({}, {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
+        inputs=qwen_picture,
+    ),
+    "qwen3_5": _generation(
+        "Qwen3_5",
+        "Qwen 3.5",
+        _qwen_vl(_LINEAR_ATTENTION, {"num_position_embeddings": 16}),
+        inputs=qwen_picture,
+    ),
+    "gemma3": _generation(
+        "Gemma3",
+        "Gemma 3 4B to 27B",
+        {
+            "text_config": _TEXT,
+            "vision_config": {**_PICTURES, "vision_use_head": False},
+            "mm_tokens_per_image": 4,
+            **_IMAGE_TOKENS,
+        },
+        inputs=text_and_picture(4),
+    ),
+    "llava": _generation(
+        "Llava",
+        "LLaVA 1.5",
+        {
+            "text_config": {**_TEXT, "model_type": "llama"},
+            "vision_config": {**_PICTURES, "model_type": "clip_vision_model"},
+            "image_token_index": _IMAGE,
+        },
+        inputs=text_and_picture(4),
+    ),
+    "mistral3": _generation(
+        "Mistral3",
+        "Mistral Small 3.1 and 3.2",
+        {
+            "text_config": {**_TEXT, "model_type": "mistral"},
+            "vision_config": {**_PICTURES, "model_type": "pixtral"},
+            "image_token_index": _IMAGE,
+        },
+        inputs=lambda: {**text_and_picture(1)(), "image_sizes": torch.tensor([[32, 32]] * 2)},
+    ),
+}
