@@ -27,9 +27,6 @@ def rows() -> list[str]:
     from support.family_models import MODELS
     from support.family_run import run_family
 
-    from tritllm.integrations.registration import register_with_transformers
-
-    register_with_transformers()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     found = []

@@ -9,8 +9,19 @@ import pytest
 from support.family_models import MODELS
 from support.family_run import run_family
 
+from tritllm.quantizer.families import FAMILIES
+
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 LEAST = 0.95
+
+# Model types of a part of a model, whose names are those of the whole.
+PARTS = {
+    "qwen2_vl_text": "qwen2_vl", "qwen2_5_vl_text": "qwen2_5_vl", "qwen3_vl_text": "qwen3_vl",
+    "qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe", "llama4_text": "llama4",
+    "clip_text_model": "clip", "clip_vision_model": "clip", "siglip_text_model": "siglip",
+    "siglip_vision_model": "siglip", "siglip2_text_model": "siglip2",
+    "siglip2_vision_model": "siglip2",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -20,3 +31,10 @@ def test_the_whole_way(tmp_path, torch_only, name):
     assert row.with_towers is None or row.with_towers > LEAST
     (written,) = re.findall(rf"^\| `{re.escape(name)}` .*$", DOCS.read_text(), re.MULTILINE)
     assert row.markdown() == written  # else: python scripts/make_families_table.py
+
+
+def test_no_family_is_known_that_did_not():
+    assert FAMILIES.keys() == MODELS.keys() | PARTS.keys()
+    for part, whole in PARTS.items():
+        assert FAMILIES[part].linear == FAMILIES[whole].linear
+        assert not FAMILIES[part].towers

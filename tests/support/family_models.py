@@ -186,6 +186,7 @@ _FEW_LOCAL = {**_FEW, "num_local_experts": 8}
 # every type has a tiny model, so that its names are those of transformers' own class.
 MODELS = {
     "llama": _causal("Llama", "Llama 2 and 3, many others", _TEXT),
+    "bitnet": _causal("BitNet", "BitNet b1.58 2B4T in bfloat16", _TEXT),
     "mistral": _causal("Mistral", "Mistral 7B, Mistral Nemo", _TEXT),
     "ministral": _causal("Ministral", "Ministral 8B", _TEXT, full=_HEADS),
     "ministral3": _causal("Ministral3", "Ministral 3", _TEXT),
@@ -223,6 +224,26 @@ MODELS = {
     "olmo": _causal("Olmo", "OLMo", _TEXT),
     "olmo2": _causal("Olmo2", "OLMo 2", _TEXT),
     "olmo3": _causal("Olmo3", "OLMo 3", _TEXT),
+    "gpt_oss": _causal("GptOss", "gpt-oss in bfloat16", _LOCAL_EXPERTS, full=_FEW_LOCAL),
+    "granitemoe": _causal("GraniteMoe", "Granite 3 MoE", _LOCAL_EXPERTS),
+    "granitemoehybrid": _causal(
+        "GraniteMoeHybrid",
+        "Granite 4",
+        {
+            **_LOCAL_EXPERTS,
+            "shared_intermediate_size": 96,
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 32,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 16,
+        },
+        full={
+            "num_local_experts": 8,
+            "num_hidden_layers": 4,
+            "layer_types": ["mamba"] * 3 + ["attention"],
+        },
+    ),
     "olmoe": _causal(
         "Olmoe", "OLMoE-1B-7B", {**_EXPERTS, "intermediate_size": 48}, full=_FEW_EXPERTS
     ),
@@ -355,6 +376,23 @@ MODELS = {
         _qwen_vl(_LINEAR_ATTENTION, {"num_position_embeddings": 16}),
         inputs=qwen_picture,
     ),
+    "qwen3_vl_moe": _generation(
+        "Qwen3VLMoe",
+        "Qwen3-VL-30B-A3B",
+        _qwen_vl(_EXPERTS, {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
+        inputs=qwen_picture,
+        full={"text_config": _FEW_EXPERTS},
+    ),
+    "qwen3_5_moe": _generation(
+        "Qwen3_5Moe",
+        "Qwen3.5-35B-A3B",
+        _qwen_vl(
+            {**_EXPERTS, **_LINEAR_ATTENTION, "shared_expert_intermediate_size": 48},
+            {"num_position_embeddings": 16},
+        ),
+        inputs=qwen_picture,
+        full={"text_config": _FEW_EXPERTS},
+    ),
     "gemma3": _generation(
         "Gemma3",
         "Gemma 3 4B to 27B",
@@ -385,5 +423,26 @@ MODELS = {
             "image_token_index": _IMAGE,
         },
         inputs=lambda: {**text_and_picture(1)(), "image_sizes": torch.tensor([[32, 32]] * 2)},
+    ),
+    "llama4": _generation(
+        "Llama4",
+        "Llama 4 Scout and Maverick",
+        {
+            "text_config": {
+                **_TEXT,
+                "intermediate_size_mlp": 96,
+                "num_local_experts": 2,
+                "interleave_moe_layer_step": 2,
+            },
+            "vision_config": {
+                **_PICTURES,
+                "intermediate_size": 256,
+                "projector_input_dim": 64,
+                "projector_output_dim": 64,
+                "vision_output_dim": 64,
+            },
+            **_IMAGE_TOKENS,
+        },
+        inputs=text_and_picture(1),
     ),
 }

@@ -128,7 +128,7 @@ FAMILIES = {
         _LLAMA,
     ),
     **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe", "dots1"), _MOE
+        ("qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe"), _MOE
     ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _DEEPSEEK),
     **dict.fromkeys(("mixtral", "phimoe", "minimax_m2"), _SPARSE),
@@ -137,7 +137,7 @@ FAMILIES = {
     **dict.fromkeys(("falcon", "bloom"), _BLOOM),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
     **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
-    **dict.fromkeys(("whisper", "bart", "mbart", "marian", "m2m_100"), _ENCODER_DECODER),
+    **dict.fromkeys(("whisper", "bart"), _ENCODER_DECODER),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), _BERT),
     **dict.fromkeys(
         (
@@ -147,8 +147,8 @@ FAMILIES = {
         ),
         _TWO_TOWERS,
     ),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _QWEN_VL),
-    "qwen3_5": Family(_QWEN3_NEXT, towers=(_QWEN_VISION,)),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _QWEN_VL),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), Family(_QWEN3_NEXT, towers=(_QWEN_VISION,))),
     "gemma3": Family(_LLAMA.linear, towers=(_CLIP_TOWER,)),
     "llava": Family(_LLAMA.linear, towers=(_CLIP_TOWER, _PROJECTOR)),
     "mistral3": Family(
