@@ -302,7 +302,9 @@ def test_put_together_equals_three_layers(mode, dtype, monkeypatch):
 
 def test_mode_is_checked(monkeypatch):
     monkeypatch.setenv("TRITLLM_LINEAR", "fast")
-    with pytest.raises(TritError, match="TRITLLM_LINEAR=fast is not one of int8, exact, torch"):
+    with pytest.raises(
+        TritError, match="TRITLLM_LINEAR=fast is not one of int8, exact, per-token, torch"
+    ):
         modes.requested()
     monkeypatch.setenv("TRITLLM_LINEAR", "torch")
     assert modes.requested() == "torch"
