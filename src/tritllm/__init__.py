@@ -15,7 +15,6 @@ from tritllm.version import __version__ as __version__
 if TYPE_CHECKING:
     from tritllm.checkpoint.dequantize import dequantize as dequantize
     from tritllm.checkpoint.packed import PackedCheckpoint as PackedCheckpoint
-    from tritllm.checkpoint.verify import verify as verify
     from tritllm.codec import TritTensor as TritTensor
     from tritllm.codec import encode as encode
     from tritllm.codec import encode_depths as encode_depths
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from tritllm.run.quantize import quantize as quantize
     from tritllm.run.report import report as report
     from tritllm.run.serve import serve as serve
+    from tritllm.run.verify import verify as verify
 
 _MODULE_OF = {
     "FormatError": "tritllm.errors",
@@ -58,7 +58,7 @@ _MODULE_OF = {
     "quantize": "tritllm.run.quantize",
     "report": "tritllm.run.report",
     "serve": "tritllm.run.serve",
-    "verify": "tritllm.checkpoint.verify",
+    "verify": "tritllm.run.verify",
 }
 
 __all__ = list(_MODULE_OF)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tritllm.checkpoint.verify import verify
 from tritllm.cli.console import console, progress_bar, size
-from tritllm.errors import TritError
+from tritllm.quantizer.verify_source import Compared
+from tritllm.run.verify import verify
 
 
 def command(
@@ -23,12 +23,13 @@ def command(
     ] = None,
 ) -> None:
     """Check a packed folder: hashes, shapes, index, every trit, every codebook."""
-    if revision and not source:
-        raise TritError("--revision is of --source, which is not given")
     with progress_bar() as bar:
         task = bar.add_task("verifying")
         found = verify(
-            folder, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
+            folder,
+            source,
+            revision,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(
         f"{folder}: verified, {found.quantized} quantized weights, {found.tensors} tensors and "
@@ -38,29 +39,20 @@ def command(
     )
     for name in found.foreign:
         console.print(f"  not part of the checkpoint: {name}", markup=False, soft_wrap=True)
-    if source:
-        _compare(folder, source, revision)
+    if found.compared:
+        line = f"{source}: {_described(found.compared)}"
+        console.print(line, markup=False, soft_wrap=True)
 
 
-def _compare(folder: Path, source: str, revision: str | None) -> None:
-    from tritllm.quantizer.verify_source import verify_source
-
-    with progress_bar() as bar:
-        task = bar.add_task("comparing")
-        found = verify_source(
-            folder,
-            source,
-            revision=revision,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+def _described(found: Compared) -> str:
     lossy = found.matrices - found.exact
     parts = [f"{found.exact} of {found.matrices} matrices have every trit and weight of it"]
     if lossy:
         parts.append(
-            f"{lossy} the errors that the manifest states, SQNR "
-            f"{found.lowest_sqnr_db:.2f} dB at least"
+            f"{lossy} the errors that the manifest states, SQNR {found.lowest_sqnr_db:.2f} dB "
+            "at least"
         )
     parts.append(f"{found.kept} other tensors are equal")
     if found.trained:
         parts.append(f"{found.trained} were trained")
-    console.print(f"{source}: {'; '.join(parts)}", markup=False, soft_wrap=True)
+    return "; ".join(parts)
