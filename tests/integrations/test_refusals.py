@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import write_tiny
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Mamba2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, MambaConfig
 
 from tritllm import quantize
 from tritllm.errors import FormatError, SourceError, TritError
@@ -270,34 +270,26 @@ def test_tensors_without_files(tiny):
 
 @pytest.fixture
 def mamba(tmp_path):
-    """A packed Mamba2, whose code reads lm_head.weight.dtype."""
-    config = Mamba2Config(
-        vocab_size=96, hidden_size=32, num_hidden_layers=1, state_size=8, head_dim=8, num_heads=8,
-        n_groups=1, chunk_size=16, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    """A packed Mamba, whose code multiplies by dt_proj.weight."""
+    config = MambaConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=1, state_size=8, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
-    quantize(
-        str(tmp_path / "source"), ["uniform-d2"], tmp_path / "out", include=["*.in_proj"],
-        allow_low_coverage=True,
-    )  # fmt: skip
+    quantize(str(tmp_path / "source"), ["uniform-d2"], tmp_path / "out")
     return tmp_path / "out/uniform-d2/packed"
-
-
-def test_an_output_layer_that_the_model_reads_is_not_packed(mamba):
-    assert load_model(mamba)(torch.arange(5)[None]).logits.isfinite().all()
-    with pytest.raises(TritError, match="lm_head_depth: mamba2 models do not use lm_head as a lin"):
-        load_model(mamba, lm_head_depth=4)
 
 
 def test_a_stored_layer_that_the_model_reads_is_refused(mamba):
     (mamba / "tritllm.json").unlink()
     tensors = load_file(mamba / "model.safetensors")
-    tensors.pop("lm_head.weight", None)
-    stored = "backbone.layers.0.mixer.in_proj.weight"
+    mixer = "backbone.layers.0.mixer"
     for suffix in ("", "_scale", "_codebook"):
-        tensors[f"lm_head.weight{suffix}"] = tensors[stored + suffix].clone()
+        tensors[f"{mixer}.dt_proj.weight{suffix}"] = tensors[
+            f"{mixer}.in_proj.weight{suffix}"
+        ].clone()
     save_file(tensors, mamba / "model.safetensors", {"format": "pt"})
-    assert "lm_head.weight: a weight that mamba2 models do not use" in refusal(mamba)
+    assert "dt_proj.weight: a weight that mamba models do not use" in refusal(mamba)
 
 
 def test_the_meta_device_is_refused(tiny):

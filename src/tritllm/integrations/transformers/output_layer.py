@@ -12,15 +12,13 @@ from tritllm.errors import TritError
 from tritllm.integrations.transformers.compat import untie
 from tritllm.ops.numpy_arrays import numpy_matrix
 from tritllm.ops.trit_linear import TritLinear
-from tritllm.quantizer.decisions import is_read_by_model
 
 
 def pack_output_layer(model: Any, depth: int) -> TritLinear | None:
     """Quantize lm_head and return it; None for a model that has none.
 
     One that is packed already stays; one tied to the embeddings is untied, for they stay as they
-    are. Raises TritError for an output layer that is not linear or not finite, or whose weight the
-    model's own code reads.
+    are. Raises TritError for an output layer that is not linear or not finite.
     """
     head = model.get_output_embeddings()
     if head is None or isinstance(head, TritLinear):
@@ -28,11 +26,6 @@ def pack_output_layer(model: Any, depth: int) -> TritLinear | None:
     name = next(name for name, module in model.named_modules() if module is head)
     if not isinstance(head, nn.Linear):
         raise TritError(f"lm_head_depth: {name} is {type(head).__name__}, not a linear layer")
-    if is_read_by_model(name, model.config.model_type):
-        raise TritError(
-            f"lm_head_depth: {model.config.model_type} models do not use {name} as a linear layer "
-            "alone, so it cannot run packed; load without lm_head_depth"
-        )
     try:
         tensor = encode(numpy_matrix(head.weight), depth, threads=torch.get_num_threads())
     except ValueError as error:
