@@ -6,12 +6,18 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from support.browser import browser, chromium
 from support.manifests import kept, manifest, quantized, write_manifest
 
 from tritllm import card, report
+from tritllm.allocation.sensitivities import Basis, Sensitivities
 from tritllm.errors import FormatError, TritError
+from tritllm.evaluation.sizes import Size
+from tritllm.evaluation.token_scores import Estimate, TokenScores
+from tritllm.run.evaluate import EvaluatedRow, Evaluation
+from tritllm.run.evaluation_protocol import EvaluationProtocol
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -27,39 +33,27 @@ def model(layers=2, depth=2):
 
 def evaluated(**rows):
     """What eval --json writes, of models by name: (bits, KL)."""
-
-    def of(value):
-        return {"value": value, "error": 0.01}
-
-    return json.dumps(
-        {
-            "protocol": {"text": "/home/me/held out.txt", "predictions": 1020},
-            "reference": None,
-            "reference_perplexity": of(19.147),
-            "models": [
-                {
-                    "name": name, "path": "p", "made": "data-free",
-                    "size": {"file_bytes": 1e6, "weight_bits": bits, "parameter_bits": 5.0},
-                    "statistics": {"kl": {"mean": of(kl)}, "perplexity": of(20.5),
-                                   "same_top": of(0.75)},
-                }
-                for name, (bits, kl) in rows.items()
-            ],
-        }
+    protocol = EvaluationProtocol(
+        "/home/me/held out.txt", "0" * 64, 1021, 256, 256, None, 4, 1020, "float32", "cpu",
+        "exact", "side by side", {},
     )  # fmt: skip
+    nll = np.linspace(1, 3, 40)
+    models = [
+        EvaluatedRow(
+            name, "p", "packed", "data-free", None, Size(1_000_000, 5.0, bits),
+            TokenScores(nll + 0.1, nll, np.full(40, kl), nll > 1.5).statistics(), {},
+        )
+        for name, (bits, kl) in rows.items()
+    ]  # fmt: skip
+    return Evaluation(protocol, None, Estimate(19.147, 0.1), models, 1.0, None).to_json()
 
 
-SENSITIVITIES = {
-    "tritllm_sensitivities": 1,
-    "groups": {
-        "model.layers.0.self_attn.q_proj": {
-            "kl": [0.4, 0.03, 0.002, 0.001], "modules": ["model.layers.0.self_attn.q_proj"],
-        },
-        "model.layers.1.mlp.up_proj": {
-            "kl": [0.2, 0.0005, 0.0002, 0.0], "modules": ["model.layers.1.mlp.up_proj"],
-        },
-    },
-}  # fmt: skip
+def save_sensitivities(path):
+    """What quantize leaves of two groups."""
+    basis = Basis("owner/model", "0" * 64, None, 4096, 512, 0, "v3")
+    first, second = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
+    costs = {first: [0.4, 0.03, 0.002, 0.001], second: [0.2, 0.0005, 0.0002, 0.0]}
+    Sensitivities(basis, costs, {name: [name] for name in costs}).save(path)
 
 
 class Tags(HTMLParser):
@@ -100,7 +94,7 @@ def folders(tmp_path):
     out = tmp_path / "out"
     made = [write_manifest(out / f"d{d}" / "packed", manifest(model(depth=d))) for d in (1, 2)]
     (out / "eval.json").write_text(evaluated(first=(2.0, 0.2), second=(3.5, 0.01)))
-    (out / "sensitivities.json").write_text(json.dumps(SENSITIVITIES))
+    save_sensitivities(out / "sensitivities.json")
     return [str(folder) for folder in made]
 
 
@@ -143,7 +137,7 @@ def test_what_is_there_decides_what_is_shown(tmp_path):
     text = report([folder], out=tmp_path / "r.html").read_text()
     assert "Divergence" not in text
     assert "by-sensitivity" not in text
-    (tmp_path / "s.json").write_text(json.dumps(SENSITIVITIES))
+    save_sensitivities(tmp_path / "s.json")
     found = report([folder], out=tmp_path / "r.html", sensitivities=tmp_path / "s.json").read_text()
     assert "by-sensitivity" in found
 
