@@ -5,6 +5,7 @@ layers. Everything else that is touched stands here by its name; with a peft tha
 them registering fails, and says so. Tried with peft 0.21.2.
 
 * `BaseTuner.inject_adapter`, through which every adapter of layers passes: checks, and that seam.
+* `BaseTuner.merge_adapter` and `_unload_and_optionally_merge`, which tell what merging has cost.
 * `PeftModel._setup_prompt_encoder`, the same for prompts and prefixes.
 * `PeftConfigMixin.to_dict` and `from_peft_type`: an adapter's file says what it was trained on.
 * `prepare_model_for_kbit_training`, which knows its methods by name.
@@ -31,6 +32,8 @@ def register() -> None:
     from tritllm.integrations.peft.kbit_training import told_of_packed_weights
 
     _wrap(tuners_utils.BaseTuner, "inject_adapter", _inject_adapter)
+    for name in ("merge_adapter", "_unload_and_optionally_merge"):
+        _wrap(tuners_utils.BaseTuner, name, _merge)
     _wrap(peft_model.PeftModel, "_setup_prompt_encoder", _setup_prompt_encoder)
     _wrap(config.PeftConfigMixin, "to_dict", _to_dict)
     _wrap(config.PeftConfigMixin, "from_peft_type", _from_peft_type)
@@ -65,6 +68,13 @@ def _inject_adapter(
 
     prepare_adapter(tuner, model, tuner.peft_config[adapter_name])
     return original(tuner, model, adapter_name, *args, **kwargs)
+
+
+def _merge(original: Any, tuner: Any, *args: Any, **kwargs: Any) -> Any:
+    from tritllm.integrations.peft.merging import telling_losses
+
+    with telling_losses(getattr(tuner.model, "config", None)):
+        return original(tuner, *args, **kwargs)
 
 
 def _setup_prompt_encoder(original: Any, model: Any, adapter_name: str) -> Any:
