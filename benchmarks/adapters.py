@@ -62,6 +62,7 @@ def measure(arguments: argparse.Namespace, layers: int) -> dict[str, tuple[float
     for _ in range(arguments.steps):
         for method, child in children.items():
             answer = asked(child)
+            print(f"{layers} blocks, {method}: {answer['seconds']:.2f} s", file=sys.stderr)
             seconds = min(answer["seconds"], best.get(method, (float("inf"),))[0])
             best[method] = seconds, answer["bytes"], answer["loss"]
     for child in children.values():

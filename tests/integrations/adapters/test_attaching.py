@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -208,8 +209,10 @@ def test_trainer_trains_saves_and_resumes(tiny, tmp_path):
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_an_adapter_for_another_base(tiny, tmp_path, other, message):
-    adapted(load(tiny("llama", 2) / "packed"), LORA).save_pretrained(tmp_path)
     model = load(tiny(*other) / "packed")
+    config = copy.deepcopy(LORA)
+    get_peft_model(load(tiny("llama", 2) / "packed"), config).save_pretrained(tmp_path)
+    get_peft_model(load(tiny(*other) / "packed"), config)  # a new adapter of the same settings
     before = logits(model)
     for attach in (
         lambda: PeftModel.from_pretrained(model, tmp_path),

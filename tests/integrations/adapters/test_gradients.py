@@ -11,6 +11,8 @@ from support.adapters import adapted, load, twin
 from support.tiny_models import some_ids
 
 from tritllm import native
+from tritllm.integrations.peft.lora_layer import TritLoraLinear
+from tritllm.integrations.transformers.layers import float_layer
 from tritllm.ops.trit_linear import TritLinear
 
 NATIVE = ["exact", "int8"] if native.available() else []
@@ -20,7 +22,7 @@ BOUNDS = {"torch": 2e-5, "exact": 2e-4, "int8": 0.3}
 LORA = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def gradients(model, checkpointing=False, dtype=None):
+def gradients(model, checkpointing=False, dtype=None, unused=False):
     """Loss, and the gradient of everything that trains, by name."""
     if checkpointing:
         model.enable_input_require_grads()
@@ -33,6 +35,8 @@ def gradients(model, checkpointing=False, dtype=None):
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert found
+    if unused:  # experts that no token chose
+        found = {name: grad for name, grad in found.items() if grad is not None}
     assert all(grad is not None for grad in found.values())
     return loss.item(), found
 
@@ -55,6 +59,19 @@ def test_lora(tiny, family, mode):
     packed = adapted(load(folder, mode), LORA)
     plain = twin(packed, load(folder), LORA)
     assert_equal(gradients(packed), gradients(plain), BOUNDS[mode])
+
+
+def test_lora_on_experts(tiny):
+    """Fused experts have other adapters, so these stay apart over float layers."""
+    packed = adapted(load(tiny("mixtral", 2) / "packed"), LORA)
+    plain = copy.deepcopy(packed)
+    wrapped = [module for module in plain.modules() if isinstance(module, TritLoraLinear)]
+    assert len(wrapped) == 32
+    for module in wrapped:
+        module.base_layer = float_layer(module.base_layer, torch.float32)
+    ours, theirs = (gradients(model, unused=True) for model in (packed, plain))
+    assert len(ours[1]) > 2 * 8
+    assert_equal(ours, theirs, BOUNDS["torch"])
 
 
 def test_lora_with_checkpointing_and_a_packed_output_layer(tiny):

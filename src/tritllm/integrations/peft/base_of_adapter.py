@@ -17,8 +17,10 @@ from weakref import WeakKeyDictionary
 from tritllm.errors import TritError
 from tritllm.ops.tensor_versions import seen_of
 from tritllm.ops.trit_linear import TritLinear
+from tritllm.storage.mapped_pages import release_pages
 
 BASE = "tritllm_base"  # the key in the file, and the attribute of a peft config
+_FROM_FILE = "_tritllm_base_is_of_file"
 _ADVICE = (
     "load it on that base, or delete its adapter_config.json's "
     f'"{BASE}" to use it on this one all the same'
@@ -43,21 +45,24 @@ def identity_of(layers: Sequence[TritLinear]) -> dict[str, Any]:
     }
 
 
-def attach_base(config: Any, base: dict[str, Any]) -> None:
-    """Have a peft config say, where it is saved, what base it was trained on."""
-    config.__dict__[BASE] = base
+def attach_base_of_file(config: Any, base: Any) -> None:
+    """Have a peft config hold, and say where it is saved again, what its file says of the base."""
+    config.__dict__.update({BASE: base, _FROM_FILE: True})
 
 
 def check_base(config: Any, layers: Sequence[TritLinear]) -> None:
-    """Note the base of an adapter that has none yet; compare that of one that has.
+    """Note the base of a new adapter; compare that of one that comes from a file.
 
     Raises TritError, in one line, for an adapter that was trained on another base.
     """
-    here, recorded = identity_of(layers), config.__dict__.get(BASE)
-    if recorded is None:
-        attach_base(config, here)
+    here = identity_of(layers)
+    if not config.__dict__.get(_FROM_FILE):  # a config may be used for several models
+        config.__dict__[BASE] = here
         return
-    if not isinstance(recorded, dict) or recorded.get("sha256") == here["sha256"]:
+    recorded = config.__dict__[BASE]
+    if not isinstance(recorded, dict):
+        raise TritError(f'adapter_config.json: "{BASE}" {recorded!r:.40} is not an object')
+    if recorded.get("sha256") == here["sha256"]:
         return
     for name in ("layers", "weights", "depths", "sha256"):
         if recorded.get(name) != here[name]:
@@ -86,6 +91,8 @@ def _digest(layer: TritLinear) -> bytes:
     digest = hashlib.sha256(shape.encode())
     for part in parts:
         digest.update(part.detach().cpu().contiguous().numpy())
+    if layer.weight.device.type == "cpu":  # a file's pages, not needed again but for gradients
+        release_pages((part.data_ptr(), part.nbytes) for part in parts)
     found = digest.digest()
     _digests[layer] = seen, found
     return found

@@ -93,12 +93,12 @@ def _to_dict(original: Any, own: Any) -> dict[str, Any]:
 
 
 def _from_peft_type(original: Any, kind: Any, **kwargs: Any) -> Any:
-    from tritllm.integrations.peft.base_of_adapter import BASE, attach_base
+    from tritllm.integrations.peft.base_of_adapter import BASE, attach_base_of_file
 
     base = kwargs.pop(BASE, None)
     made = original(kind, **kwargs)
     if base is not None:
-        attach_base(made, base)
+        attach_base_of_file(made, base)
     return made
 
 

@@ -6,7 +6,9 @@ ordinary method for whoever wraps, copies or inspects the model.
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from tritllm.integrations.transformers.layers import layers_of_planes
 from tritllm.integrations.transformers.native_step.watch import subclass
 from tritllm.ops.planes import read_planes, reading_planes
 from tritllm.ops.trit_linear import TritLinear
+from tritllm.storage.output_errors import output_errors
 
 _DRAFT = "_tritllm_draft"
 _KV_CACHE = "_tritllm_kv_cache"
@@ -69,6 +72,17 @@ class PackedModel(nn.Module):  # type: ignore[misc]
         if planes not in range(1, deepest + 1):
             raise TritError(f"planes {planes!r:.40} is not 1..{deepest}, what the model holds")
         return layers, planes
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers defines it.
+
+        Raises OutputError, before anything is written, for a folder that cannot be written into.
+        """
+        folder = Path(save_directory)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers defines it; a mixture's experts are apart, and so are their adapters."""
