@@ -199,6 +199,7 @@ def test_trainer_trains_saves_and_resumes(tiny, tmp_path):
 # --- What is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path` was renamed")
 @pytest.mark.parametrize(
     ("other", "message"),
     [
