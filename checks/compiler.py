@@ -24,6 +24,23 @@ def install_zig() -> list[str]:
     return command
 
 
+def write_scripts(folder: Path, python: str | Path, target: str = "") -> None:
+    """Scripts `c++`, `ar` and `ranlib` that call zig.
+
+    python: in whose environment zig is. target: the machine and libc that `c++` compiles for, in
+    zig's words; by default this machine.
+    """
+    for name in ("c++", "ar", "ranlib"):
+        options = f"-target {target} " if target and name == "c++" else ""
+        script = folder / name
+        # pip sets PYTHONPATH while it builds, which would hide zig's package.
+        script.write_text(
+            f'#!/bin/sh\nunset PYTHONPATH\nexec "{python}" -m ziglang {name} {options}"$@"\n',
+            encoding="utf-8",
+        )
+        script.chmod(0o755)
+
+
 def main() -> None:
     """Says which compiler there is, and makes one where there is none."""
     named = os.environ.get("CXX")
@@ -33,12 +50,7 @@ def main() -> None:
         return
     install_zig()
     scripts = Path(sys.executable).parent
-    for name in ("c++", "ar", "ranlib"):
-        script = scripts / name
-        script.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" -m ziglang {name} "$@"\n', encoding="utf-8"
-        )
-        script.chmod(0o755)
+    write_scripts(scripts, sys.executable)
     print(f"C++ compiler: zig's clang, as {scripts / 'c++'}")
 
 

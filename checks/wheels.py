@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import aarch64_emulation
+from compiler import write_scripts
 
 ROOT = Path(__file__).parents[1]
 GLIBC = "2.28"
@@ -106,13 +107,7 @@ def wheel(work: Path, machine: str) -> str:
     programs, built, out = tools(work), work / machine, work / "dist"
     shutil.rmtree(built, ignore_errors=True)
     built.mkdir()
-    for name in ("c++", "ar", "ranlib"):
-        target = f"-target {machine}-linux-gnu.{GLIBC} " if name == "c++" else ""
-        script = built / name
-        line = f'exec {shlex.quote(str(programs / "python"))} -m ziglang {name} {target}"$@"'
-        # pip's own for building, which would hide zig's package
-        script.write_text(f"#!/bin/sh\nunset PYTHONPATH\n{line}\n", encoding="utf-8")
-        script.chmod(0o755)
+    write_scripts(built, programs / "python", f"{machine}-linux-gnu.{GLIBC}")
     options = [
         f"-DCMAKE_CXX_COMPILER={built / 'c++'}",
         f"-DCMAKE_AR={built / 'ar'}",
