@@ -4,7 +4,8 @@
 
 The names, shapes and config are the model's; the weights are normal with the usual deviation. A
 tensor at a time is in memory. `--layers` cuts the model short, `--vocabulary` makes it smaller,
-`--untied` gives it an output matrix of its own.
+`--untied` gives it an output matrix of its own, `--intermediate` other linear layers. `--experts 64
+--layout gpt_oss` makes a mixture of it, each expert with such layers, whose experts are one tensor.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ SHAPES = {
     "qwen2.5-3b": (2048, 36, 16, 2, 11008, 151936, True, 32768),
     "qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064, False, 32768),
 }
+# Of a mixture: names of the two tensors of experts, and whether they are [experts, in, out].
+LAYOUTS = {
+    "gpt_oss": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", True),
+    "llama4_text": ("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj", True),
+    "granitemoe": (
+        "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight", False,
+    ),
+}  # fmt: skip
 DTYPES = {
     "float16": ("F16", np.dtype(np.float16)),
     "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
@@ -70,6 +79,14 @@ def tensors(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{prefix}self_attn.{name}_proj.bias", (out,)
         yield prefix + "self_attn.o_proj.weight", (hidden, hidden)
         yield prefix + "post_attention_layernorm.weight", (hidden,)
+        if experts := config.get("num_local_experts"):
+            gate_up, down, transposed = LAYOUTS[config["model_type"]]
+            for name, out, width in (
+                (gate_up, 2 * intermediate, hidden),
+                (down, hidden, intermediate),
+            ):
+                yield prefix + name, (experts, *((width, out) if transposed else (out, width)))
+            continue
         yield prefix + "mlp.gate_proj.weight", (intermediate, hidden)
         yield prefix + "mlp.up_proj.weight", (intermediate, hidden)
         yield prefix + "mlp.down_proj.weight", (hidden, intermediate)
@@ -98,9 +115,10 @@ def write_rows(file, rng: np.random.Generator, shape: tuple[int, ...], dtype: np
     if len(shape) == 1:
         file.write(np.ones(shape, dtype).tobytes())
         return
-    block = max(1, (1 << 22) // shape[1])
-    for start in range(0, shape[0], block):
-        rows = (min(block, shape[0] - start), shape[1])
+    count = math.prod(shape[:-1])
+    block = max(1, (1 << 22) // shape[-1])
+    for start in range(0, count, block):
+        rows = (min(block, count - start), shape[-1])
         values = rng.standard_normal(rows, np.float32) * np.float32(0.02)
         file.write(values.astype(dtype).tobytes())
 
@@ -114,11 +132,18 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--untied", action="store_true")
+    parser.add_argument("--intermediate", type=int)
+    parser.add_argument("--experts", type=int)
+    parser.add_argument("--layout", choices=LAYOUTS, default="gpt_oss")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
     config = config_of(arguments.shape, arguments.dtype, arguments.layers, arguments.vocabulary)
     config["tie_word_embeddings"] &= not arguments.untied
+    config["intermediate_size"] = arguments.intermediate or config["intermediate_size"]
+    if arguments.experts:
+        config |= {"model_type": arguments.layout, "num_local_experts": arguments.experts}
+        del config["architectures"]
     arguments.out.mkdir(parents=True)
     label, dtype = DTYPES[arguments.dtype]
     rng = np.random.default_rng(arguments.seed)

@@ -12,7 +12,7 @@ from tritllm.codec import TritTensor
 from tritllm.errors import SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS, cast_checked
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
-from tritllm.format.slices import MatrixSlice, rows_of_piece
+from tritllm.format.slices import MatrixSlice, in_rows, rows_of_piece
 from tritllm.storage.tensor_sink import TensorSink
 
 _BLOCK_WEIGHTS = 1 << 21  # decoded at a time
@@ -79,7 +79,7 @@ def write_decoded(
         place = rows_of_piece(piece, matrix.slice_of)
         for row, values in _decoded_blocks(sink, name, matrix.packed, dtype, threads):
             place[row : row + len(values)] = values
-    stored = np.ascontiguousarray(piece.T if matrices[0].transposed else piece)
+    stored = in_rows(piece.T if matrices[0].transposed else piece)
     sink.write(name, item * first, memoryview(stored.view(np.uint8)).cast("B"))
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+_BLOCK = 128  # rows and columns copied together
+
 
 @dataclass(frozen=True)
 class MatrixSlice:
@@ -45,3 +47,18 @@ class MatrixSlice:
 def rows_of_piece(rows: np.ndarray, part: MatrixSlice | None) -> np.ndarray:
     """The matrix [N, K] of the rows [R, K] of a piece, all of them for None; it shares memory."""
     return rows if part is None else rows[slice(*part.rows)]
+
+
+def in_rows(matrix: np.ndarray) -> np.ndarray:
+    """The matrix, C-contiguous; shares memory where it is so already.
+
+    A transposed one is copied block by block, each of which the processor's cache holds.
+    """
+    if matrix.strides[1] == matrix.itemsize:
+        return np.ascontiguousarray(matrix)
+    copy = np.empty(matrix.shape, matrix.dtype)
+    for row in range(0, len(matrix), _BLOCK):
+        for column in range(0, matrix.shape[1], _BLOCK):
+            block = slice(row, row + _BLOCK), slice(column, column + _BLOCK)
+            copy[block] = matrix[block]
+    return copy

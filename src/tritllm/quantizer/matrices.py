@@ -13,7 +13,7 @@ import numpy as np
 
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
-from tritllm.format.slices import MatrixSlice, rows_of_piece
+from tritllm.format.slices import MatrixSlice, in_rows, rows_of_piece
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SourceMatrix:
         columns = self.shape[1]
         piece = stored.reshape((columns, -1) if self.transposed else (-1, columns))
         rows = piece.T if self.transposed else piece
-        return np.ascontiguousarray(rows_of_piece(rows, self.slice_of))
+        return in_rows(rows_of_piece(rows, self.slice_of))
 
 
 def whole_matrix(tensor: TensorEntry, transposed: bool = False) -> SourceMatrix:
