@@ -81,7 +81,7 @@ class Run:
         self._parts = self._matrices()
         if state is None:
             about = self._about(ids.size, context, has_bos)
-            state = State(len(self._parts), 0, about, self._absent())
+            state = State(len(self._parts), 0, about, self._skeleton.absent)
         blocks, configs, trainer = len(self._skeleton.blocks), self._plan.configs, settings.trainer
         self._progress = Meter(
             self._parts, blocks, state.done, configs, self._batches, trainer, self._on_progress
@@ -115,10 +115,6 @@ class Run:
             "device": self._settings.device,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-
-    def _absent(self) -> dict[str, str]:
-        kind = type(self._skeleton.model).__name__
-        return {m.name: f"not a linear layer of {kind}" for m in self._skeleton.absent}
 
     # --- Streams: of the float model and of each config, by name ----------------------------------
 

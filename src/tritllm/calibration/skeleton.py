@@ -42,7 +42,7 @@ class Skeleton:
         planned: by the model's name of a module, the matrix that is packed and is its weight.
         blocks: the modules that the model runs one after the other, by name, in order.
         tables: as `planned`, the embedding tables that are quantized.
-        absent: matrices of the source that are no linear layer of this model.
+        absent: names of matrices that are no linear layer of this model, and why.
 
     Raises TritError where transformers cannot build the model, or it is none that can be
     calibrated; without calibration it can still be quantized.
@@ -65,7 +65,7 @@ class Skeleton:
             elif isinstance(module, nn.Embedding):
                 self.tables[name.removesuffix(".weight")] = matrices[entry.name]
         found = {matrix.name for matrix in self.planned.values()}
-        self.absent = [matrix for matrix in quantized if matrix.name not in found]
+        self.absent = {m.name: self._why_absent(m) for m in quantized if m.name not in found}
         self.blocks = _blocks(self.model, self.planned, source.files.name)
 
     def _name_tensors(self) -> None:
@@ -94,6 +94,12 @@ class Skeleton:
                 f"{type(self.model).__name__} is no tensor of the source{converted}; "
                 "quantize without calibration"
             )
+
+    def _why_absent(self, matrix: SourceMatrix) -> str:
+        if matrix.slice_of:
+            leaf = matrix.slice_of.tensor.rpartition(".")[2]
+            return f"an expert of a tensor that holds them all, {leaf}"
+        return f"not a linear layer of {type(self.model).__name__}"
 
     def weight(self, module: str) -> torch.Tensor:
         """The source's weight of a quantized module, float32 [out_features, in_features]."""
