@@ -167,20 +167,24 @@ class FamilyModel:
         return {**config.to_dict(), "architectures": [self.model]}
 
 
-def _causal(name: str, known_as: str, sizes: dict[str, Any], **more: Any) -> FamilyModel:
-    return FamilyModel(known_as, f"{name}ForCausalLM", f"{name}Config", sizes, **more)
+_HEADS = {"head_dim": 128}
+_FEW = {"num_hidden_layers": 4}
+_FEW_ROUTED = {"n_routed_experts": 32, "first_k_dense_replace": 1}
+_FEW_EXPERTS = {"num_experts": 32}
+_FEW_LOCAL = {"num_local_experts": 8}
+
+
+def _causal(
+    name: str, known_as: str, sizes: dict[str, Any], full: dict[str, Any] | None = None
+) -> FamilyModel:
+    full = {**_FEW, **(full or {})}
+    return FamilyModel(known_as, f"{name}ForCausalLM", f"{name}Config", sizes, full=full)
 
 
 def _generation(name: str, known_as: str, sizes: dict[str, Any], **more: Any) -> FamilyModel:
     model = f"{name}ForConditionalGeneration"
     return FamilyModel(known_as, model, f"{name}Config", sizes, **more)
 
-
-_HEADS = {"head_dim": 128}
-_FEW = {"num_hidden_layers": 4}
-_FEW_ROUTED = {**_FEW, "n_routed_experts": 32, "first_k_dense_replace": 1}
-_FEW_EXPERTS = {**_FEW, "num_experts": 32}
-_FEW_LOCAL = {**_FEW, "num_local_experts": 8}
 
 # By the model type of config.json. DeepSeek V3's layers are V2's with another router, and so on:
 # every type has a tiny model, so that its names are those of transformers' own class.
@@ -261,7 +265,7 @@ MODELS = {
             "moe_k": 2,
             "moe_layer_start_index": 1,
         },
-        full={**_FEW, "moe_num_experts": 32},
+        full={"moe_num_experts": 32},
     ),
     "seed_oss": _causal("SeedOss", "Seed-OSS-36B", _TEXT),
     "hunyuan_v1_dense": _causal("HunYuanDenseV1", "Hunyuan 0.5B to 7B", _TEXT, full=_HEADS),
@@ -301,6 +305,7 @@ MODELS = {
             "attention_types": [[["global", "local"], 1]],
             "max_position_embeddings": 128,
         },
+        full={"attention_types": [[["global", "local"], 2]]},
     ),
     "gptj": _causal("GPTJ", "GPT-J-6B", {**_GPT, "rotary_dim": 8}),
     "mamba": _causal("Mamba", "Mamba", _SSM),
@@ -381,7 +386,7 @@ MODELS = {
         "Qwen3-VL-30B-A3B",
         _qwen_vl(_EXPERTS, {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
         inputs=qwen_picture,
-        full={"text_config": _FEW_EXPERTS},
+        full={"text_config": {**_FEW, **_FEW_EXPERTS}},
     ),
     "qwen3_5_moe": _generation(
         "Qwen3_5Moe",
@@ -391,7 +396,7 @@ MODELS = {
             {"num_position_embeddings": 16},
         ),
         inputs=qwen_picture,
-        full={"text_config": _FEW_EXPERTS},
+        full={"text_config": {**_FEW, **_FEW_EXPERTS}},
     ),
     "gemma3": _generation(
         "Gemma3",
