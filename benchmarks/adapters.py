@@ -10,6 +10,7 @@ own; their steps alternate, and the best of --steps counts. --layers takes the f
 the time of a step and its memory grow by the same with each block, and with two numbers of layers
 the last column tells by how much. Memory is the peak of resident memory over the steps, less what
 the process had before the model was loaded; pages of files that are mapped and were read count.
+glibc is told to give large arrays back (MALLOC_MMAP_THRESHOLD_), or its heap's holes count, too.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def measure(arguments: argparse.Namespace, layers: int) -> dict[str, tuple[float
         children[method] = subprocess.Popen(
             [*command, "--layers", str(layers), "--child", method],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},
         )  # fmt: skip
     best: dict[str, tuple[float, float, float]] = {}
     for _ in range(arguments.steps):
