@@ -159,7 +159,9 @@ class FamilyModel:
                     parameter.normal_(std=0.2)
                 elif parameter.ndim > 1 and parameter.std() < 0.05:
                     parameter.normal_(std=0.06)  # initialised for longer rows, or to zeros
-        return model.to(torch.bfloat16).eval()
+        # Not `model.to`, which warns of Llama 4's complex rotations.
+        model._apply(lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t)
+        return model.eval()
 
     def typical(self) -> dict[str, Any]:
         """config.json of a model of usual size."""
@@ -450,4 +452,5 @@ MODELS = {
         },
         inputs=text_and_picture(1),
     ),
+    "gpt2": FamilyModel("GPT-2", "GPT2LMHeadModel", "GPT2Config", _GPT, full=_FEW),
 }

@@ -158,7 +158,10 @@ def _compare(family: FamilyModel, place: Path, quantized: int) -> Any:
         inputs["decoder_input_ids"] = torch.tensor([[1, 5, 6]] * 2)
     reference = _outputs(expected, inputs)
     for ours, theirs in zip(_outputs(model, inputs), reference):
-        assert torch.equal(ours, theirs)
+        if any(layer.transposed for layer in layers.values()):  # Conv1D, summed in another order
+            torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=2**-6)
+        else:
+            assert torch.equal(ours, theirs)
     for layer in layers.values():
         layer.mode = "exact"
     for ours, theirs in zip(_outputs(model, inputs), reference):
