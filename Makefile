@@ -35,7 +35,7 @@ test-native: install
 	"$(RUN)/python" checks/native.py
 
 test-python: install
-	"$(RUN)/pytest" -n 2 --dist loadfile
+	"$(RUN)/pytest" -n 2 --dist loadfile --durations 20
 
 # A real vLLM on the CPU serves packed models; in an environment of its own, which takes 3.4 GB.
 test-vllm:

@@ -191,7 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parts = ("format", "plain", "sanitized", "fuzz", "neon")
     parser.add_argument("part", nargs="*", choices=[*parts, []], help="default: all")
-    parser.add_argument("--fuzz-seconds", type=float, default=60, help="for each fuzz target")
+    parser.add_argument("--fuzz-seconds", type=float, default=20, help="for each fuzz target")
     options = parser.parse_args()
     checks: dict[str, Callable[[], str]] = {
         "format": check_format,

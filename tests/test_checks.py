@@ -41,7 +41,8 @@ def own_tests(tmp_path):
     def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "support").mkdir()
         shutil.copy(ROOT / "tests/conftest.py", tmp_path)
-        shutil.copy(ROOT / "tests/support/allowed_skips.py", tmp_path / "support")
+        for name in ("allowed_skips.py", "browser.py"):
+            shutil.copy(ROOT / "tests/support" / name, tmp_path / "support")
         (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
         (tmp_path / "test_it.py").write_text(f"import pytest\nimport warnings\n{code}")
         (tmp_path / "test_another.py").write_text("def test(): pass\n")

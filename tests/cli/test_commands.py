@@ -338,8 +338,8 @@ import time
 from tritllm.quantizer import shard_pass
 from tritllm.cli.entry import run
 
-encode = shard_pass.encode_depths
-shard_pass.encode_depths = lambda *arguments: (time.sleep(0.3), encode(*arguments))[1]
+encode = shard_pass.encode_source
+shard_pass.encode_source = lambda *arguments: (time.sleep(0.3), encode(*arguments))[1]
 run()
 """
 

@@ -200,4 +200,4 @@ def test_an_unknown_cache_is_said(config, run):
 
 def test_a_model_with_nothing_to_quantize(config):
     with pytest.raises(TritError, match="no linear weight recognised"):
-        info(config(model_type="jamba", num_experts=2))
+        info(config(model_type="codegen"))
