@@ -29,7 +29,7 @@ import transformers
 
 from tritllm.integrations.transformers import Draft, load_model
 from tritllm.integrations.transformers.drafting.candidates import Candidates
-from tritllm.run.generate import TokenClock
+from tritllm.run.token_clock import TokenClock
 
 PROMPT = 64  # tokens
 
