@@ -1,9 +1,9 @@
 """Everything that is checked of the native core, apart from what the Python tests see of it.
 
-    python checks/native.py [format] [plain] [sanitized] [fuzz] [neon] [--fuzz-seconds 60]
+    python checks/native.py [format] [plain] [sanitized] [fuzz] [neon] [--fuzz-seconds 20]
 
 Its C++ tests run plainly, and under AddressSanitizer and UndefinedBehaviorSanitizer; each fuzz
-target runs for a minute from its corpus in native/tests/corpus; the tests run once more for NEON,
+target runs for 20 s from its corpus in native/tests/corpus; the tests run once more for NEON,
 compiled by a cross compiler and emulated by qemu. What cannot be run on this machine is said in a
 line. Builds are kept in build/checks, so that a second run compiles only what changed.
 """

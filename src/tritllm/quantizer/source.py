@@ -53,6 +53,15 @@ class Source:
         """All tensors in the order they are stored."""
         return [entry for shard in self.shards for entry in shard.header.entries.values()]
 
+    @property
+    def stored(self) -> dict[str, tuple[SourceShard, TensorEntry]]:
+        """All tensors by name, each with the shard that holds it."""
+        return {
+            entry.name: (shard, entry)
+            for shard in self.shards
+            for entry in shard.header.entries.values()
+        }
+
     def read_text(self, name: str) -> str | None:
         """A side file's text, or None where there is none."""
         size = self.files.sizes().get(name)

@@ -45,11 +45,7 @@ def ternary_source(source: Source) -> TernarySource | None:
     if method is None:
         return None
     family = FAMILIES.get(source.model_type, UNKNOWN_FAMILY)
-    entries = {
-        entry.name: (shard, entry)
-        for shard in source.shards
-        for entry in shard.header.entries.values()
-    }
+    entries = source.stored
     found = TernarySource(method, {}, {})
     for name, (shard, entry) in entries.items():
         module = name.removesuffix(".weight")

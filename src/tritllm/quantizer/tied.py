@@ -13,11 +13,7 @@ def tied_duplicates(source: Source) -> dict[str, str]:
     nested = text_config if isinstance(text_config, dict) else {}
     if not source.config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False)):
         return {}
-    by_name = {
-        entry.name: (shard, entry)
-        for shard in source.shards
-        for entry in shard.header.entries.values()
-    }
+    by_name = source.stored
     head = next((name for name in by_name if name.split(".")[-2:] == ["lm_head", "weight"]), None)
     embedding = next(
         (name for name in by_name if name.split(".")[-2:] in (["embed_tokens", "weight"],

@@ -19,7 +19,7 @@ from tritllm.format.slices import MatrixSlice
 from tritllm.machine import processors
 from tritllm.quantizer.decisions import Decision, PlannedTensor
 from tritllm.quantizer.matrices import SourceMatrix, whole_matrix
-from tritllm.quantizer.source import Source, open_source
+from tritllm.quantizer.source import Source, SourceShard, open_source
 from tritllm.quantizer.ternary_source import ternary_source
 from tritllm.storage.model_files import open_files
 from tritllm.storage.model_folder import CHUNK_BYTES
@@ -64,16 +64,12 @@ def verify_source(
     checkpoint = PackedCheckpoint(folder)
     files = open_source(open_files(source, revision, stream=not Path(source).is_dir()))
     _check_shards(checkpoint, files)
-    where = {
-        entry.name: (shard.name, entry)
-        for shard in files.shards
-        for entry in shard.header.entries.values()
-    }
+    where = files.stored
     planned = _matrices(checkpoint, files, {name: entry for name, (_, entry) in where.items()})
     total, done = len(planned) + len(checkpoint.kept), 0
     exact, lossy, trained = 0, [], 0
     for tensor in planned:
-        shard = where[tensor.entry.name][0]
+        shard = where[tensor.entry.name][0].name
         for part in tensor.parts:
             data = np.frombuffer(files.files.read(shard, part.begin, part.nbytes), np.uint8)
             for matrix in part.matrices:
@@ -167,13 +163,13 @@ def _compare_kept(
     checkpoint: PackedCheckpoint,
     source: Source,
     name: str,
-    stored: tuple[str, TensorEntry] | None,
+    stored: tuple[SourceShard, TensorEntry] | None,
 ) -> None:
     entry = checkpoint.entry(name)
     if stored is None or (stored[1].dtype, stored[1].shape) != (entry.dtype, entry.shape):
         raise FormatError(f"{checkpoint.where(name)}: is not such a tensor in {_name(source)}")
     for offset in range(0, entry.nbytes, CHUNK_BYTES):
         length = min(CHUNK_BYTES, entry.nbytes - offset)
-        theirs = source.files.read(stored[0], stored[1].begin + offset, length)
+        theirs = source.files.read(stored[0].name, stored[1].begin + offset, length)
         if checkpoint.read_range(name, offset, length) != theirs:
             raise FormatError(f"{checkpoint.where(name)}: differs from {_name(source)}")

@@ -11,16 +11,14 @@ INT8 = "int8"
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers
 
 
-def check_kv_cache(kind: str | None) -> None:
-    """Raise TritError for a name that no cache has."""
-    if kind not in (None, INT8):
-        raise TritError(f"kv_cache {kind!r:.40} is not {INT8!r}")
-
-
-def check_int8_fits(model: Any) -> None:
-    """Raise TritError for a model whose layers an `Int8Cache` is not for: heads of another width,
-    latent attention, or layers that are not attention.
+def check_kv_cache(kind: str | None, model: Any) -> None:
+    """Raise TritError for a name that no cache has, and for a model whose layers an `Int8Cache` is
+    not for: heads of another width, latent attention, or layers that are not attention.
     """
+    if kind is None:
+        return
+    if kind != INT8:
+        raise TritError(f"kv_cache {kind!r:.40} is not {INT8!r}")
     config = model.config.get_text_config(decoder=True)
     width = getattr(config, "head_dim", None)
     if width is None and getattr(config, "num_attention_heads", None):

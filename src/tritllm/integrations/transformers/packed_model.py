@@ -24,7 +24,7 @@ from tritllm.integrations.transformers.drafting.one_by_one import OneByOne
 from tritllm.integrations.transformers.drafting.refusals import refuses_drafts
 from tritllm.integrations.transformers.experts import TritExperts
 from tritllm.integrations.transformers.int8_cache import Int8Cache
-from tritllm.integrations.transformers.kv_cache import check_int8_fits, check_kv_cache
+from tritllm.integrations.transformers.kv_cache import check_kv_cache
 from tritllm.integrations.transformers.layers import layers_of_planes
 from tritllm.integrations.transformers.native_step.watch import subclass
 from tritllm.ops.planes import read_planes, reading_planes
@@ -118,9 +118,7 @@ class PackedGenerator(PackedModel):
 
         Raises TritError for another name, and where the model's layers do not fit such a cache.
         """
-        check_kv_cache(kind)
-        if kind is not None:
-            check_int8_fits(self)
+        check_kv_cache(kind, self)
         self.__dict__[_KV_CACHE] = kind
 
     @torch.no_grad()
@@ -145,9 +143,7 @@ class PackedGenerator(PackedModel):
         Raises TritError for planes that the model does not hold, where there can be no drafts, and
         where the model's layers do not fit such a cache.
         """
-        if kv_cache is not None:
-            check_kv_cache(kv_cache)
-            check_int8_fits(self)
+        check_kv_cache(kv_cache, self)
         with nullcontext() if planes is None else self.planes(planes):
             asked = None if draft is None else self._draft_of(draft)
             refusal = refuses_drafts(args, kwargs, self.generation_config)
