@@ -105,7 +105,7 @@ def test_a_damaged_folder(kind, command, packed, tmp_path, forked_command_line):
         (["--prompt", "a", "--seed", "9" * 400], "(400 digits)"),
         (["--prompt", "a", "--threads", str(10**9)], "--threads 1000000000 is not 1..256"),
         (["--prompt", "a", "--planes", "4"], "holds 2 planes, --planes 4 is not 1..2"),
-        (["--prompt", "a" * 256], "the prompt's 256 tokens fill the model's context of 256"),
+        (["--prompt", "a" * 256], "the prompt of 256 tokens fills the model's context of 256"),
     ],
 )
 def test_what_generate_cannot_do(packed, arguments, says, forked_command_line):

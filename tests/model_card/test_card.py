@@ -121,8 +121,8 @@ def test_what_the_details_say(tmp_path):
     assert rows["Codec"] == "tritllm v3"
     mean, lowest = report["sqnr_db"]["mean"], report["sqnr_db"]["lowest"]
     assert rows["SQNR"] == f"{mean:.2f} dB mean over matrices, {lowest:.2f} dB lowest"
-    packed, model = report["packed_bytes"] / 1e6, report["model_bytes"] / 1e6
-    assert rows["Size"] == f"{packed:.2f} MB packed, {model:.2f} MB dequantized"
+    packed, model = report["packed_bytes"] / 1e3, report["model_bytes"] / 1e3
+    assert rows["Size"] == f"{packed:.2f} kB packed, {model:.2f} kB dequantized"
     assert "tritllm quantize --model Tiny-1B --configs uniform-d2 --out out" in card
     assert "That of the source: apache-2.0." in card
     assert "@article{" in card

@@ -138,7 +138,7 @@ def test_a_full_context(talking, torch_only):
     answer = chat.answer("a" * 220)
     assert answer.context_full == chat.context == 256 == answer.context_tokens
     before = list(chat.messages)
-    with pytest.raises(TritError, match=r"do not fit the model's context of 256; begin a new one"):
+    with pytest.raises(TritError, match=r"fills the model's context of 256; begin a new one"):
         chat.answer("b")
     assert chat.messages == before
     chat.reset()
@@ -184,13 +184,13 @@ def test_lines_from_a_pipe(talking, torch_only, monkeypatch, capsys):
 def test_an_error_ends_a_pipe_and_no_terminal(talking, torch_only, monkeypatch, capsys):
     chat = tritllm.chat(talking, **HOW)
     monkeypatch.setattr(sys, "stdin", io.StringIO("a" * 300 + "\nnever\n"))
-    with pytest.raises(TritError, match="do not fit the model's context of 256"):
+    with pytest.raises(TritError, match="fills the model's context of 256"):
         talk(chat, interactive=False)
     typed = iter(["a" * 300, "Hello"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed, None) or _raise(EOFError))
     talk(chat, interactive=True)
     printed = capsys.readouterr()
-    assert "error: the conversation's 3" in printed.err
+    assert "error: the conversation of 3" in printed.err
     assert len(chat.messages) == 2
 
 

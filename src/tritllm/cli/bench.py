@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tritllm.cli.console import console, errors, size
+from tritllm.cli.console import console, errors
 from tritllm.cli.options import (
     Compiled,
     Device,
@@ -21,6 +21,7 @@ from tritllm.cli.options import (
     Planes,
     TorchThreads,
 )
+from tritllm.quantities import size
 from tritllm.run.bench import Benchmark, Speed, bench
 
 

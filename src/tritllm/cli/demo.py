@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tritllm.cli.console import console, errors, progress_bar, size
+from tritllm.cli.console import console, errors, progress_bar
 from tritllm.cli.quantize_text import CalibrationLines
+from tritllm.quantities import size
 from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.shard_pass import Progress
 from tritllm.run.demo import DemoResult, Row, demo

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from tritllm.cli.console import console, size
+from tritllm.cli.console import console
 from tritllm.evaluation.token_scores import Distribution, Estimate, Statistics
+from tritllm.quantities import size
 from tritllm.run.evaluate import EvaluatedRow, Evaluation
 
 

@@ -10,10 +10,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tritllm.cli.console import console, count, size
+from tritllm.cli.console import console
 from tritllm.errors import TritError
 from tritllm.model_card.encoder import lines_of_encoder
 from tritllm.publish.info import ModelInfo
+from tritllm.quantities import count, size
 from tritllm.run.info import CONTEXTS, info
 from tritllm.serving.need import GPUS, Fit, ServingNeed
 

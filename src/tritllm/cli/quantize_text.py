@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from tritllm.cli.console import console, count, duration, errors, size
+from tritllm.cli.console import console, errors
 from tritllm.model_card.encoder import lines_of_encoder
+from tritllm.quantities import count, duration, size
 from tritllm.quantizer.coverage import judgement
 from tritllm.quantizer.encodings import CalibrationProgress
 from tritllm.quantizer.plan import Plan

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tritllm.cli.console import console, progress_bar, size
+from tritllm.cli.console import console, progress_bar
+from tritllm.quantities import size
 from tritllm.quantizer.verify_source import Compared
 from tritllm.run.verify import verify
 

@@ -10,6 +10,7 @@ from tritllm.format.records import TRAINED
 from tritllm.model_card.encoder import lines_of_encoder
 from tritllm.model_card.figures import Measures, architectures_of, measure
 from tritllm.model_card.licence import Licence, licence_notice
+from tritllm.quantities import size
 
 TAGS = ["quantization", "ternary", "balanced-ternary", "tritllm"]
 _KEPT_IN_WORDS = {
@@ -94,8 +95,7 @@ def model_card(
         f"| Codec | tritllm {manifest['codec']} |",
         *_encoder_rows(manifest),
         f"| SQNR | {_sqnr(facts)} |",
-        f"| Size | {_megabytes(facts.packed_bytes)} packed, "
-        f"{_megabytes(facts.model_bytes)} dequantized |",
+        f"| Size | {size(facts.packed_bytes)} packed, {size(facts.model_bytes)} dequantized |",
         "",
         *([f"![Depth and error of each layer]({picture})", ""] if picture else []),
         "## Licence",
@@ -213,10 +213,6 @@ def _sqnr(facts: Measures) -> str:
     if facts.sqnr_mean_db is None or facts.sqnr_lowest_db is None:
         return "exact"
     return f"{facts.sqnr_mean_db:.2f} dB mean over matrices, {facts.sqnr_lowest_db:.2f} dB lowest"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _licence_text(licence: Licence) -> str:

@@ -23,6 +23,7 @@ from tritllm.pictures.drawings import (
 )
 from tritllm.pictures.evaluations import EvaluationFile
 from tritllm.pictures.layer_map import Matrix, ModelMap, Stack, short_kind
+from tritllm.quantities import size
 
 WORST = 15  # matrices of each model, named in a table
 _SCRIPT = """
@@ -114,8 +115,8 @@ def _overview(maps: Sequence[ModelMap]) -> str:
             f"{each.measures.information_bits:.2f}",
             f"{each.measures.file_bits:.2f}",
             f"{8 * each.measures.packed_bytes / each.measures.parameters:.2f}",
-            size_in_words(each.measures.packed_bytes),
-            size_in_words(each.measures.model_bytes),
+            size(each.measures.packed_bytes),
+            size(each.measures.model_bytes),
             _mean(each.measures.sqnr_mean_db),
             _mean(each.measures.sqnr_lowest_db),
         ]
@@ -137,7 +138,7 @@ def _evaluation(found: EvaluationFile) -> str:
     legend = _legend((c, series) for series, c in SERIES_COLOURS.items() if series in made)
     rows = [
         [
-            f"{number}. {escape(p.label)}", f"{p.bits:.2f}", size_in_words(p.file_bytes),
+            f"{number}. {escape(p.label)}", f"{p.bits:.2f}", size(p.file_bytes),
             f"{p.kl:.4g}", f"{p.perplexity:.3f}", f"{100 * p.same_top:.2f} %",
         ]
         for number, p in enumerate(found.points, 1)
@@ -161,18 +162,18 @@ def _model(each: ModelMap, scales: Sequence[Scale]) -> str:
     total = sum(each.parts.values())
     bar = "".join(
         f'<div style="width:{100 * n / total:.3f}%;background:{PART_COLOURS[part]}" '
-        f'title="{part}: {size_in_words(n)}"></div>'
+        f'title="{part}: {size(n)}"></div>'
         for part, n in each.parts.items()
     )
     parts = [
-        (PART_COLOURS[part], f"{part} {size_in_words(n)} ({100 * n / total:.1f} %)")
+        (PART_COLOURS[part], f"{part} {size(n)} ({100 * n / total:.1f} %)")
         for part, n in each.parts.items()
     ]
     return "\n".join(
         [
             f'<section class="model"><h2>{escape(each.name)}</h2>',
             *(f'<p class="dim">{escape(fact)}</p>' for fact in facts),
-            f'<h3>Bytes of the file: {size_in_words(total)}</h3><div class="bar">{bar}</div>',
+            f'<h3>Bytes of the file: {size(total)}</h3><div class="bar">{bar}</div>',
             _legend(parts),
             *(_stack(stack, scales) for stack in each.stacks),
             _outside(each),
@@ -234,12 +235,3 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "fig
     )
     rest = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="wide"><table class="{kind}">{rest}</table></div>'
-
-
-def size_in_words(nbytes: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} TB"

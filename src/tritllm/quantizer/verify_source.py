@@ -94,7 +94,9 @@ def verify_source(
 def _check_shards(checkpoint: PackedCheckpoint, source: Source) -> None:
     stated = checkpoint.manifest["source"]["shards"]
     if {shard.name for shard in source.shards} != stated.keys():
-        raise FormatError(f"{checkpoint.folder}: was not made of these shards of {_name(source)}")
+        raise FormatError(
+            f"{checkpoint.folder}: was not made of these shards of {source.files.name}"
+        )
     for shard in source.shards:
         digest = hashlib.sha256()
         for offset in range(0, shard.size, CHUNK_BYTES):
@@ -102,13 +104,9 @@ def _check_shards(checkpoint: PackedCheckpoint, source: Source) -> None:
             digest.update(source.files.read(shard.name, offset, length))
         if digest.hexdigest() != stated[shard.name]:
             raise FormatError(
-                f"{checkpoint.folder}: was not made of {_name(source)}: the SHA-256 of its "
+                f"{checkpoint.folder}: was not made of {source.files.name}: the SHA-256 of its "
                 f"{shard.name} is not the manifest's"
             )
-
-
-def _name(source: Source) -> str:
-    return source.files.name
 
 
 def _matrices(
@@ -122,7 +120,9 @@ def _matrices(
         slice_of = MatrixSlice.of_record(record["slice_of"]) if "slice_of" in record else None
         stored = slice_of.tensor if slice_of else name
         if stored not in entries:
-            raise FormatError(f"{checkpoint.where(name)}: {_name(source)} has no tensor {stored}")
+            raise FormatError(
+                f"{checkpoint.where(name)}: {source.files.name} has no tensor {stored}"
+            )
         entry, transposed = entries[stored], bool(record["transposed"])
         if ternary and name in ternary.matrices:
             matrix = ternary.matrices[name]
@@ -132,7 +132,7 @@ def _matrices(
         else:
             matrix = whole_matrix(entry, transposed)
         if matrix.shape != (record["shape"][1], record["in_features"]):
-            raise FormatError(f"{checkpoint.where(name)}: has another shape in {_name(source)}")
+            raise FormatError(f"{checkpoint.where(name)}: has another shape in {source.files.name}")
         found.setdefault(stored, []).append(matrix)
     return [
         PlannedTensor(entries[stored], Decision("packed", tuple(matrices)))
@@ -167,9 +167,9 @@ def _compare_kept(
 ) -> None:
     entry = checkpoint.entry(name)
     if stored is None or (stored[1].dtype, stored[1].shape) != (entry.dtype, entry.shape):
-        raise FormatError(f"{checkpoint.where(name)}: is not such a tensor in {_name(source)}")
+        raise FormatError(f"{checkpoint.where(name)}: is not such a tensor in {source.files.name}")
     for offset in range(0, entry.nbytes, CHUNK_BYTES):
         length = min(CHUNK_BYTES, entry.nbytes - offset)
         theirs = source.files.read(stored[0].name, stored[1].begin + offset, length)
         if checkpoint.read_range(name, offset, length) != theirs:
-            raise FormatError(f"{checkpoint.where(name)}: differs from {_name(source)}")
+            raise FormatError(f"{checkpoint.where(name)}: differs from {source.files.name}")

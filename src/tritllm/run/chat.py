@@ -15,13 +15,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.loading import check_text
 from tritllm.run.text_generator import (
     TextGenerator,
     check_seed,
-    generation_settings,
     load_text_generator,
 )
 from tritllm.run.token_clock import Generation
@@ -65,8 +63,10 @@ class Chat:
         temperature: float | None,
         top_k: int | None,
     ) -> None:
-        self._generator, self._seed, self._max_new_tokens = generator, seed, max_new_tokens
-        self._sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
+        self._generator, self._seed = generator, seed
+        self._limits: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k
+        }  # fmt: skip
         self._system = system
         self.has_template = bool(generator.tokenizer.chat_template)
         self.messages: list[dict[str, str]] = []
@@ -106,25 +106,14 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = self._tokens(asked)
         length = ids.shape[1]
-        if self.context is not None and length >= self.context:
-            raise TritError(
-                f"the conversation's {length} tokens do not fit the model's context of "
-                f"{self.context}; begin a new one (/reset), or say less"
-            )
-        room = self._generator.room(length)
-        most = self._max_new_tokens
-        kept = self._keep_common(ids[0].tolist())
-        settings = generation_settings(
-            self._generator.model,
-            max_new_tokens=self._max_new_tokens
-            if room is None
-            else min(self._max_new_tokens, room),
-            **self._sampling,
+        self._generator.check_room(
+            length, "the conversation", "begin a new one (/reset), or say less"
         )
+        kept = self._keep_common(ids[0].tolist())
         more = {} if self._cache is None else {"past_key_values": self._cache}
         try:
             done, output = self._generator.write(
-                ids, settings, on_text=on_text, stopping_criteria=[self._is_stopped], **more
+                ids, on_text=on_text, stopping_criteria=[self._is_stopped], **self._limits, **more
             )
         except BaseException:  # layers may hold different tokens now
             self._forget()
@@ -133,8 +122,6 @@ class Chat:
         self.messages = [*asked, {"role": "assistant", "content": done.text}]
         own = {field.name: getattr(done, field.name) for field in fields(done)}
         own |= {"prompt_tokens": length - kept, "kept_tokens": kept, "stopped": self._stopped}
-        if room is not None and done.new_tokens == room < most:
-            own["context_full"] = self.context
         return Answer(**own)
 
     def _tokens(self, messages: list[dict[str, str]]) -> torch.Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from tritllm.errors import TritError
 from tritllm.extras import require
 from tritllm.run.loading import check_text
-from tritllm.run.text_generator import check_seed, generation_settings, load_text_generator
+from tritllm.run.text_generator import check_seed, load_text_generator
 from tritllm.run.token_clock import Generation
 
 
@@ -89,17 +88,15 @@ def generate(
         ids = generator.tokens_of_chat([{"role": "user", "content": prompt}])
     else:
         ids = generator.tokens(prompt)
-    room = generator.room(ids.shape[1])
+    generator.check_room(ids.shape[1])
     if seed is not None:
         torch.manual_seed(seed)
-    settings = generation_settings(
-        generator.model,
-        max_new_tokens=max_new_tokens if room is None else min(max_new_tokens, room),
+    done, _ = generator.write(
+        ids,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         compiled=compiled,
+        on_text=on_text,
     )
-    done, _ = generator.write(ids, settings, on_text=on_text)
-    if done.new_tokens == room and room < max_new_tokens:
-        return replace(done, context_full=generator.context)
     return done

@@ -64,35 +64,43 @@ class TextGenerator:
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )["input_ids"]
 
-    def room(self, tokens: int) -> int | None:
-        """How many tokens there may be after so many; None where nothing bounds them.
-
-        Raises TritError where there is no room for one, or no token to continue.
-        """
+    def check_room(self, tokens: int, what: str = "the prompt", remedy: str = "shorten it") -> None:
+        """Raise TritError where nothing can follow so many tokens of `what`."""
         if not tokens:
-            raise TritError("the prompt has no tokens; give some text")
+            raise TritError(f"{what} has no tokens; give some text")
         if self.context is not None and tokens >= self.context:
             raise TritError(
-                f"the prompt's {tokens} tokens fill the model's context of {self.context}; "
-                "shorten it"
+                f"{what} of {tokens} tokens fills the model's context of {self.context}; {remedy}"
             )
-        return None if self.context is None else self.context - tokens
 
     def write(
         self,
         ids: torch.Tensor,
-        settings: Any,
         *,
+        max_new_tokens: int,
+        temperature: float | None,
+        top_k: int | None,
+        compiled: bool = False,
         on_text: Callable[[str], None] | None = None,
         **more: Any,
     ) -> tuple[Generation, Any]:
-        """Continue tokens ids [1, L]; what was written, and what transformers' generate returned.
+        """Continue tokens ids [1, L], for which there is room, until the context is full at most.
 
-        settings: as `generation_settings` makes them. on_text: called with each piece of text as
-        soon as it is final. more: passed to generate.
+        max_new_tokens, temperature, top_k, compiled: as `generation_settings` takes them. on_text:
+        called with each piece of text as soon as it is final. more: passed to generate. Returns
+        what was written, and what transformers' generate returned.
         """
         import torch
 
+        length = ids.shape[1]
+        room = max_new_tokens if self.context is None else self.context - length
+        settings = generation_settings(
+            self.model,
+            max_new_tokens=min(max_new_tokens, room),
+            temperature=temperature,
+            top_k=top_k,
+            compiled=compiled,
+        )
         clock = TokenClock(self.tokenizer, on_text)
         ids = ids.to(self.model.device)
         output = self.model.generate(
@@ -104,11 +112,14 @@ class TextGenerator:
             return_dict_in_generate=True,
             **more,
         )
-        length = ids.shape[1]
         new = output.sequences[0, length:]
         text = str(self.tokenizer.decode(new, skip_special_tokens=True))
-        report = None if self.drafts is None else self.drafts.report
-        return replace(clock.result(text, length), draft=report), output
+        done = replace(
+            clock.result(text, length),
+            draft=None if self.drafts is None else self.drafts.report,
+            context_full=self.context if len(new) == room < max_new_tokens else None,
+        )
+        return done, output
 
 
 def load_text_generator(
