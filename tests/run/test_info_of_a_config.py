@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from support.bitnet_models import FORMS, write_bitnet
 from support.native_library import needs_library
 from support.tiny_models import FAMILIES, write_tiny
 from typer.testing import CliRunner
@@ -78,6 +79,24 @@ def test_a_file_of_any_name_with_or_without_tritllms_part(quantized, tmp_path):
     assert plain.serving == packed.serving == info(str(quantized / "alone")).serving
 
 
+def test_a_source_that_is_ternary_by_its_own_method(tmp_path, run):
+    """It is no model that somebody quantized: what depth 1 makes of it is counted."""
+    source = write_bitnet(tmp_path / "source", FORMS["Falcon3"])
+    (tmp_path / "alone").mkdir()
+    shutil.copy(source / "config.json", tmp_path / "alone")
+    quantize(str(source), ["uniform-d1"], tmp_path / "out", threads=1, write=["packed"])
+    stored = stored_bytes(tmp_path / "out/uniform-d1/packed")
+    alone, there = (info(str(tmp_path / name), serving=True) for name in ("alone", "source"))
+    scales = 7 * 2  # of each matrix one, which only the files have
+    assert there.parameters == alone.parameters + scales
+    for facts in (alone, there):
+        assert facts.born_ternary
+        assert [row.name for row in facts.serving.rows] == ["16 bits", "d=1"]
+        assert facts.serving.rows[1].file_bytes == stored
+    assert "tritllm quantize --configs uniform-d1" in " ".join(run(str(tmp_path / "alone")).split())
+    assert not info(str(tmp_path / "out/uniform-d1/packed")).born_ternary
+
+
 @needs_library
 def test_memory_is_what_a_loaded_model_holds(tmp_path):
     """On the CPU; and what the GPU's kernels would hold, prepared here as well."""
@@ -136,6 +155,10 @@ def test_defaults_are_those_of_the_family(config):
         ({"hidden_size": "wide"}, "transformers does not take this config"),
         ({"num_attention_heads": 7, "head_dim": 0}, "config"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized, and not by trit"),
+        (
+            {"quantization_config": {"quant_method": "bitnet", "linear_class": "conv"}},
+            "linear_class 'conv' is unknown to bitnet",
+        ),
         ({"model_type": "vit"}, "config"),
     ],
 )

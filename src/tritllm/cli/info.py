@@ -158,7 +158,12 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
         ]
     else:
         dtypes = ", ".join(f"{name} {count(n)}" for name, n in facts.dtypes.items())
-        rows += [("depth", "not quantized by tritllm"), ("stored as", dtypes)]
+        depth = "not quantized by tritllm"
+        if facts.born_ternary:
+            depth = (
+                "born ternary (bitnet): `tritllm quantize --configs uniform-d1` takes it as it is"
+            )
+        rows += [("depth", depth), ("stored as", dtypes)]
         rows += [("bits per weight", f"{facts.file_bits:.2f}")]
     rows += [("file size", size(facts.weight_bytes))]
     cache = facts.cache_bytes_per_token

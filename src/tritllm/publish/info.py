@@ -13,6 +13,7 @@ from tritllm.format.names import INDEX
 from tritllm.format.safetensors_header import TensorEntry, read_header
 from tritllm.model_card.figures import architectures_of, measure
 from tritllm.model_card.licence import Licence, base_model_of_card, licence_of_card
+from tritllm.quantizer.bitnet import PER_BYTE, is_bitnet
 from tritllm.serving.cache import cache_rule, number
 from tritllm.serving.need import ServingNeed
 from tritllm.storage.model_files import ModelFiles
@@ -27,6 +28,7 @@ class ModelInfo:
     encoder: what the writer says of how the digits were chosen, empty for nothing.
     weight_bytes: of all tensors in the files. float_bytes: the same model in 16-bit floats.
     cache_bytes_per_token: of keys and values in 16 bits, all layers.
+    born_ternary: whether it is a source that is ternary by transformers' `bitnet` method.
     serving: what serving takes, where that was asked for.
     """
 
@@ -46,6 +48,7 @@ class ModelInfo:
     weight_bytes: int
     float_bytes: int
     cache_bytes_per_token: int | None
+    born_ternary: bool = False
     serving: ServingNeed | None = None
 
 
@@ -62,7 +65,8 @@ def describe(
     """
     weight_bytes = sum(entry.nbytes for entry in entries)
     packed = measure(manifest) if manifest else None
-    parameters = packed.parameters if packed else sum(entry.size for entry in entries)
+    ternary = is_bitnet(config.get("quantization_config"))
+    parameters = packed.parameters if packed else sum(_weights_in(e, ternary) for e in entries)
     nested = config.get("text_config")
     shape = nested if isinstance(nested, dict) and nested else config
     rule = cache_rule(shape)
@@ -84,6 +88,7 @@ def describe(
         weight_bytes=weight_bytes,
         float_bytes=2 * parameters,
         cache_bytes_per_token=None if isinstance(rule, str) else rule.bytes_per_token,
+        born_ternary=ternary,
     )
 
 
@@ -121,6 +126,11 @@ def _shards(files: ModelFiles, sizes: dict[str, int]) -> list[str]:
             f"{files.name}: {missing[0] if missing else 'safetensors weights'} missing"
         )
     return names
+
+
+def _weights_in(entry: TensorEntry, ternary: bool) -> int:
+    """Weights that a stored tensor holds; ternary: a byte of it may hold those of two bits."""
+    return entry.size * (PER_BYTE if ternary and entry.dtype == "U8" else 1)
 
 
 def _weights_by_dtype(entries: Sequence[TensorEntry]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from tritllm.quantizer.matrices import SourceMatrix
 
 METHOD = "bitnet"  # quant_method
 INPUT_NORM = ".rms_norm.weight"  # of a module's input, after the module's name
-_PER_BYTE = 4  # rows of two bits
+PER_BYTE = 4  # rows of two bits
 _ROWS = 256  # worked on at a time, where float32 is wanted of other floats
 _LEAST_MEAN = np.float32(1e-5)
 
@@ -120,7 +120,7 @@ class TwoBitMatrix(SourceMatrix):
         """As `SourceMatrix.values`: float32. Raises ValueError for two bits that are 3."""
         stored = data.reshape(-1, self.shape[1])
         weight = np.empty(self.shape, np.float32)
-        for quarter in range(_PER_BYTE):
+        for quarter in range(PER_BYTE):
             rows = slice(quarter * len(stored), (quarter + 1) * len(stored))
             bits = stored >> np.uint8(2 * quarter) & np.uint8(3)
             if (bits == 3).any():

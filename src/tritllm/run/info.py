@@ -15,7 +15,9 @@ from tritllm.format.dtypes import SAFETENSORS_OF_NAME
 from tritllm.format.names import CONFIG, INDEX, MANIFEST
 from tritllm.format.quantization_config import is_packed_config
 from tritllm.format.safetensors_header import TensorEntry
+from tritllm.format.trits import DEPTHS
 from tritllm.publish.info import ModelInfo, card_of, describe, stored_entries
+from tritllm.quantizer.bitnet import bitnet_method, is_bitnet
 from tritllm.quantizer.source import text_config_of
 from tritllm.run.loading import quiet, shown
 from tritllm.serving.need import ServingNeed, serving_need
@@ -60,6 +62,7 @@ def info(
     weights = name == CONFIG and (MANIFEST in sizes or _has_weights(sizes))
     packed = weights and (MANIFEST in sizes or is_packed_config(config))
     manifest = read_manifest(files, sizes) if packed else None
+    ternary = bitnet_method(config, files.name) is not None
     built = None
     if weights and (local or packed or not serving):
         entries = stored_entries(files)
@@ -73,8 +76,11 @@ def info(
         parts = parts_of_packed(manifest)
     else:
         model_type = str(config.get("model_type", "unknown"))
+        if ternary and not built:  # its tensors are no floats: those of the model that they make
+            text, entries = _build(files.name, config)
         parts = parts_of_source(entries, model_type, text_config_of(config))
-    return replace(facts, serving=_need(files.name, parts, text, context, sequences))
+    depths = (1,) if ternary else DEPTHS
+    return replace(facts, serving=_need(files.name, parts, text, context, sequences, depths))
 
 
 def _check_load(context: Sequence[int], sequences: int) -> None:
@@ -147,8 +153,12 @@ def _filled(where: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unquantized(where: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The config without tritllm's own quantization. Raises SourceError for another's."""
-    if config.get("quantization_config") is not None and not is_packed_config(config):
+    """The config without tritllm's own quantization, or the one that `quantize` reads.
+
+    Raises SourceError for another's.
+    """
+    stored = config.get("quantization_config")
+    if not (stored is None or is_packed_config(config) or is_bitnet(stored)):
         raise SourceError(
             f"{where}: already quantized, and not by tritllm; give the config of the original model"
         )
@@ -156,11 +166,16 @@ def _unquantized(where: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _need(
-    where: str, parts: WeightParts, text: dict[str, Any], context: Sequence[int], sequences: int
+    where: str,
+    parts: WeightParts,
+    text: dict[str, Any],
+    context: Sequence[int],
+    sequences: int,
+    depths: Sequence[int],
 ) -> ServingNeed:
     if not parts.matrices:
         raise SourceError(f"{where}: no linear weight recognised, so nothing would be quantized")
     from tritllm.ops.triton_kernels import layout
 
     cpu = products.size if native.available() else None
-    return serving_need(parts, text, context, sequences, layout.size, cpu)
+    return serving_need(parts, text, context, sequences, layout.size, cpu, depths)

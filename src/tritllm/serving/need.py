@@ -87,6 +87,7 @@ def serving_need(
     sequences: int,
     gpu_size: MatrixBytes,
     cpu_size: MatrixBytes | None = None,
+    depths: Sequence[int] = DEPTHS,
 ) -> ServingNeed:
     """Count what serving takes.
 
@@ -97,13 +98,14 @@ def serving_need(
         sequences: that are served at a time.
         gpu_size: bytes of a packed matrix as the GPU's kernels hold it.
         cpu_size: the same of the CPU's kernels; None: there are none here.
+        depths: a row each, for a model that is not packed.
     """
     rule = cache_rule(config)
     degrees = tuple(_degree(parts, config, gpus) for gpus in DEGREES)
     allowed = [degree.gpus for degree in degrees if degree.allowed]
     own = any(matrix.depth is not None for matrix in parts.matrices)
     names: list[tuple[str, int | None]] = [("as packed", None)] if own else [
-        (f"d={depth}", depth) for depth in DEPTHS
+        (f"d={depth}", depth) for depth in depths
     ]  # fmt: skip
     reserve = _Reserve(config)
     held: tuple[int, int | None, int]

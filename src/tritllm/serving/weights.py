@@ -1,14 +1,13 @@
 """What a model's tensors become on one GPU of several: bytes at each depth, and allowed degrees.
 
-The default rule of `tritllm quantize` decides what is packed. Tensor parallelism is that of vLLM
-(Megatron-LM's): of a block's matrices the last is cut by columns, the others by rows; embeddings
-and lm_head by the vocabulary; everything else is on every GPU.
+The default rule of `tritllm quantize` decides what is packed. Tensor parallelism is that of vLLM:
+matrices are cut as `cuts.py` says, embeddings and lm_head by the vocabulary; everything else is on
+every GPU.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +21,10 @@ from tritllm.format.trits import GROUP
 from tritllm.quantizer.decisions import decide, reason_to_keep
 from tritllm.quantizer.families import EMBEDDING, OUTPUT_LAYER
 from tritllm.serving.cache import number
+from tritllm.serving.cuts import COLUMNS, HEADS, WHOLE, cut_of
 
 MatrixBytes = Callable[[int, int, int], int]  # of out_features, in_features, depth
 
-# Ends of modules' names: those whose columns are cut, and those cut by key and value heads.
-_BY_COLUMNS = re.compile(r".*\b(o_proj|down_proj|w2|c_proj|output\.dense|out_proj)")
-_BY_HEADS = re.compile(r".*\b[kv]_proj")
 _FLOAT_BYTES = 2
 _FLOATS = ("F16", "BF16", "F32")
 
@@ -36,7 +33,7 @@ _FLOATS = ("F16", "BF16", "F32")
 class Matrix:
     """A quantized matrix: its module's last name, N, K, and how it is cut.
 
-    cut: "rows", "columns" or "heads" (rows, of which each GPU has whole key and value heads).
+    cut: as `cuts.cut_of`.
     depth: at which a file holds it; None for a model that is not packed.
     """
 
@@ -48,9 +45,9 @@ class Matrix:
 
     def parts(self, degree: int) -> Parts:
         """What becomes of its dimension that is cut."""
-        return (column_parts if self.cut == "columns" else row_parts)(
-            self.columns if self.cut == "columns" else self.rows, degree
-        )
+        if self.cut == COLUMNS:
+            return column_parts(self.columns, degree)
+        return row_parts(self.rows, degree)
 
 
 @dataclass(frozen=True)
@@ -94,10 +91,10 @@ class WeightParts:
         total = 0
         for matrix, count in self.matrices.items():
             rows, columns = matrix.rows, matrix.columns
-            if matrix.cut == "columns":
+            if matrix.cut == COLUMNS:
                 columns = _widest_part(columns, degree)
-            else:
-                each = min(degree, key_value_heads) if matrix.cut == "heads" else degree
+            elif matrix.cut != WHOLE:
+                each = min(degree, key_value_heads) if matrix.cut == HEADS else degree
                 rows = math.ceil(rows / each)
             one = (
                 _FLOAT_BYTES * rows * columns
@@ -154,9 +151,9 @@ def degree_parts(parts: WeightParts, config: Mapping[str, Any], degree: int) -> 
     heads = number(config, "num_attention_heads", "n_head")
     key_value_heads = number(config, "num_key_value_heads") or heads
     found = [head_parts(heads, key_value_heads, degree)] if heads else []
-    cut = [matrix for matrix in parts.matrices if matrix.cut != "heads"]
+    cut = [matrix for matrix in parts.matrices if matrix.cut not in (HEADS, WHOLE)]
     # Those cut by columns first, the widest of them at the head: it says most.
-    for matrix in sorted(cut, key=lambda matrix: (matrix.cut == "columns", matrix.columns)):
+    for matrix in sorted(cut, key=lambda matrix: (matrix.cut == COLUMNS, matrix.columns)):
         made = matrix.parts(degree)
         found.insert(0, Parts(made.size, f"{matrix.leaf}: {made.reason}"))
     found.sort(key=lambda made: made.size is not None)  # what cannot be cut comes first
@@ -189,7 +186,4 @@ def _collect(matrices: Counter[Matrix], tensors: Iterable[TensorEntry]) -> Weigh
 
 def _matrix(name: str, rows: int, columns: int, depth: int | None) -> Matrix:
     module = name.removesuffix(".weight")
-    cut = "columns" if _BY_COLUMNS.fullmatch(module) else "rows"
-    if _BY_HEADS.fullmatch(module):
-        cut = "heads"
-    return Matrix(module.rpartition(".")[2], rows, columns, cut, depth)
+    return Matrix(module.rpartition(".")[2], rows, columns, cut_of(module), depth)

@@ -195,8 +195,7 @@ def test_a_tensor_parallel_size_that_does_not_divide(config_class, tiny, monkeyp
     current = SimpleNamespace(parallel_config=parallel)
     monkeypatch.setattr(vllm.config, "get_current_vllm_config_or_none", lambda: current)
     config = config_class.from_config({})
-    hf_config = SimpleNamespace(base_model_tp_plan={"layers.*.mlp.down_proj": "rowwise"})
-    config.maybe_update_config(str(tiny("llama", 2) / "packed"), hf_config=hf_config)
+    config.maybe_update_config(str(tiny("llama", 2) / "packed"))
     message = refusal(lambda: config.get_quant_method(torch.nn.Identity(), "model.embed_tokens"))
     assert "down_proj.weight: 72 columns cannot be shared by 5 ranks" in message
     parallel.tensor_parallel_size = 2

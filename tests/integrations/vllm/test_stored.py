@@ -81,19 +81,18 @@ def test_modules_take_the_names_of_vllms_model(stored_of):
 
 def test_a_degree_that_does_not_divide_the_columns(packed):
     stored = read_stored(str(packed), None)
-    plan = {"layers.*.mlp.down_proj": "rowwise", "layers.*.mlp.up_proj": "colwise"}
     for degree in (1, 2, 8):
-        check_tensor_parallel(stored.matrices, plan, degree)
-    message = line_of(lambda: check_tensor_parallel(stored.matrices, plan, 5))
+        check_tensor_parallel(stored.matrices, degree)
+    message = line_of(lambda: check_tensor_parallel(stored.matrices, 5))
     assert "down_proj.weight: 72 columns cannot be shared by 5 ranks" in message
     assert "1, 2, 3, 4, 6, 8, 9, 12" in message
 
 
 def test_a_degree_that_does_not_divide_the_columns_of_experts(tiny):
     stored = read_stored(str(tiny("qwen3_moe", 2) / "packed"), None)
-    message = line_of(lambda: check_tensor_parallel(stored.matrices, None, 3))
+    message = line_of(lambda: check_tensor_parallel(stored.matrices, 3))
     assert "experts.0.down_proj.weight: 40 columns cannot be shared by 3 ranks" in message
-    check_tensor_parallel(stored.matrices, None, 3, experts_are_cut=False)
+    check_tensor_parallel(stored.matrices, 3, experts_are_cut=False)
 
 
 def test_a_folder_that_is_not_whole(packed):

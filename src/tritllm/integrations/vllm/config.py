@@ -18,7 +18,6 @@ from tritllm.integrations.vllm.stored import (
     check_tensor_parallel,
     modules_in_file,
     read_stored,
-    tp_plan_of,
     where,
 )
 
@@ -37,7 +36,6 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
         super().__init__()
         self.fields = fields
         self.stored = StoredMatrices({}, fields.planes)
-        self._tp_plan: Any = None
         self._checked_degree: int | None = None
 
     @classmethod
@@ -77,7 +75,6 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
         )
         weights = {matrix.name: matrix for matrix in self.stored.matrices.values()}
         check_depths_stored(self.fields, weights, [model_name])
-        self._tp_plan = tp_plan_of(hf_config)
         _mark(hf_config)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
@@ -131,7 +128,6 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
         if degree != self._checked_degree:
             check_tensor_parallel(
                 self.stored.matrices,
-                self._tp_plan,
                 degree,
                 experts_are_cut=not parallel.enable_expert_parallel,
             )

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from tritllm.checkpoint.hashes import check_hashes
 from tritllm.checkpoint.packed_headers import StoredMatrix, stored_in
 from tritllm.errors import FormatError, TritError
 from tritllm.format.parallel import column_parts
+from tritllm.serving.cuts import COLUMNS, cut_of
 from tritllm.storage.model_files import LocalFiles, ModelFiles, open_files
 
 _WEIGHT = ".weight"
-_DOWNS_OF_EXPERTS = ("*.experts.*.down_proj", "*.experts.*.w2")
 
 
 @dataclass
@@ -128,21 +126,16 @@ def read_stored(
 
 
 def check_tensor_parallel(
-    matrices: Mapping[str, StoredMatrix],
-    plan: Mapping[str, str] | None,
-    degree: int,
-    *,
-    experts_are_cut: bool = True,
+    matrices: Mapping[str, StoredMatrix], degree: int, *, experts_are_cut: bool = True
 ) -> None:
     """Raise TritError for a matrix whose columns cannot be shared by so many ranks.
 
-    plan: transformers' `base_model_tp_plan` of the model: pattern of modules to how they are cut.
+    Told by names, before any layer is built; vLLM's own layers are checked as they are.
     experts_are_cut: not where each rank has experts of its own.
     """
-    cut = [f"*{name}" for name, how in (plan or {}).items() if how.startswith("rowwise")]
-    cut += _DOWNS_OF_EXPERTS if experts_are_cut else ()
     for module, matrix in matrices.items():
-        if matrix.in_features and any(fnmatchcase(module, pattern) for pattern in cut):
+        whole = not experts_are_cut and ".experts." in module
+        if matrix.in_features and not whole and cut_of(module) == COLUMNS:
             check_columns(matrix, matrix.in_features, degree)
 
 
@@ -154,9 +147,3 @@ def check_columns(matrix: StoredMatrix, columns: int, degree: int) -> None:
             f"{where(matrix)}: {columns} columns cannot be shared by {degree} ranks; use a "
             f"tensor-parallel size of {', '.join(degrees)}"
         )
-
-
-def tp_plan_of(config: Any) -> Mapping[str, str] | None:
-    """transformers' plan for cutting a model, of its text part where it has several."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "base_model_tp_plan", None)
