@@ -19,6 +19,7 @@ from tritllm.format.layout import plane_row_bytes, scale_row_bytes
 from tritllm.format.trits import DEPTHS
 from tritllm.ops.backends import cuda
 from tritllm.ops.definitions import Packed, dequantize
+from tritllm.products import GROUPS
 
 SHAPES = {  # [out_features, in_features]: q with k and v, o, gate with up, down
     "7B": ((4608, 3584), (3584, 3584), (37888, 3584), (3584, 18944)),
@@ -83,7 +84,7 @@ def measure(shape: tuple[int, int], depth: int, batch: int, options: argparse.Na
 
     def packed(memory: torch.Tensor) -> torch.Tensor:
         return cuda.linear_prepared(
-            x, memory, weight.steps, made.layout, depth, columns, rows, False
+            x, memory, weight.steps, made.layout, depth, columns, rows, GROUPS
         )
 
     exact = dequantize(*weight[:4], torch.float32)

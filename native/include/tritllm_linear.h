@@ -22,9 +22,11 @@
  * bias. TRITLLM_EXACT: y = the sum over k, ascending, of x times float32(level * step), then + bias.
  * TRITLLM_SUPERBLOCKS, for many batch rows: int8 with one scale for each 192 along K, of weights and
  * of activations (src/products/superblocks.h says how weights are rounded); the sums are those of
- * TRITLLM_GROUPS with superblocks for groups. Each of these sums adds by fma, which rounds once, but
+ * TRITLLM_GROUPS with superblocks for groups. TRITLLM_PER_TOKEN: int8 with one scale for each batch
+ * row, as BitNet's models are trained: q = rint(x * t) with t = 127 / max(|x|, 1e-5), and the sums are
+ * those of TRITLLM_GROUPS with s = 1 / t. Each of these sums adds by fma, which rounds once, but
  * for the scalar set, which rounds the product and then the sum; so all other sets give equal bits.
- * The result is rounded once to y's type. A group, or superblock, that holds a NaN makes the row's
+ * The result is rounded once to y's type. A group, superblock or batch row that holds a NaN makes the row's
  * results NaN.
  *
  * Memory is aligned to TRITLLM_ALIGNMENT bytes; row ranges of N begin at multiples of TRITLLM_TILE.
@@ -79,7 +81,7 @@ typedef struct {
 TRITLLM_API int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared *out);
 
 /* Of activations: see above. */
-enum { TRITLLM_GROUPS = 0, TRITLLM_EXACT = 1, TRITLLM_SUPERBLOCKS = 2 };
+enum { TRITLLM_GROUPS = 0, TRITLLM_EXACT = 1, TRITLLM_SUPERBLOCKS = 2, TRITLLM_PER_TOKEN = 3 };
 
 /* From how many batch rows on TRITLLM_SUPERBLOCKS is the faster of the two that round to int8; 0:
  * never; -1 where the instruction set cannot run here. */

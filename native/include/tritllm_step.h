@@ -70,8 +70,8 @@ typedef struct {
     const tritllm_expert *expert; /* [count] */
 } tritllm_experts;
 
-/* One block. In all blocks of a step hidden, heads, kv_heads, head_dim, rotary_dim, dtype and exact
- * are equal, and so is per_token. */
+/* One block. In all blocks of a step hidden, heads, kv_heads, head_dim, rotary_dim, dtype and
+ * arithmetic are equal. */
 typedef struct {
     int64_t hidden;
     int64_t intermediate; /* of the block's own gate and up; 0 where it has experts only */
@@ -80,17 +80,14 @@ typedef struct {
     int32_t head_dim;
     int32_t rotary_dim; /* the first elements of a head, which are rotated; the others stay */
     int32_t dtype;      /* of hidden states, cos, sin, queries, keys and values */
-    int32_t exact;      /* as in tritllm_input */
-    /* What a product takes is rounded to int8 first, a row with one scale: x = q / s with
-     * s = 127 / max(|x|, 1e-5) and q = rint(x s). With `exact`, and without experts. */
-    int32_t per_token;
-    float epsilon;             /* of the norms */
-    float norm_offset;         /* that is added to the norms' weights: 0, or 1 (Gemma) */
-    float scaling;             /* of the scores */
-    float softcap;             /* c of c tanh(score / c), or 0: scores as they are */
-    int64_t window;            /* keys that a token sees, its own included, or 0: all */
-    int32_t rotary;            /* which of the step's cosines and sines */
-    int32_t activation;        /* act */
+    int32_t arithmetic; /* as in tritllm_input */
+    float epsilon;      /* of the norms */
+    float norm_offset;  /* that is added to the norms' weights: 0, or 1 (Gemma) */
+    float scaling;      /* of the scores */
+    float softcap;      /* c of c tanh(score / c), or 0: scores as they are */
+    int64_t window;     /* keys that a token sees, its own included, or 0: all */
+    int32_t rotary;     /* which of the step's cosines and sines */
+    int32_t activation; /* act */
     tritllm_vector input_norm; /* [hidden] */
     tritllm_vector post_norm;  /* [hidden] */
     tritllm_vector q_norm;     /* [head_dim], or none */

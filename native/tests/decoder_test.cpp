@@ -73,7 +73,7 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
         block.kv_heads = kKvHeads;
         block.head_dim = block.rotary_dim = kHeadDim;
         block.dtype = TRITLLM_FLOAT32;
-        block.exact = 1;
+        block.arithmetic = TRITLLM_EXACT;
         block.epsilon = 1e-6f;
         block.scaling = 0.125f;
         block.input_norm = vector(0);

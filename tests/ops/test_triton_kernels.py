@@ -16,6 +16,7 @@ from tritllm.ops.backends import cuda
 from tritllm.ops.definitions import Packed, dequantize, linear
 from tritllm.ops.numpy_arrays import torch_parts
 from tritllm.ops.triton_kernels import layout
+from tritllm.products import GROUPS
 
 pytest.importorskip("triton", reason="needs triton")
 
@@ -40,7 +41,7 @@ def product(x: torch.Tensor, w: Packed, bias: torch.Tensor | None = None) -> tor
     made = cuda.prepare(w)
     depth, rows = w.planes.shape[:2]
     return cuda.linear_prepared(
-        x, made.memory, w.steps, made.layout, depth, w.in_features, rows, False, bias, w.part_rows
+        x, made.memory, w.steps, made.layout, depth, w.in_features, rows, GROUPS, bias, w.part_rows
     )
 
 
@@ -154,13 +155,13 @@ def test_shapes_of_activations() -> None:
 def test_refusals() -> None:
     w = packed(16, 32, 1)
     made = cuda.prepare(w)
-    call = (w.steps, made.layout, 1, 32, 16, False)
+    call = (w.steps, made.layout, 1, 32, 16, GROUPS)
     with pytest.raises(ValueError, match="of depth 2"):
         cuda.linear_prepared(
-            activations(1, 32), made.memory, w.steps, made.layout, 2, 32, 16, False
+            activations(1, 32), made.memory, w.steps, made.layout, 2, 32, 16, GROUPS
         )
     with pytest.raises(ValueError, match="layout 7"):
-        cuda.linear_prepared(activations(1, 32), made.memory, w.steps, 7, 1, 32, 16, False)
+        cuda.linear_prepared(activations(1, 32), made.memory, w.steps, 7, 1, 32, 16, GROUPS)
     with pytest.raises(ValueError, match="x has 16 features"):
         cuda.linear_prepared(activations(1, 16), made.memory, *call)
     with pytest.raises(TypeError, match="int32"):

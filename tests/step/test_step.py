@@ -16,7 +16,7 @@ from support.weights import random_weights
 
 from tritllm import products as kernels
 from tritllm.native.arrays import address, aligned_bytes
-from tritllm.products import reference
+from tritllm.products import EXACT, GROUPS, PER_TOKEN, reference
 from tritllm.step import int8_cache
 from tritllm.step import native_step as decoder
 from tritllm.step import reference as decoder_reference
@@ -60,7 +60,6 @@ class Parts:
     gelu: bool = False
     relu_squared: bool = False
     sub_norms: bool = False
-    per_token: bool = False
     sandwich: bool = False
     norm_offset: float = 0.0
     softcap: float = 0.0
@@ -74,6 +73,9 @@ class Parts:
     shared: bool = False
 
 
+MULTIPLY = {
+    GROUPS: reference.quantized, EXACT: reference.exact, PER_TOKEN: reference.per_token
+}  # fmt: skip
 LLAMA = Parts()
 FAMILIES = {
     "phi3": Parts(fused=True, window=9),
@@ -103,7 +105,7 @@ def _unit_shapes(hidden: int, wide: int, fused: bool):
 
 def random_decoder(
     isa, seed, n_blocks=2, hidden=48, wide=112, heads=4, kv_heads=2, head_dim=32, depth=2,
-    dtype="float32", exact=True, bias=True, head_norms=False, parts=LLAMA,
+    dtype="float32", arithmetic=EXACT, bias=True, head_norms=False, parts=LLAMA,
 ) -> Decoder:  # fmt: skip
     rng = np.random.default_rng(seed)
     kind = np.dtype(DTYPES[dtype])
@@ -123,9 +125,8 @@ def random_decoder(
         return rng.uniform(0.5, 1.5, n).astype(kind)
 
     def product(levels, offset):
-        multiply = reference.exact if exact else reference.quantized
-        rounded = decoder_reference.round_token if parts.per_token else lambda x: x
-        return lambda x: multiply(*levels, rounded(x.astype(np.float32))) + offset
+        multiply = MULTIPLY[arithmetic]
+        return lambda x: multiply(*levels, x.astype(np.float32)) + offset
 
     def make(name: str, shape: tuple[int, int], number: int):
         """A native weight, and the product for the reference."""
@@ -184,7 +185,7 @@ def random_decoder(
             decoder.Block(
                 hidden=hidden, intermediate=wide if own else 0, heads=heads, kv_heads=kv_heads,
                 head_dim=head_dim, rotary_dim=parts.rotary_dim or head_dim, dtype=NUMBERS[dtype],
-                exact=exact, per_token=parts.per_token, epsilon=EPSILON,
+                arithmetic=arithmetic, epsilon=EPSILON,
                 norm_offset=parts.norm_offset,
                 scaling=head_dim**-0.5, softcap=parts.softcap, window=window, rotary=table,
                 activation=native_activation,
@@ -447,7 +448,7 @@ def test_what_is_not_finite_is_seen_in_an_int8_cache():
 
 
 def test_int8_activations_are_near(isa):
-    model = random_decoder(isa, 5, hidden=160, wide=208, depth=3, exact=False)
+    model = random_decoder(isa, 5, hidden=160, wide=208, depth=3, arithmetic=GROUPS)
     call = random_call(model, 5, 2, 40, masked=False)
     ours, theirs = run(model, call)[0], expected(model, call)[0]
     assert error(ours, theirs) < 2e-2  # a rounding to int8 may fall the other way
@@ -455,8 +456,8 @@ def test_int8_activations_are_near(isa):
 
 
 def test_activations_rounded_by_token_are_near(isa):
-    parts = Parts(relu_squared=True, sub_norms=True, per_token=True)
-    model = random_decoder(isa, 5, hidden=160, wide=208, depth=1, parts=parts)
+    parts = Parts(relu_squared=True, sub_norms=True)
+    model = random_decoder(isa, 5, hidden=160, wide=208, depth=1, arithmetic=PER_TOKEN, parts=parts)
     call = random_call(model, 5, 2, 40, masked=False)
     ours, theirs = run(model, call)[0], expected(model, call)[0]
     assert error(ours, theirs) < 2e-2  # a rounding to int8 may fall the other way
@@ -468,7 +469,7 @@ def test_activations_rounded_by_token_are_near(isa):
 )
 def test_a_token_gets_the_bits_that_it_gets_alone(isa, dtype, window):
     """Several new tokens as one by one, and a sequence of several as alone; over a split's end."""
-    model = random_decoder(isa, 14, wide=208, dtype=dtype, exact=False, head_norms=True,
+    model = random_decoder(isa, 14, wide=208, dtype=dtype, arithmetic=GROUPS, head_norms=True,
                            parts=Parts(window=window))  # fmt: skip
     batch, tokens, new = 2, 259, 5
     call = random_call(model, 14, batch, tokens, masked=True, new=new)
@@ -496,7 +497,7 @@ def test_a_token_gets_the_bits_that_it_gets_alone(isa, dtype, window):
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_threads_do_not_change_a_bit(isa, dtype):
-    model = random_decoder(isa, 7, wide=416, dtype=dtype, exact=False)
+    model = random_decoder(isa, 7, wide=416, dtype=dtype, arithmetic=GROUPS)
     call = random_call(model, 7, 3, 600, masked=True, new=2)
     alone = run(model, call)
     for threads in (2, 3, 5):
@@ -517,7 +518,7 @@ def test_what_the_mask_hides_may_be_anything(isa):
 
 
 def test_a_nan_stays_in_its_sequence(isa):
-    model = random_decoder(isa, 9, dtype="bfloat16", exact=False)
+    model = random_decoder(isa, 9, dtype="bfloat16", arithmetic=GROUPS)
     call = random_call(model, 9, 3, 20, masked=False)
     clean = run(model, call)[0]
     call.hidden[1, 0, 5] = np.nan

@@ -44,4 +44,13 @@ inline RoundedInt8 round_to_int8(const float *x, int8_t *q) {
     return {!finite ? NAN : zero ? 0.0f : largest / 127.0f, sum};
 }
 
+// A token's scale where one serves all of its activations, as BitNet's models are trained to have it:
+// s = 127 / max(|x|, 1e-5), q = rint(x * s), and x is q / s. NaN where an element is not finite.
+template <class T>
+inline float token_scale(const T *x, int64_t n) {
+    uint32_t bits = bits_of(1e-5f);
+    for (int64_t i = 0; i < n; i++) bits = std::max(bits, bits_of(to_float(x[i])) & 0x7fffffffu);
+    return bits < bits_of(INFINITY) ? 127.0f / float_of(bits) : NAN;
+}
+
 }  // namespace

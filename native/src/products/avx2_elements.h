@@ -96,6 +96,7 @@ constexpr RowKernels avx2_rows = {
     {quantize_row_avx2<Half>, quantize_row_avx2<Bfloat>, quantize_row_avx2<float>},
     {widen_row_avx2<Half>, widen_row_avx2<Bfloat>, widen_row_avx2<float>},
     {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>},
+    {quantize_token<Half>, quantize_token<Bfloat>, quantize_token<float>},
 };
 
 struct Avx2Reader {

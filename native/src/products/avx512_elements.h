@@ -78,6 +78,7 @@ constexpr RowKernels avx512_rows = {
     {quantize_row_avx512<Half>, quantize_row_avx512<Bfloat>, quantize_row_avx512<float>},
     {widen_row_avx512<Half>, widen_row_avx512<Bfloat>, widen_row_avx512<float>},
     {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>},
+    {quantize_token<Half>, quantize_token<Bfloat>, quantize_token<float>},
 };
 
 // Sixteen results of one batch row from row `row` on, `bias` added, rounded once.

@@ -361,6 +361,7 @@ constexpr ProductKernels fields_kernels(int64_t superblock_rows = 0) {
 constexpr RowKernels plain_rows = {
     {quantize_row<Half>, quantize_row<Bfloat>, quantize_row<float>},
     {widen_row<Half>, widen_row<Bfloat>, widen_row<float>},
-    {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>}};
+    {quantize_superblocks<Half>, quantize_superblocks<Bfloat>, quantize_superblocks<float>},
+    {quantize_token<Half>, quantize_token<Bfloat>, quantize_token<float>}};
 
 }  // namespace

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
+#include "cpu/elements.h"
+#include "cpu/int8.h"
 #include "prepared.h"
 #include "tritllm_linear.h"
 
@@ -27,6 +30,7 @@ struct RowKernels {
     void (*quantize[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
     void (*widen[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
     void (*superblocks[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
+    void (*token[3])(const void *x, int64_t columns, int64_t blocks, uint8_t *row);
 };
 
 // The functions that one instruction set provides for y = x W^T.
@@ -52,6 +56,27 @@ constexpr int kLeastPanelBatch = 48;  // and at least, where there are more
 inline int64_t panel_rows(int64_t blocks, int64_t bytes, int at_a_time) {
     const int64_t fit = bytes / (blocks * kBlockColumns) / at_a_time * at_a_time;
     return std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
+}
+
+// One scale a row, as groups that share it.
+template <class T>
+void quantize_token(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
+    const T *in = static_cast<const T *>(x);
+    const auto [q, scale, offset, groups] = quantized_output(row, blocks);
+    const float s = token_scale(in, columns);
+    const bool finite = !std::isnan(s);
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t held = std::min<int64_t>(TRITLLM_GROUP, columns - TRITLLM_GROUP * g);
+        int32_t n[TRITLLM_GROUP] = {}, sum = 0;
+        for (int64_t i = 0; i < held && finite; i++)
+            n[i] = round_to_int(to_float(in[TRITLLM_GROUP * g + i]) * s);
+        for (int i = 0; i < TRITLLM_GROUP; i++) {
+            q[TRITLLM_GROUP * g + i] = int8_t(n[i]);
+            sum += n[i];
+        }
+        for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * sum;
+        scale[g] = 1.0f / s;
+    }
 }
 
 // Where the streams of a tile are: of the scale indices and of the first D planes.

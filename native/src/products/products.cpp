@@ -92,6 +92,18 @@ void multiply(const ProductKernels &k, const Product &p, const void *activations
     }
 }
 
+using Conversion = void (*)(const void *, int64_t, int64_t, uint8_t *);
+
+// What fills a row of activations, by the type of its elements.
+const Conversion *conversion(const RowKernels &rows, int arithmetic) {
+    switch (arithmetic) {
+        case TRITLLM_EXACT: return rows.widen;
+        case TRITLLM_SUPERBLOCKS: return rows.superblocks;
+        case TRITLLM_PER_TOKEN: return rows.token;
+        default: return rows.quantize;
+    }
+}
+
 // --- One call on many threads -------------------------------------------------------------------
 
 constexpr int64_t kAloneBatch = 4;      // so few batch rows the caller's thread quantizes alone
@@ -212,8 +224,8 @@ int64_t tritllm_linear_superblock_rows(int isa) {
 }
 
 int64_t tritllm_linear_activations_size(int64_t batch, int64_t columns, int arithmetic) {
-    if (arithmetic < TRITLLM_GROUPS || arithmetic > TRITLLM_SUPERBLOCKS || batch < 0 ||
-        columns < 1 || columns > kLargest || batch > kLargest / columns)
+    if (arithmetic < TRITLLM_GROUPS || arithmetic > TRITLLM_PER_TOKEN || batch < 0 || columns < 1 ||
+        columns > kLargest || batch > kLargest / columns)
         return -1;
     return int64_t(sizeof(ActivationsHeader)) +
            batch * activation_row_bytes(blocks_of(columns), arithmetic);
@@ -243,9 +255,7 @@ int tritllm_linear_quantize(const tritllm_input *input, int64_t begin, int64_t e
         return TRITLLM_BAD_ARGUMENT;
     const ProductKernels *k = product_kernels(h->isa);
     if (!k) return TRITLLM_UNSUPPORTED;
-    const auto convert = (h->arithmetic == TRITLLM_EXACT         ? k->rows.widen
-                          : h->arithmetic == TRITLLM_SUPERBLOCKS ? k->rows.superblocks
-                                                                 : k->rows.quantize)[input->dtype];
+    const auto convert = conversion(k->rows, h->arithmetic)[input->dtype];
     const int64_t blocks = blocks_of(h->columns), width = element_size(input->dtype);
     for (int64_t b = begin; b < end; b++)
         convert(static_cast<const uint8_t *>(input->x) + b * input->stride * width, h->columns,

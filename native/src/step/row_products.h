@@ -29,8 +29,6 @@ class RowProducts : StepThread {
         phases.run(call.rows + 1, [&](int64_t part) {
             if (part == 0) return open(columns, factors);
             make_row(part - 1);
-            if (call.blocks[0].per_token)
-                kernel.round_token(scratch.rows + (part - 1) * columns, columns);
             const tritllm_input input = call.input(columns);
             tritllm_linear_quantize(&input, part - 1, part, activations);
         });

@@ -381,20 +381,6 @@ void multiply(float *x, int64_t n, float by) {
 }
 
 template <class V>
-void round_token(float *x, int64_t n) {
-    typename V::F most = V::set(1e-5f);
-    for (int64_t i = 0; i < n; i += V::W) {
-        const typename V::F a = V::load(x + i);
-        most = V::max(most, V::max(a, V::sub(V::set(0), a)));
-    }
-    alignas(64) float lanes[V::W];
-    V::store(lanes, most);
-    const typename V::F scale = V::set(127 / *std::max_element(lanes, lanes + V::W));
-    for (int64_t i = 0; i < n; i += V::W)
-        V::store(x + i, V::div(V::rint(V::mul(V::load(x + i), scale)), scale));
-}
-
-template <class V>
 float dot(const float *x, int64_t n, const tritllm_vector &matrix, int64_t at) {
     typename V::F sum = V::set(0);
     for (int64_t i = 0; i < n; i += V::W)
@@ -404,8 +390,8 @@ float dot(const float *x, int64_t n, const tritllm_vector &matrix, int64_t at) {
 
 template <class V>
 constexpr StepKernels step_kernels() {
-    return {rms_norm<V>, apply_rotary<V>, gate<V>,     widen<V>,       add<V>, narrow<V>,
-            attend<V>,   combine<V>,      multiply<V>, round_token<V>, dot<V>};
+    return {rms_norm<V>, apply_rotary<V>, gate<V>,    widen<V>,    add<V>,
+            narrow<V>,   attend<V>,       combine<V>, multiply<V>, dot<V>};
 }
 
 }  // namespace

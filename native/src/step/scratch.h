@@ -59,10 +59,10 @@ struct Scratch {
         };
         auto floats = [&](int64_t count) { return reinterpret_cast<float *>(take(4 * count)); };
         auto activations = [&](int64_t columns) {
-            return take(tritllm_linear_activations_size(n, columns, b.exact));
+            return take(tritllm_linear_activations_size(n, columns, b.arithmetic));
         };
         auto one = [&](int64_t columns) {
-            return (tritllm_linear_activations_size(1, columns, b.exact) + 63) / 64 * 64;
+            return (tritllm_linear_activations_size(1, columns, b.arithmetic) + 63) / 64 * 64;
         };
         rows = floats(n * std::max({s.hidden, s.queries, s.wide}));
         result = floats(n * std::max({s.projected, s.hidden, 2 * s.wide}));

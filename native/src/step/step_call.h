@@ -65,10 +65,10 @@ struct StepCall {
     }
 
     tritllm_input input(int64_t columns) const {
-        return {scratch.rows, columns, rows, columns, TRITLLM_FLOAT32, blocks[0].exact};
+        return {scratch.rows, columns, rows, columns, TRITLLM_FLOAT32, blocks[0].arithmetic};
     }
     tritllm_input one(const float *row, int64_t columns) const {
-        return {row, columns, 1, columns, TRITLLM_FLOAT32, blocks[0].exact};
+        return {row, columns, 1, columns, TRITLLM_FLOAT32, blocks[0].arithmetic};
     }
 };
 

@@ -47,8 +47,6 @@ struct StepKernels {
     void (*combine)(float *parts, int64_t count, int64_t stride, int head_dim, float *out);
     // x = x * by
     void (*multiply)(float *x, int64_t n, float by);
-    // x = rint(x * s) / s with s = 127 / max(|x|, 1e-5), as BitNet rounds a token's activations.
-    void (*round_token)(float *x, int64_t n);
     // Of x [n] and the row of a matrix that begins at element `at`.
     float (*dot)(const float *x, int64_t n, const tritllm_vector &matrix, int64_t at);
 };

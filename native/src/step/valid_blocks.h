@@ -38,14 +38,14 @@ inline bool valid_block(const tritllm_block &b) {
            valid_vector(b.post_norm, false) && valid_vector(b.q_norm, true) &&
            valid_vector(b.k_norm, true) && valid_vector(b.attention_norm, true) &&
            valid_vector(b.feedforward_norm, true) && valid_vector(b.attention_sub_norm, true) &&
-           !b.k.prepared == !b.v.prepared && (!b.per_token || (b.exact && !b.experts)) &&
-           valid_unit(b);
+           !b.k.prepared == !b.v.prepared && b.arithmetic >= TRITLLM_GROUPS &&
+           b.arithmetic <= TRITLLM_PER_TOKEN && valid_unit(b);
 }
 
 inline bool same_shape(const tritllm_block &a, const tritllm_block &b) {
     return a.hidden == b.hidden && a.heads == b.heads && a.kv_heads == b.kv_heads &&
            a.head_dim == b.head_dim && a.rotary_dim == b.rotary_dim && a.dtype == b.dtype &&
-           a.exact == b.exact && a.per_token == b.per_token;
+           a.arithmetic == b.arithmetic;
 }
 
 inline bool valid_blocks(const tritllm_block *blocks, int64_t n_blocks) {

@@ -18,7 +18,7 @@ WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
 HEAD_MULTIPLE, MOST_HEAD_DIM = 32, 256
 CACHE_GROUP = 32  # elements of int8 keys and values that share a scale
 SILU, GELU_TANH, RELU_SQUARED = range(3)
-GROUPS, EXACT, SUPERBLOCKS = range(3)  # what activations become, and how products add up
+GROUPS, EXACT, SUPERBLOCKS, PER_TOKEN = range(4)  # what activations become, and how products add up
 MOST_CHOSEN = 32
 
 _INT, _INT64, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -217,8 +217,7 @@ class Block(ctypes.Structure):
         ("head_dim", _INT),
         ("rotary_dim", _INT),
         ("dtype", _INT),
-        ("exact", _INT),
-        ("per_token", _INT),
+        ("arithmetic", _INT),
         ("epsilon", _FLOAT),
         ("norm_offset", _FLOAT),
         ("scaling", _FLOAT),

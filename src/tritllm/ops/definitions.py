@@ -11,11 +11,12 @@ part_rows gives the rows of each part, as `torch.split` takes them.
 * `tritllm::linear(x, planes, scale, steps, bias, part_rows) -> [..., N]`: x [..., K] of any float
   dtype; w_hat is rounded to x's dtype and multiplied by torch in that dtype, a block of rows of W
   at a time. So it is what a dequantized layer of that dtype computes.
-* `tritllm::linear_prepared(x, prepared, steps, layout, depth, in_features, out_features, exact,
-  bias, part_rows, planes, scale) -> [..., N]`: the same product by a device's own kernels, from
+* `tritllm::linear_prepared(x, prepared, steps, layout, depth, in_features, out_features,
+  arithmetic, bias, part_rows, planes, scale) -> [..., N]`: the same product by a device's own kernels, from
   `prepared` and its `layout` as `backends.prepare` gave them for these steps (a layout may hold
-  the steps itself). exact: activations stay float32; otherwise a kernel may round them to int8 in
-  groups of 16. planes and scale are read by the gradient alone.
+  the steps itself). arithmetic: one of mode.ARITHMETIC's numbers; kernels may round activations to int8
+  in groups of 16 (GROUPS), keep them in float32 (EXACT), or round them with one scale for each
+  token (PER_TOKEN). planes and scale are read by the gradient alone.
 
 Bytes are not checked here: whoever loads them does. A byte above 242 reads as 242. Shapes, dtypes
 and sizes are, before memory is touched: ValueError, TypeError.
@@ -34,6 +35,7 @@ from torch.library import Library, register_fake
 
 from tritllm.format.layout import plane_row_bytes, scale_row_bytes
 from tritllm.format.trits import DEPTHS, ENTRIES
+from tritllm.ops.mode import ARITHMETIC
 
 LIBRARY = Library("tritllm", "DEF")
 _SCHEMAS = {
@@ -47,7 +49,7 @@ _SCHEMAS = {
     ),
     "linear_prepared": (
         "(Tensor x, Tensor prepared, Tensor steps, int layout, int depth, SymInt in_features,"
-        " SymInt out_features, bool exact, Tensor? bias=None, int[]? part_rows=None,"
+        " SymInt out_features, int arithmetic, Tensor? bias=None, int[]? part_rows=None,"
         " Tensor? planes=None, Tensor? scale=None) -> Tensor"
     ),
 }
@@ -101,7 +103,7 @@ class PreparedArguments(NamedTuple):
     depth: int
     in_features: int
     out_features: int
-    exact: bool
+    arithmetic: int
     bias: torch.Tensor | None = None
     part_rows: Sequence[int] | None = None
     planes: torch.Tensor | None = None
@@ -125,6 +127,9 @@ class PreparedArguments(NamedTuple):
         _refuse_unless(
             self.depth in DEPTHS and 0 < self.layout < 1 << 31,
             f"no memory is prepared at depth {self.depth} in layout {self.layout}",
+        )
+        _refuse_unless(
+            self.arithmetic in ARITHMETIC.values(), f"there is no arithmetic {self.arithmetic}"
         )
 
 

@@ -3,8 +3,8 @@
 * `int8` (the default): the device's own kernels, activations rounded to int8 in groups of 16 where
   the kernels do so;
 * `exact`: the device's own kernels, float32 activations, slower;
-* `per-token`: as `exact`, after activations are rounded to int8 with one scale for each token, as
-  models of BitNet's kind are trained to have them;
+* `per-token`: the device's own kernels, activations rounded to int8 with one scale for each token,
+  as models of BitNet's kind are trained to have them;
 * `torch`: plain torch, which decodes the weights at every call; also what happens where there are
   no kernels for a device, or they cannot be loaded.
 
@@ -24,10 +24,12 @@ from __future__ import annotations
 import os
 
 from tritllm.errors import TritError
+from tritllm.native import structures
 
 PER_TOKEN = "per-token"
-EXACT = ("exact", PER_TOKEN)  # their products round nothing
-MODES = ("int8", *EXACT, "torch")
+# What kernels do with activations; torch keeps them as they are.
+ARITHMETIC = {"int8": structures.GROUPS, "exact": structures.EXACT, PER_TOKEN: structures.PER_TOKEN}
+MODES = (*ARITHMETIC, "torch")
 PREFILLS = ("auto", "groups", "superblocks")
 
 

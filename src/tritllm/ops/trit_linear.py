@@ -158,23 +158,23 @@ class TritLinear(nn.Module):  # type: ignore[misc]
                 now = uncounted(planes, scale, codebook)
             if now != self._seen:
                 self.prepare()
-        prepared, depth, exact = buffers["prepared"], planes.shape[0], self._mode in modes.EXACT
-        if self._mode == modes.PER_TOKEN:
-            x = rounded_per_token(x)
+        prepared, depth, mode = buffers["prepared"], planes.shape[0], self._mode
         read = min(self._most, depth)
         if prepared is not None and not compiling and goes_straight(x, bias):
             return cpu.linear_prepared(
                 x, prepared, self._steps[read - 1], self._layout, read, self.in_features,
-                self.out_features, exact, bias,
+                self.out_features, modes.ARITHMETIC[mode], bias,
             )  # fmt: skip
         steps = codebook[read - 1]
         if read < depth:
             planes = planes[:read]
         if prepared is None or (read < depth and not prepared.is_cpu):
+            if mode == modes.PER_TOKEN:
+                x = rounded_per_token(x)
             return linear(x, planes, scale, steps, bias)
         return linear_prepared(
-            x, prepared, steps, self._layout, read, self.in_features, self.out_features, exact,
-            bias, None, planes, scale,
+            x, prepared, steps, self._layout, read, self.in_features, self.out_features,
+            modes.ARITHMETIC[mode], bias, None, planes, scale,
         )  # fmt: skip
 
     def prepare(self) -> bool:

@@ -8,13 +8,14 @@ arrays of another kind. All need the native library (`tritllm.native.available()
 `products.reference` is the same arithmetic in NumPy. `TRITLLM_ISA` forces an instruction set.
 """
 
-from tritllm.native.structures import EXACT, GROUPS, SUPERBLOCKS
+from tritllm.native.structures import EXACT, GROUPS, PER_TOKEN, SUPERBLOCKS
 from tritllm.products.linear import linear, run_function, scratch_size, superblock_rows
 from tritllm.products.prepared import Prepared, layout, prepare, prepare_pointers, size
 
 __all__ = [
     "EXACT",
     "GROUPS",
+    "PER_TOKEN",
     "SUPERBLOCKS",
     "Prepared",
     "layout",

@@ -26,7 +26,7 @@ def linear(
     """X [..., K] -> y [..., N] of x's dtype: float16, bfloat16 (ml_dtypes) or float32.
 
     bias: [N] of one of these dtypes. arithmetic: GROUPS, EXACT (float32 activations in place of
-    int8) or SUPERBLOCKS (for many rows). planes: read only so many of the top planes. See
+    int8), SUPERBLOCKS (for many rows) or PER_TOKEN (one scale a row). planes: read only so many of the top planes. See
     `products.reference` for the arithmetic. Any number of threads gives the same result.
 
     Raises ValueError for shapes that do not fit, planes outside 1..depth and memory that is not

@@ -2,7 +2,7 @@
 
 `exact` is what a float32 matrix product of the decoded weights gives. `quantized` has int8
 activations: every 16 along K, the weights' own groups, share one float32 scale, and each group's
-dot product is an exact integer. Kernels agree with it up to the rounding of float32 sums; `bound`
+dot product is an exact integer. `per_token` has one scale for each row of x. Kernels agree with it up to the rounding of float32 sums; `bound`
 says by how much they may differ.
 """
 
@@ -67,7 +67,34 @@ def quantized(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.nda
 
     y = sum over groups of float32(dot) * s * step, each product rounded, summed in order.
     """
-    activations = quantize(x)
+    return _sum_of_groups(level, index, steps, quantize(x))
+
+
+def quantize_token(x: np.ndarray) -> Quantized:
+    """As `quantize`, with one scale for each row, which its groups share.
+
+    t = 127 / max(|x|, 1e-5), q = rint(x * t) and s = 1 / t (Wang et al., 2023). A row with a NaN or
+    an infinity has q = 0 and a NaN for its scale.
+    """
+    rows, columns = x.shape
+    padded = np.zeros((rows, groups_of(columns) * GROUP), np.float32)
+    padded[:, :columns] = x
+    largest = np.maximum(np.abs(padded).max(axis=1, keepdims=True), np.float32(1e-5))
+    finite = np.isfinite(largest)
+    inverse = np.float32(127) / np.where(finite, largest, np.float32(1))
+    q = np.rint(np.where(finite, padded, 0) * inverse).astype(np.int8)
+    scale = np.where(finite, np.float32(1) / inverse, np.float32(np.nan))
+    return Quantized(q.reshape(rows, -1, GROUP), np.repeat(scale, groups_of(columns), axis=1))
+
+
+def per_token(level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """As `quantized`, with activations rounded by tokens."""
+    return _sum_of_groups(level, index, steps, quantize_token(x))
+
+
+def _sum_of_groups(
+    level: np.ndarray, index: np.ndarray, steps: np.ndarray, activations: Quantized
+) -> np.ndarray:
     dots = group_dots(level, activations).astype(np.float32)
     terms = dots * activations.scale[:, None, :] * steps[index][None]
     return np.cumsum(terms, axis=2, dtype=np.float32)[..., -1]

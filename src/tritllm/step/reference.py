@@ -215,11 +215,3 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 def relu_squared(x: np.ndarray) -> np.ndarray:
     """Squared ReLU, max(x, 0)**2 (So et al., 2021)."""
     return np.maximum(x, 0) ** 2
-
-
-def round_token(x: np.ndarray) -> np.ndarray:
-    """Rows X [..., K] in int8 with one scale each: q / s, s = 127 / max(|x|, 1e-5), q = rint(x s)
-    (Wang et al., 2023).
-    """
-    scale = np.float32(127) / np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5))
-    return np.rint(x * scale) / scale

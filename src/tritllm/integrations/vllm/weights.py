@@ -22,7 +22,7 @@ class Call:
     """What a product needs beside its tensors.
 
     layout: of the prepared memory; 0 where there is none and the planes are decoded at each call.
-    nbytes: of that memory. part_rows: rows of the parts, where they have a codebook each.
+    nbytes: of that memory. arithmetic: as of the operator, where it is prepared. part_rows: rows of the parts, where they have a codebook each.
     """
 
     layout: int
@@ -30,19 +30,19 @@ class Call:
     depth: int
     in_features: int
     out_features: int
-    exact: bool
+    arithmetic: int
     part_rows: list[int] | None
 
     def numbers(self) -> list[int]:
         """As an operator takes it."""
         first = (self.layout, self.nbytes, self.depth, self.in_features, self.out_features)
-        return [*first, int(self.exact), *(self.part_rows or ())]
+        return [*first, self.arithmetic, *(self.part_rows or ())]
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> Call:
         """The call again."""
-        layout, nbytes, depth, in_features, out_features, exact, *parts = numbers
-        return cls(layout, nbytes, depth, in_features, out_features, bool(exact), parts or None)
+        layout, nbytes, depth, in_features, out_features, arithmetic, *parts = numbers
+        return cls(layout, nbytes, depth, in_features, out_features, arithmetic, parts or None)
 
     def run(
         self,
@@ -59,7 +59,7 @@ class Call:
         if self.layout:
             return linear_prepared(
                 x, memory, steps, self.layout, self.depth, self.in_features, self.out_features,
-                self.exact, bias, self.part_rows,
+                self.arithmetic, bias, self.part_rows,
             )  # fmt: skip
         return linear(x, memory, scale, steps, bias, self.part_rows)
 
@@ -94,7 +94,7 @@ def prepare(
         planes.shape[0],
         packed.in_features,
         planes.shape[1],
-        asked == "exact",
+        mode.ARITHMETIC.get(asked, 0),
         parts,
     )
     return (call, planes, packed.scale) if made is None else (call, made.memory, None)

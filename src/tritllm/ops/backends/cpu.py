@@ -29,6 +29,7 @@ from tritllm.ops.dtypes import NUMBER_OF_TORCH, NUMPY_OF_TORCH
 _ALIGNMENT = 64
 _SCRATCH_KEPT = 1 << 23  # bytes a thread keeps between calls
 _STEP_BYTES = 4 * ENTRIES
+_ARITHMETIC = tuple(mode.ARITHMETIC.values())
 
 
 def runs_as_requested() -> bool:
@@ -43,7 +44,11 @@ def describe() -> str:
     """
     asked = mode.requested()
     if asked != "torch" and native.available():
-        activations = "int8" if asked == "int8" else "float32 (TRITLLM_LINEAR=exact)"
+        activations = {
+            "int8": "int8",
+            "exact": "float32 (TRITLLM_LINEAR=exact)",
+            mode.PER_TOKEN: f"int8, a scale for each token (TRITLLM_LINEAR={mode.PER_TOKEN})",
+        }[asked]
         return f"native kernels, {native.describe_isa('products')}, activations in {activations}"
     why = "TRITLLM_LINEAR=torch" if asked == "torch" else native.load_error()
     return f"torch, which decodes the weights at every call: {why}"
@@ -130,7 +135,7 @@ def linear_prepared(
     depth: int,
     in_features: int,
     out_features: int,
-    exact: bool,
+    arithmetic: int,
     bias: torch.Tensor | None = None,
     part_rows: Sequence[int] | None = None,
     planes: torch.Tensor | None = None,
@@ -149,6 +154,7 @@ def linear_prepared(
         or shape[-1] != in_features
         or depth not in DEPTHS
         or not 0 < layout < 1 << 31  # 0 would mean any
+        or arithmetic not in _ARITHMETIC
         or prepared.dtype is not torch.uint8
         or steps.dtype is not torch.float32
         or (part_rows is None and steps.numel() != ENTRIES)
@@ -159,8 +165,17 @@ def linear_prepared(
     ):
         return _refuse_or_cast(
             PreparedArguments(
-                x, prepared, steps, layout, depth, in_features, out_features, exact, bias, part_rows
-            )
+                x,
+                prepared,
+                steps,
+                layout,
+                depth,
+                in_features,
+                out_features,
+                arithmetic,
+                bias,
+                part_rows,
+            )  # fmt: skip
         )
     address = prepared.data_ptr()
     if not prepared.is_contiguous() or not address or address % _ALIGNMENT:
@@ -184,8 +199,7 @@ def linear_prepared(
         element = 0 if bias is None else bias.element_size()
         product = _parts(product, part_rows, in_features, y.element_size(), element)
         count = len(part_rows)
-    arithmetic = products.EXACT if exact else products.GROUPS
-    if not exact and batch >= superblock_rows():
+    if arithmetic == products.GROUPS and batch >= superblock_rows():
         arithmetic = products.SUPERBLOCKS
     call = Input(x.data_ptr(), in_features, batch, in_features, dtype, arithmetic)
     scratch = scratch_memory(products.scratch_size(batch, in_features, arithmetic))

@@ -16,6 +16,7 @@ from tritllm.format.trits import ENTRIES
 from tritllm.ops import mode
 from tritllm.ops.backends.backend import Backend, Prepared
 from tritllm.ops.definitions import Packed, PreparedArguments
+from tritllm.ops.per_token import rounded_per_token
 from tritllm.ops.triton_kernels import layout
 
 MIN_CAPABILITY = (8, 0)  # bfloat16 products on tensor cores
@@ -77,17 +78,17 @@ def linear_prepared(
     depth: int,
     in_features: int,
     out_features: int,
-    exact: bool,
+    arithmetic: int,
     bias: torch.Tensor | None = None,
     part_rows: Sequence[int] | None = None,
     planes: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `definitions` says. Activations keep their dtype, whatever `exact` is."""
+    """As `definitions` says. Activations keep their dtype, but for those rounded per token."""
     from tritllm.ops.triton_kernels import launch
 
     PreparedArguments(
-        x, prepared, steps, number, depth, in_features, out_features, exact, bias, part_rows
+        x, prepared, steps, number, depth, in_features, out_features, arithmetic, bias, part_rows
     ).check()
     if number != layout.LAYOUT or prepared.numel() != layout.size(out_features, in_features, depth):
         raise ValueError(
@@ -97,6 +98,8 @@ def linear_prepared(
     for name, tensor in (("prepared memory is", prepared), ("steps are", steps)):
         if tensor.device != x.device:
             raise ValueError(f"{name} on {tensor.device}, x on {x.device}")
+    if arithmetic == mode.ARITHMETIC[mode.PER_TOKEN]:
+        x = rounded_per_token(x.detach())
     rows = x.to(_NARROW.get(x.dtype, x.dtype)).reshape(-1, in_features).contiguous()
     with torch.cuda.device_of(x):
         y = launch.linear(rows, prepared, steps.reshape(-1, ENTRIES), depth, out_features, bias)

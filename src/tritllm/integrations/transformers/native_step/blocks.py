@@ -12,7 +12,7 @@ from tritllm.integrations.transformers.experts import TritExperts
 from tritllm.integrations.transformers.native_step.families import Block, Family, Mixture, Unit
 from tritllm.integrations.transformers.native_step.watch import kind_of
 from tritllm.ops.dtypes import NUMBER_OF_TORCH
-from tritllm.ops.mode import EXACT, PER_TOKEN
+from tritllm.ops.mode import ARITHMETIC
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
@@ -73,8 +73,6 @@ def _is_native_block(block: Block, config: type, family: Family) -> bool:
     if _activation_of(block) is None or block.q.in_features % block_step.WIDTH_MULTIPLE:
         return False
     if block.unit is not None and not _is_native_unit(block.unit):
-        return False
-    if block.mixture is not None and block.q.mode == PER_TOKEN:
         return False
     if block.mixture is not None and not _is_native_mixture(block, block.mixture):
         return False
@@ -159,8 +157,7 @@ def native_blocks(
                 head_dim=head_dim,
                 rotary_dim=turned,
                 dtype=NUMBER_OF_TORCH[dtype],
-                exact=block.q.mode in EXACT,
-                per_token=block.q.mode == PER_TOKEN,
+                arithmetic=ARITHMETIC[block.q.mode],
                 epsilon=epsilon_of(block.norms.input),
                 norm_offset=family.norm_offset,
                 scaling=block.attention.scaling,
