@@ -83,7 +83,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int64_t batch = 1 + input.next() % 18;
     const int flags = input.next(), dtypes = input.next();
     const bool repaired = flags & 1, tame = flags & 4, signs = flags & 8;
-    const int arithmetic = flags & 2     ? TRITLLM_EXACT
+    const int arithmetic = flags & 2     ? flags & 128 ? TRITLLM_PER_TOKEN : TRITLLM_EXACT
                            : flags & 128 ? TRITLLM_SUPERBLOCKS
                                          : TRITLLM_GROUPS;
     const int x_dtype = tame ? int(TRITLLM_FLOAT32) : dtypes % 3;

@@ -13,14 +13,17 @@ float add_product(int isa, float x, float y, float sum) {
 }
 
 // One element of y as the header defines it.
-float defined(int isa, const Matrix &w, int64_t n, const float *x, float bias, bool exact) {
-    float y = 0;
+float defined(int isa, const Matrix &w, int64_t n, const float *x, float bias, int arithmetic) {
+    const bool exact = arithmetic == TRITLLM_EXACT;
+    float y = 0, most = 1e-5f;  // of a token
+    for (int64_t k = 0; k < w.columns; k++) most = std::max(most, std::fabs(x[k]));
     for (int64_t g = 0; g < w.columns; g += 16) {
         const int64_t end = std::min(g + 16, w.columns);
         const float step = w.step(n, g);
         float largest = 0;
         for (int64_t k = g; k < end; k++) largest = std::max(largest, std::fabs(x[k]));
-        const float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
+        float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
+        if (arithmetic == TRITLLM_PER_TOKEN) inverse = 127 / most, scale = 1 / inverse;
         int dot = 0;
         for (int64_t k = g; k < end; k++) {
             const int level = w.level[size_t(n * w.columns + k)];
@@ -93,10 +96,9 @@ void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt199
     for (int64_t b = 0; b < batch; b++)
         for (int64_t n = 0; n < w.rows; n++) {
             const float *row = x.data() + b * w.columns;
-            const float expected =
-                arithmetic == TRITLLM_SUPERBLOCKS
-                    ? defined_by_superblocks(isa, w, n, row, bias[size_t(n)])
-                    : defined(isa, w, n, row, bias[size_t(n)], arithmetic == TRITLLM_EXACT);
+            const float expected = arithmetic == TRITLLM_SUPERBLOCKS
+                                       ? defined_by_superblocks(isa, w, n, row, bias[size_t(n)])
+                                       : defined(isa, w, n, row, bias[size_t(n)], arithmetic);
             CHECK(std::memcmp(&y[size_t(b * w.rows + n)], &expected, 4) == 0);
         }
 }
@@ -112,7 +114,8 @@ int main() {
             for (const auto &shape : shapes) {
                 const Matrix w(shape[0], shape[1], depth, rng);
                 for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
-                    for (int arithmetic : {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS})
+                    for (int arithmetic :
+                         {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS, TRITLLM_PER_TOKEN})
                         compare(isa, w, batch, arithmetic, rng);
             }
         std::printf("%s agrees\n", tritllm_isa_name(isa));

@@ -17,6 +17,7 @@ from tritllm import dequantize, quantize
 from tritllm.checkpoint.packed import PackedCheckpoint
 from tritllm.errors import FormatError, TritError
 from tritllm.integrations.transformers import TritConfig, load_model
+from tritllm.ops import backends
 from tritllm.quantizer.verify_source import verify_source
 from tritllm.step import native_step as decoder
 
@@ -98,8 +99,15 @@ def test_tokens_are_those_of_transformers(folder, form):
         assert same[clear].all()
         assert same.float().mean() > 0.95
         assert (ours - expected).norm() < 0.05 * expected.norm()
-        if options and FORMS[form].online:  # the same operations in the same order
-            assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.online])
+def test_without_kernels_the_bits_are_those_of_transformers(folder, monkeypatch, form):
+    """The same operations in the same order, where its weights are not multiplied by a scale."""
+    place = folder(form)
+    monkeypatch.setattr(backends, "prepare", lambda packed: None)
+    ours = logits(load_model(packed_of(place), dtype="bfloat16", **PER_TOKEN))
+    assert torch.equal(ours, logits(theirs(place)))
 
 
 @torch.no_grad()
@@ -124,7 +132,7 @@ def test_the_native_step_is_that_of_the_modules(folder, monkeypatch, native, opt
     model.model.__class__ = model.model.stock
     expected = decoded(model)
     assert len(steps) == 6
-    # Of activations rounded by token, a rounding may fall the other way.
+    # Where activations are rounded, a rounding may fall the other way.
     assert (ours - expected).norm() < (1e-5 if not options else 1e-2) * expected.norm()
 
 

@@ -51,10 +51,14 @@ def hard_rows(columns: int, dtype: type) -> np.ndarray:
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 95, 96, 97, 333])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
-def test_int8_activations_are_the_twins(isa: str, columns: int, dtype: type) -> None:
+@pytest.mark.parametrize(
+    ("arithmetic", "twin"),
+    [(kernels.GROUPS, reference.quantize), (kernels.PER_TOKEN, reference.quantize_token)],
+)
+def test_int8_activations_are_the_twins(isa, columns, dtype, arithmetic, twin) -> None:
     x = hard_rows(columns, dtype)
-    found = prepared_activations(isa, x, kernels.GROUPS)
-    expected = reference.quantize(x)
+    found = prepared_activations(isa, x, arithmetic)
+    expected = twin(x)
     blocks, groups = -(-columns // BLOCK), -(-columns // 16)
     q = found[:, : blocks * BLOCK].view(np.int8).reshape(len(x), -1, 16)
     assert (q[:, :groups] == expected.q).all()

@@ -19,6 +19,10 @@ from tritllm.products import reference
 pytestmark = needs_library
 
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
+REFERENCE = {
+    kernels.GROUPS: reference.quantized, kernels.EXACT: reference.exact,
+    kernels.PER_TOKEN: reference.per_token,
+}  # fmt: skip
 EPSILON = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # half a unit, relative
 
 
@@ -67,23 +71,21 @@ def run_many(prepared, x, threads, fields=None):
     batch=st.integers(1, 40),
     dtype=st.sampled_from(DTYPES),
     bias_dtype=st.sampled_from([None, *DTYPES]),
-    exact=st.booleans(),
+    arithmetic=st.sampled_from([kernels.GROUPS, kernels.EXACT, kernels.PER_TOKEN]),
     threads=st.integers(1, 3),
 )
-@example(1, 1, 4, 0, 1, np.float32, None, False, 1)
-@example(16, 96, 2, 0, 1, np.float32, None, False, 1)
-@example(17, 97, 3, 0, 2, np.float16, np.float16, True, 2)
-@example(300, 300, 4, 3, 40, ml_dtypes.bfloat16, np.float32, False, 2)
+@example(1, 1, 4, 0, 1, np.float32, None, kernels.GROUPS, 1)
+@example(16, 96, 2, 0, 1, np.float32, None, kernels.PER_TOKEN, 1)
+@example(17, 97, 3, 0, 2, np.float16, np.float16, kernels.EXACT, 2)
+@example(300, 300, 4, 3, 40, ml_dtypes.bfloat16, np.float32, kernels.GROUPS, 2)
 def test_products_agree_with_the_reference(
-    isa, rows, columns, depth, drop, batch, dtype, bias_dtype, exact, threads
+    isa, rows, columns, depth, drop, batch, dtype, bias_dtype, arithmetic, threads
 ):
     planes = max(1, depth - drop)
     w = random_weights(rows, rows, columns, depth)
     x = activations(columns, batch, columns, dtype)
     bias = None
-    expected = (reference.exact if exact else reference.quantized)(
-        *w.at(planes), x.astype(np.float32)
-    ).astype(np.float64)
+    expected = REFERENCE[arithmetic](*w.at(planes), x.astype(np.float32)).astype(np.float64)
     bound = reference.bound(*w.at(planes), x.astype(np.float32))
     if bias_dtype:
         bias = activations(7, 1, rows, bias_dtype)[0]
@@ -91,7 +93,7 @@ def test_products_agree_with_the_reference(
         bound = bound + 2.0**-23 * (np.abs(expected) + np.abs(bias.astype(np.float64)))
     prepared = kernels.prepare(w.tensor, planes, threads, isa)
     assert (prepared.shape, prepared.depth) == ((rows, columns), planes)
-    y = kernels.linear(prepared, x, bias, threads, exact)
+    y = kernels.linear(prepared, x, bias, threads, arithmetic)
     assert y.dtype == x.dtype
     assert_close(y, expected, bound)
 
@@ -160,16 +162,16 @@ def test_superblocks_lose_little(isa, depth):
     assert error(kernels.GROUPS) < error(kernels.SUPERBLOCKS) < 0.012
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("arithmetic", REFERENCE)
 @pytest.mark.parametrize("batch", [1, 2, 4, 5, 100])
-def test_one_memory_serves_every_depth(isa, exact, batch):
+def test_one_memory_serves_every_depth(isa, arithmetic, batch):
     """Fewer planes than were prepared give what memory made of those alone gives, to the bit."""
     w = random_weights(9, 50, 700, 4)
     x = activations(2, batch, 700, np.float32)
     prepared = kernels.prepare(w.tensor, isa=isa)
     for planes in (1, 2, 3, 4):
-        alone = kernels.linear(kernels.prepare(w.tensor, planes, isa=isa), x, arithmetic=exact)
-        found = kernels.linear(prepared, x, arithmetic=exact, planes=planes)
+        alone = kernels.linear(kernels.prepare(w.tensor, planes, isa=isa), x, arithmetic=arithmetic)
+        found = kernels.linear(prepared, x, arithmetic=arithmetic, planes=planes)
         assert found.tobytes() == alone.tobytes()
     for planes in (0, 5):
         with pytest.raises(ValueError, match=r"expected 1\.\.4"):
@@ -178,16 +180,16 @@ def test_one_memory_serves_every_depth(isa, exact, batch):
         run_many([prepared], x, 1, {"depth": 3})
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("arithmetic", REFERENCE)
 @pytest.mark.parametrize("batch", [1, 3, 20])
-def test_a_row_of_zeros_gives_the_bias(isa, exact, batch):
+def test_a_row_of_zeros_gives_the_bias(isa, arithmetic, batch):
     w = random_weights(2, 35, 130, 4)
     prepared = kernels.prepare(w.tensor, isa=isa)
     x = activations(4, batch, 130, np.float32)
     x[batch // 2] = 0
     bias = activations(5, 1, 35, np.float32)[0]
-    assert (kernels.linear(prepared, x, arithmetic=exact)[batch // 2] == 0).all()
-    assert (kernels.linear(prepared, x, bias, arithmetic=exact)[batch // 2] == bias).all()
+    assert (kernels.linear(prepared, x, arithmetic=arithmetic)[batch // 2] == 0).all()
+    assert (kernels.linear(prepared, x, bias, arithmetic=arithmetic)[batch // 2] == bias).all()
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -205,12 +207,13 @@ def test_large_activations_stay_finite(isa, exact, batch):
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_not_finite_stays_in_its_row(isa, batch, dtype):
+@pytest.mark.parametrize("arithmetic", [kernels.GROUPS, kernels.PER_TOKEN])
+def test_what_is_not_finite_stays_in_its_row(isa, batch, dtype, arithmetic):
     w = random_weights(8, 20, 100, 1)
     x = activations(2, batch, 100, dtype)
-    clean = kernels.linear(kernels.prepare(w.tensor, isa=isa), x)
+    clean = kernels.linear(kernels.prepare(w.tensor, isa=isa), x, arithmetic=arithmetic)
     x[0, 99] = np.nan
-    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x)
+    y = kernels.linear(kernels.prepare(w.tensor, isa=isa), x, arithmetic=arithmetic)
     assert np.isnan(y[0].astype(np.float32)).all()
     assert y[1:].tobytes() == clean[1:].tobytes()
 

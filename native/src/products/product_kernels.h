@@ -75,7 +75,7 @@ void quantize_token(const void *x, int64_t columns, int64_t blocks, uint8_t *row
             sum += n[i];
         }
         for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * sum;
-        scale[g] = 1.0f / s;
+        scale[g] = held > 0 ? 1.0f / s : 0.0f;
     }
 }
 

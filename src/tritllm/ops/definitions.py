@@ -12,11 +12,11 @@ part_rows gives the rows of each part, as `torch.split` takes them.
   dtype; w_hat is rounded to x's dtype and multiplied by torch in that dtype, a block of rows of W
   at a time. So it is what a dequantized layer of that dtype computes.
 * `tritllm::linear_prepared(x, prepared, steps, layout, depth, in_features, out_features,
-  arithmetic, bias, part_rows, planes, scale) -> [..., N]`: the same product by a device's own kernels, from
-  `prepared` and its `layout` as `backends.prepare` gave them for these steps (a layout may hold
-  the steps itself). arithmetic: one of mode.ARITHMETIC's numbers; kernels may round activations to int8
-  in groups of 16 (GROUPS), keep them in float32 (EXACT), or round them with one scale for each
-  token (PER_TOKEN). planes and scale are read by the gradient alone.
+  arithmetic, bias, part_rows, planes, scale) -> [..., N]`: the same product by a device's own
+  kernels, from `prepared` and its `layout` as `backends.prepare` gave them for these steps (a
+  layout may hold the steps itself). arithmetic: one of mode.ARITHMETIC: EXACT keeps activations in
+  float32, GROUPS lets a kernel round them to int8 in groups of 16, PER_TOKEN rounds them to int8
+  with one scale for each token. planes and scale are read by the gradient alone.
 
 Bytes are not checked here: whoever loads them does. A byte above 242 reads as 242. Shapes, dtypes
 and sizes are, before memory is touched: ValueError, TypeError.

@@ -26,8 +26,8 @@ def linear(
     """X [..., K] -> y [..., N] of x's dtype: float16, bfloat16 (ml_dtypes) or float32.
 
     bias: [N] of one of these dtypes. arithmetic: GROUPS, EXACT (float32 activations in place of
-    int8), SUPERBLOCKS (for many rows) or PER_TOKEN (one scale a row). planes: read only so many of the top planes. See
-    `products.reference` for the arithmetic. Any number of threads gives the same result.
+    int8), SUPERBLOCKS (for many rows) or PER_TOKEN (one scale a row); see `products.reference`.
+    planes: read only so many of the top planes. Any number of threads gives the same result.
 
     Raises ValueError for shapes that do not fit, planes outside 1..depth and memory that is not
     prepared, TypeError for another dtype, RuntimeError without the library.

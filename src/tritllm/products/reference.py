@@ -2,8 +2,8 @@
 
 `exact` is what a float32 matrix product of the decoded weights gives. `quantized` has int8
 activations: every 16 along K, the weights' own groups, share one float32 scale, and each group's
-dot product is an exact integer. `per_token` has one scale for each row of x. Kernels agree with it up to the rounding of float32 sums; `bound`
-says by how much they may differ.
+dot product is an exact integer; `per_token` has one scale for each row of x. Kernels agree with
+them up to the rounding of float32 sums; `bound` says by how much they may differ.
 """
 
 from __future__ import annotations

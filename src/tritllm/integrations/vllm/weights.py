@@ -22,7 +22,8 @@ class Call:
     """What a product needs beside its tensors.
 
     layout: of the prepared memory; 0 where there is none and the planes are decoded at each call.
-    nbytes: of that memory. arithmetic: as of the operator, where it is prepared. part_rows: rows of the parts, where they have a codebook each.
+    nbytes: of that memory. arithmetic: the operator's, for prepared memory. part_rows: rows of the
+    parts, where they have a codebook each.
     """
 
     layout: int

@@ -165,17 +165,8 @@ def linear_prepared(
     ):
         return _refuse_or_cast(
             PreparedArguments(
-                x,
-                prepared,
-                steps,
-                layout,
-                depth,
-                in_features,
-                out_features,
-                arithmetic,
-                bias,
-                part_rows,
-            )  # fmt: skip
+                x, prepared, steps, layout, depth, in_features, out_features, arithmetic, bias
+            )._replace(part_rows=part_rows)
         )
     address = prepared.data_ptr()
     if not prepared.is_contiguous() or not address or address % _ALIGNMENT:
