@@ -64,7 +64,7 @@ class MeasuredModel:
         self._blocks = [self.model.get_submodule(name) for name in skeleton.blocks]
         found = {**skeleton.planned, **skeleton.tables}
         self._modules = {tensor.module: name for name, tensor in found.items()}
-        self._transposed = {t.module for t in found.values() if t.transposed}
+        self._transposed = {t.module for name, t in found.items() if skeleton.is_transposed(name)}
         self._depths = dict.fromkeys(self._modules, FLOAT)
         self._encoded: dict[tuple[str, int], TritTensor] = {}
 

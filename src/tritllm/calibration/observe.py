@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tritllm.calibration.routing import Routes, routed
 from tritllm.calibration.stages import Experts, Stage, Sums
 
 
@@ -27,12 +28,12 @@ class Taken:
     """What a run showed of a step: a row a token.
 
     x: the input [tokens, K]. y: what `Kind` says, [tokens, width]; the input itself for INPUT.
-    index: of a mixture, the experts that each token is sent to, int64 [tokens, k].
+    routes: of a mixture, which experts get which tokens.
     """
 
     x: torch.Tensor | None = None
     y: torch.Tensor | None = None
-    index: torch.Tensor | None = None
+    routes: Routes | None = None
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -116,12 +117,13 @@ def _rows(value: torch.Tensor) -> torch.Tensor:
 def _take_input(
     taken: Taken, step: Stage | Experts, kind: Kind, place: int, done: Callable[[int], None]
 ) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         if taken.x is not None:
             return
-        taken.x = _rows(args[0])
         if isinstance(step, Experts):
-            taken.index = _rows(args[1])
+            taken.x, taken.routes = routed(module, args)
+        else:
+            taken.x = _rows(args[0])
         if kind is Kind.INPUT:
             taken.y = taken.x
             done(place)

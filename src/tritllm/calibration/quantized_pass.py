@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from tritllm.calibration.activations import Activations, ActivationStore
@@ -22,6 +21,7 @@ from tritllm.calibration.float_pass import kind_of
 from tritllm.calibration.moments import Moments
 from tritllm.calibration.observe import Kind, Taken, observe
 from tritllm.calibration.part import Batches, Part
+from tritllm.calibration.routing import Routes, joined
 from tritllm.calibration.stages import Experts, Stage, is_below
 from tritllm.quantizer.configs import Config
 
@@ -120,24 +120,30 @@ class QuantizedPass:
     def _experts(self, step: Experts, compared: Activations) -> None:
         """Every expert by the tokens that the quantized router sends it."""
         inputs = self._store.new(*compared.shape)
-        chosen = []
+        batches = []
         for first, _, (taken,), _ in self._runs([(step, Kind.INPUT)]):
             assert taken.x is not None
-            assert taken.index is not None
+            assert taken.routes is not None
             inputs.put(first, taken.x)
-            chosen.append(taken.index.cpu().numpy())
-        index = np.concatenate(chosen)
+            batches.append((first, taken.routes))
+        routes = joined(batches)
         mixture: Any = self._part.root.get_submodule(step.module)
         for number in range(mixture.num_experts):
-            rows = np.flatnonzero((index == number).any(axis=1))
-            self._expert(f"{step.module}.{number}", mixture, rows, inputs, compared)
+            self._expert(step.module, number, mixture, routes, inputs, compared)
         inputs.release()
 
     def _expert(
-        self, name: str, mixture: Any, rows: np.ndarray, inputs: Activations, compared: Activations
+        self,
+        module: str,
+        number: int,
+        mixture: Any,
+        routes: Routes,
+        inputs: Activations,
+        compared: Activations,
     ) -> None:
         """gate and up of an expert, then down, whose float input is of the float gate and up."""
-        names = mixture.names
+        names, name = mixture.names, f"{module}.{number}"
+        rows, shares = routes.of(number)
         expert: Any = self._part.root.get_submodule(name)
         gate, up = expert.get_submodule(names.gate), expert.get_submodule(names.up)
         weights = gate.weight.detach().clone(), up.weight.detach().clone()
@@ -149,10 +155,13 @@ class QuantizedPass:
             for begin in range(0, len(rows), _ROWS):
                 some = rows[begin : begin + _ROWS]
                 x, wanted = inputs.take(some, self._device), compared.take(some, self._device)
+                if shares is not None:
+                    share = torch.from_numpy(shares[begin : begin + _ROWS, None]).to(self._device)
+                    x, wanted = x * share, wanted * share
                 if leaves == (names.down,):
                     with torch.no_grad():
-                        x = mixture.act_fn(gate(x)) * up(x)
-                        wanted = mixture.act_fn(wanted @ weights[0].T) * (wanted @ weights[1].T)
+                        x = mixture.gated(number, gate(x), up(x))
+                        wanted = mixture.gated(number, wanted @ weights[0].T, wanted @ weights[1].T)
                 if moments is None:
                     moments = Moments(x.shape[1], x.shape[1], self._device)
                 moments.add(x, wanted - x)

@@ -162,7 +162,9 @@ class _Course:
         vectors = self._vectors(config, encodings)
         student = student_of(self.teacher)
         self._fill_tables(student, config, encodings)
-        transposed = [name for name in matrices if self._planned(name).transposed]
+        transposed = [
+            name for name in matrices if self.skeleton.is_transposed(name.removesuffix(".weight"))
+        ]
         installed = Installed(student, matrices, vectors, frozenset(transposed)).to(self.device)
         divergence = Divergence(self.teacher, student, self.device)
         held_back = self._tensor(self.windows.held_back)

@@ -9,7 +9,7 @@ tensors in the file's dtype before 5.21 (`dtype_of_renamed`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -28,7 +28,7 @@ from transformers.quantizers import auto
 __all__ = [
     "AttentionMaskInterface", "Conv1D", "ConversionOps", "WeightConverter", "WeightRenaming",
     "allow_loading_attributes", "attention_of", "checkpoint_state", "commit_of",
-    "compile_on_any_device",
+    "compile_on_any_device", "config_of_json",
     "experts_gate", "forget_conversions", "forget_quantized", "get_model_conversion_mapping",
     "keep_in_float32", "kept_dtype", "kept_in_float32", "name_in_model",
     "sdpa_attention_forward", "sdpa_mask", "server_class", "untie",
@@ -120,6 +120,11 @@ def experts_gate(experts: Any) -> str | None:
     """The module that defines how experts gate, where they say so."""
     gate = getattr(type(experts), "_apply_gate", None)
     return None if gate is None else str(gate.__module__)
+
+
+def config_of_json(kind: Any, content: Mapping[str, Any]) -> Any:
+    """A config of a class from its config.json, in which an infinity is an object of a tag."""
+    return kind.from_dict(kind._decode_special_floats(dict(content)))
 
 
 def compile_on_any_device(config: Any) -> None:

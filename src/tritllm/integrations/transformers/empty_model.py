@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from tritllm.format.safetensors_header import TensorEntry
-from tritllm.integrations.transformers.compat import checkpoint_state
+from tritllm.integrations.transformers.compat import checkpoint_state, config_of_json
 
 TORCH_OF_SAFETENSORS = {
     "F16": torch.float16,
@@ -32,7 +32,7 @@ def filled_config(content: Mapping[str, Any]) -> Any:
     Raises whatever transformers raises for a family that it does not know.
     """
     kind = type(transformers.AutoConfig.for_model(content.get("model_type")))
-    return kind.from_dict(dict(content))
+    return config_of_json(kind, content)
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> Any:

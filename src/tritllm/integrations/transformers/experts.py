@@ -99,12 +99,12 @@ class TritExperts(nn.Module):  # type: ignore[misc]
 
     def _run(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """One expert, with its biases. x [T, H] -> [T, H]."""
-        result: torch.Tensor = self.get_submodule(str(index))(x, partial(self._gated, index))
+        result: torch.Tensor = self.get_submodule(str(index))(x, partial(self.gated, index))
         bias = self._parameters.get(DOWN_BIAS)
         return result if bias is None else result + bias[index]
 
-    def _gated(self, index: int, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """What goes into the last layer, from gate and up [T, I]."""
+    def gated(self, index: int, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """What goes into an expert's last layer, of its gate and up layers' [T, I]."""
         fused, bias = self._fused[0], self._parameters.get(GATE_UP_BIAS)
         if bias is None and is_plain_gate(fused):
             product: torch.Tensor = self.act_fn(gate) * up
