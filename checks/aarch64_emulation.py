@@ -61,7 +61,7 @@ def try_wheel(wheel: Path, work: Path, run: Callable[..., str]) -> str:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     settings = {"PYTHONPATH": str(site), "TRITLLM_REQUIRE_NATIVE": "1"}
-    return run(["qemu-aarch64", "-L", root, python, "-c", TRY], cwd=site, **settings).strip()
+    return run(["qemu-aarch64", "-L", root, python, "-c", TRY], settings, site).strip()
 
 
 def _system(folder: Path, run: Callable[..., str]) -> Path:

@@ -16,14 +16,14 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from compiler import install_zig
+from parts import ROOT, CheckError, add_parts, run, run_parts
 
-ROOT = Path(__file__).parents[1]
 BUILDS = ROOT / "build" / "checks"
 CORPUS = ROOT / "native" / "tests" / "corpus"
 # Where a sanitizer finds something the program aborts, so that a fuzz target keeps its input.
@@ -33,10 +33,6 @@ SANITIZER_OPTIONS = {
 }
 
 
-class CheckError(Exception):
-    """A check that failed; its output was printed."""
-
-
 def tool(name: str) -> str:
     """The path of a tool: the one installed beside this Python, else the machine's."""
     beside = Path(sys.executable).parent / name
@@ -44,24 +40,6 @@ def tool(name: str) -> str:
     if not found:
         raise CheckError(f"{name} is missing: pip install {name}")
     return found
-
-
-def run(command: list[str | Path], **environment: str) -> str:
-    """The output of a command, which is printed where it fails."""
-    done = subprocess.run(
-        command,
-        env=os.environ | environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        print(done.stdout)
-        raise CheckError(f"exit code {done.returncode} of {' '.join(map(str, command[:4]))} ...")
-    return done.stdout
 
 
 def build(name: str, *options: str) -> Path:
@@ -81,7 +59,7 @@ def has_avx512() -> bool:
     return cpuinfo.exists() and "avx512_vnni" in cpuinfo.read_text(encoding="utf-8")
 
 
-def run_tests(folder: Path, **environment: str) -> str:
+def run_tests(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """Run the tests of a build; what ran, and what did not with the reason."""
     command: list[str | Path] = [
         tool("ctest"),
@@ -92,7 +70,7 @@ def run_tests(folder: Path, **environment: str) -> str:
     ]
     if not has_avx512():
         command += ["--exclude-regex", "linear_amx_test"]
-    said = run([*command, "--timeout", "600"], **environment)
+    said = run([*command, "--timeout", "600"], environment)
     ran = re.findall(r"Test +#\d+: (\w+) \.+ +Passed", said)
     if not ran or "Skipped" in said:
         raise CheckError(f"no test ran, or one was skipped:\n{said}")
@@ -150,7 +128,7 @@ def _sanitized() -> tuple[Path, str]:
 def check_sanitized() -> str:
     """The tests under the sanitizers."""
     folder, missing = _sanitized()
-    return run_tests(folder, **SANITIZER_OPTIONS) + missing
+    return run_tests(folder, SANITIZER_OPTIONS) + missing
 
 
 def check_fuzz(seconds: float) -> str:
@@ -162,7 +140,7 @@ def check_fuzz(seconds: float) -> str:
         raise CheckError(f"targets {sources}, but corpora {targets}")
 
     def fuzz(name: str) -> str:
-        said = run([folder / "tests" / name, CORPUS / name, str(seconds)], **SANITIZER_OPTIONS)
+        said = run([folder / "tests" / name, CORPUS / name, str(seconds)], SANITIZER_OPTIONS)
         return f"{name} {said.strip()}"
 
     with ThreadPoolExecutor(2) as pool:
@@ -189,26 +167,17 @@ def check_neon() -> str:
 def main() -> int:
     """Runs the parts that were named, by default all; 1 where one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = ("format", "plain", "sanitized", "fuzz", "neon")
-    parser.add_argument("part", nargs="*", choices=[*parts, []], help="default: all")
-    parser.add_argument("--fuzz-seconds", type=float, default=20, help="for each fuzz target")
-    options = parser.parse_args()
-    checks: dict[str, Callable[[], str]] = {
+    parts: dict[str, Callable[[], str]] = {
         "format": check_format,
         "plain": check_plain,
         "sanitized": check_sanitized,
         "fuzz": lambda: check_fuzz(options.fuzz_seconds),
         "neon": check_neon,
     }
-    failed = False
-    for name in options.part or parts:
-        start = time.monotonic()
-        try:
-            said = checks[name]()
-        except CheckError as error:
-            said, failed = f"FAILED: {error}", True
-        print(f"native {name} ({time.monotonic() - start:.0f} s): {said}", flush=True)
-    return int(failed)
+    add_parts(parser, parts)
+    parser.add_argument("--fuzz-seconds", type=float, default=20, help="for each fuzz target")
+    options = parser.parse_args()
+    return run_parts("native", parts, options.part)
 
 
 if __name__ == "__main__":

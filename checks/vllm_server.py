@@ -13,12 +13,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from parts import CheckError
+
 START_SECONDS = 600
 LENGTH = 192  # tokens of a request, prompt and answer
-
-
-class CheckError(Exception):
-    """A check that failed: one line."""
 
 
 class Server:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import vllm_environment
-from vllm_server import CheckError, Server
+from parts import ROOT, CheckError, add_parts, run, run_parts
+from vllm_server import Server
 
-ROOT = Path(__file__).parents[1]
 DATA = ROOT / "src" / "tritllm" / "demo_data"
 # Nats. "exact": float32 activations in the packed products; "float32": everywhere, and the weights
 # of the reference are float16.
@@ -115,12 +114,7 @@ class Check:
 
     def tritllm(self, *arguments: str | Path) -> None:
         """Run a command of this package in the environment."""
-        self._run([self.programs / "tritllm", *arguments])
-
-    def _run(self, command: Sequence[str | Path]) -> None:
-        done = subprocess.run(command, cwd=self.work, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CheckError(f"{' '.join(map(str, command[:2]))}: {done.stderr or done.stdout}")
+        run([self.programs / "tritllm", *arguments], cwd=self.work)
 
     def quantized(self, name: str, source: Path, *options: str) -> Path:
         """The folder that holds `packed` and `model`; made where it is not there."""
@@ -194,7 +188,7 @@ class Check:
         source = self.work / "tiny-experts"
         if not source.exists():
             tiny = ROOT / "checks" / "tiny_experts.py"
-            self._run([self.programs / "python", tiny, DATA / "model", source])
+            run([self.programs / "python", tiny, DATA / "model", source], cwd=self.work)
         folder = self.quantized("experts", source, *OUTPUT_LAYER)
         with self.serve(folder / "model", "--dtype", "float32") as server:
             reference = answers_of(server)
@@ -249,35 +243,23 @@ class Check:
             print(f"refused: {lines[-1].strip()}", flush=True)
 
 
-PARTS: dict[str, Callable[[Check], None]] = {
-    "demo": Check.demo,
-    "load": Check.load,
-    "experts": Check.experts,
-    "planes": Check.planes,
-    "refusals": Check.refusals,
-}
-
-
 def main() -> int:
-    """Run the parts; 1 where one fails."""
+    """Run the parts that were named, by default all; 1 where one failed."""
     parser = argparse.ArgumentParser(description="Serve packed models with a real vLLM.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parts: dict[str, Callable[[], None]] = {
+        "demo": lambda: check.demo(),
+        "load": lambda: check.load(),
+        "experts": lambda: check.experts(),
+        "planes": lambda: check.planes(),
+        "refusals": lambda: check.refusals(),
+    }
+    add_parts(parser, parts)
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv-vllm")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "vllm")
     options = parser.parse_args()
-    unknown = set(options.parts) - set(PARTS)
-    if unknown:
-        parser.error(f"no part is called {', '.join(sorted(unknown))}")
     options.work.mkdir(parents=True, exist_ok=True)
     check = Check(vllm_environment.make(options.environment), options.work.resolve())
-    for name in options.parts or PARTS:
-        try:
-            PARTS[name](check)
-        except CheckError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 1
-    print("vLLM serves packed models")
-    return 0
+    return run_parts("vLLM", parts, options.part)
 
 
 if __name__ == "__main__":

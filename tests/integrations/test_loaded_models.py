@@ -9,15 +9,13 @@ import warnings
 
 import pytest
 import torch
-from support.tiny_models import logits, quantize_tiny, some_ids
-from transformers import AutoModelForCausalLM
+from support.tiny_models import logits, quantize_tiny, random_model, some_ids
 
 from tritllm import native as library
 from tritllm.errors import TritError
 from tritllm.integrations.transformers import load_model
 from tritllm.integrations.transformers.layers import float_weight
 from tritllm.ops.trit_linear import TritLinear
-from tritllm.step import native_step
 
 MODES = ["torch"] + (["exact", "int8"] if library.available() else [])
 
@@ -32,20 +30,6 @@ def generated(model, **options) -> list[list[int]]:
 def mode(request, monkeypatch):
     monkeypatch.setenv("TRITLLM_LINEAR", request.param)
     return request.param
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Counts the native steps."""
-    count = []
-    real = native_step.llama_step
-
-    def counted(*arguments):
-        count.append(1)
-        real(*arguments)
-
-    monkeypatch.setattr(native_step, "llama_step", counted)
-    return count
 
 
 def packed_and_plain(folder):
@@ -227,17 +211,11 @@ def test_a_loaded_state_is_what_the_native_step_runs(tmp_path, native, steps, as
 def _with_native_step(place, seed):
     from transformers import LlamaConfig
 
-    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, bos_token_id=1,
         eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    model.save_pretrained(place / "source")
+    random_model(config, seed=seed).save_pretrained(place / "source")
     packed = quantize_tiny(place, "llama", 2) / "packed"
     return load_model(packed, dtype="float32")

@@ -13,7 +13,6 @@ from tritllm import quantize
 from tritllm.integrations.transformers import load_model
 from tritllm.integrations.transformers.layers import float_weight
 from tritllm.ops.trit_linear import TritLinear
-from tritllm.step import native_step as block_step
 
 # Relative differences of the losses. The product with exact kernels sums in another order; int8
 # rounds activations, 1/254 of a group's largest at most, and its gradient is the exact product's.
@@ -42,20 +41,6 @@ def folder(tmp_path_factory):
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(place / "source")
     quantize(str(place / "source"), ["uniform-d3"], place / "out", threads=1)
     return place / "out/uniform-d3/packed"
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """An entry for each native step."""
-    count = []
-    real = block_step.llama_step
-
-    def counted(*arguments):
-        count.append(1)
-        real(*arguments)
-
-    monkeypatch.setattr(block_step, "llama_step", counted)
-    return count
 
 
 def pair(folder, mode):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support.tiny_models import random_model
 from transformers.integrations.bitnet import WeightQuant, pack_weights, unpack_weights
 
 _SIZES: dict[str, Any] = {
@@ -44,14 +45,7 @@ FORMS = {
 
 def write_bitnet(folder: Path, form: Form) -> Path:
     """A random model's folder."""
-    torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_config(form.model(**_SIZES)).bfloat16()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-            else:
-                parameter.add_(torch.randn_like(parameter) / 4)
+    model = random_model(form.model(**_SIZES), noise=0.25, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if name.endswith("_proj.weight")]:

@@ -41,6 +41,28 @@ CONFIGS: dict[str, Any] = {
 FAMILIES = tuple(CONFIGS)
 
 
+def random_model(
+    config: Any,
+    times: float = 4,
+    noise: float = 0,
+    seed: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A model whose logits differ: random, its matrices scaled.
+
+    noise: standard deviation of what is added to biases and the weights of norms.
+    """
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(times)
+            elif noise:
+                parameter.add_(noise * torch.randn_like(parameter))
+    return model
+
+
 def write_tiny(folder: Path, family: str, dtype: torch.dtype = torch.float16) -> Path:
     """A random model's folder, biases not zero."""
     torch.manual_seed(len(family))

@@ -18,7 +18,6 @@ from tritllm import quantize
 from tritllm.errors import TritError
 from tritllm.integrations.peft.lora_layer import TritLoraLinear
 from tritllm.ops.trit_linear import TritLinear
-from tritllm.step import native_step as block_step
 
 LORA = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -83,14 +82,6 @@ def test_several_adapters(tiny, tmp_path):
     loaded.delete_adapter("other")
     loaded.unload()
     assert torch.equal(logits(loaded.get_base_model()), logits(load(folder)))
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """An entry for each native step."""
-    count, real = [], block_step.llama_step
-    monkeypatch.setattr(block_step, "llama_step", lambda *a: (count.append(1), real(*a))[1])
-    return count
 
 
 @pytest.fixture(scope="module")

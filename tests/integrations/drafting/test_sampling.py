@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from support.tiny_models import random_model
 from transformers.generation import utils as generation
 
 from tritllm.integrations.transformers import Draft, TritConfig, load_model
@@ -19,14 +20,8 @@ def packed(tmp_path_factory):
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=1024, tie_word_embeddings=False,
     )  # fmt: skip
-    torch.manual_seed(5)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(20)
     place = tmp_path_factory.mktemp("sampled")
-    model.save_pretrained(place / "source")
+    random_model(config, times=20, seed=5).save_pretrained(place / "source")
     made = transformers.AutoModelForCausalLM.from_pretrained(
         place / "source", quantization_config=TritConfig(depth=4)
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from support.tiny_models import random_model
 
 from tritllm import quantize
 from tritllm.errors import TritError
@@ -21,18 +22,12 @@ pytestmark = pytest.mark.usefixtures("exact")
 def folder(tmp_path_factory):
     """A packed Qwen2, whose keys have biases."""
     place = tmp_path_factory.mktemp("int8")
-    torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.Qwen2Config(
-            vocab_size=96, hidden_size=64, intermediate_size=112, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=32, bos_token_id=1,
-            eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
-        )
+    config = transformers.Qwen2Config(
+        vocab_size=96, hidden_size=64, intermediate_size=112, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter))
-    model.save_pretrained(place / "source")
+    random_model(config, noise=1).save_pretrained(place / "source")
     quantize(str(place / "source"), ["uniform-d2"], place / "out", threads=1)
     return place / "out" / "uniform-d2" / "packed"
 

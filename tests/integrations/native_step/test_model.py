@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 import transformers
+from support.tiny_models import random_model
 
 from tritllm import quantize
 from tritllm.integrations.transformers import load_model
@@ -64,14 +65,7 @@ def folder(tmp_path_factory):
         key = (family, *sorted(map(str, more.items())))
         if key not in made:
             place = tmp_path_factory.mktemp(family)
-            torch.manual_seed(1)
-            model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**more))
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.ndim > 1:
-                        parameter.mul_(4)
-                    else:
-                        parameter.add_(torch.randn_like(parameter) / 4)
+            model = random_model(CONFIGS[family](**more), noise=0.25)
             model.save_pretrained(place / "source")
             quantize(str(place / "source"), ["uniform-d2"], place / "out", threads=1)
             made[key] = place / "out" / "uniform-d2" / "packed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from support.tiny_models import random_model
 
 from tritllm import quantize
 from tritllm.integrations.transformers import Draft, load_model
@@ -16,17 +17,11 @@ SETTINGS = {"max_new_tokens": 32, "do_sample": False, "eos_token_id": None, "pad
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     place = tmp_path_factory.mktemp("planes")
-    torch.manual_seed(1)
     config = transformers.LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=112, num_hidden_layers=2, head_dim=32,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    model.save_pretrained(place / "source")
+    random_model(config).save_pretrained(place / "source")
     quantize(str(place / "source"), ["uniform-d4"], place / "out", threads=1, write=["packed"])
     return place / "out" / "uniform-d4" / "packed"
 

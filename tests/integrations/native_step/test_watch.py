@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from support.tiny_models import quantize_tiny
+from support.tiny_models import quantize_tiny, random_model
 from torch.nn.utils import parametrize, prune
 
 from tritllm import quantize
@@ -25,19 +25,12 @@ IDS = torch.tensor([[5, 9, 11, 4, 7]])
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     place = tmp_path_factory.mktemp("qwen2")
-    torch.manual_seed(1)
     config = transformers.Qwen2Config(
         vocab_size=96, hidden_size=64, intermediate_size=112, num_hidden_layers=3,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, max_position_embeddings=128,
         bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(
-                torch.randn_like(parameter) / 4
-            )
-    model.save_pretrained(place / "source")
+    random_model(config, noise=0.25).save_pretrained(place / "source")
     quantize(str(place / "source"), ["uniform-d2"], place / "out", threads=1)
     return place / "out/uniform-d2/packed"
 
