@@ -5,9 +5,10 @@
 
 Blocks have random weights, those of one memory each, so that no cache holds them all. The products
 alone are the same products in two calls of tritllm_linear_run (one a width of inputs), so that
-nothing stands between them. "step" and "products" are the best of `--repeat` runs that take turns;
-"attention" is what the step takes longer over many tokens than over 64, as bytes of the cache a
-second.
+nothing stands between them. Of a mixture (--shape moe8 or moe64) they are those of as many experts
+as one token has; new tokens are random, and so is what they choose. "step" and "products" are the
+best of `--repeat` runs that take turns; "attention" is what the step takes longer over many tokens
+than over 64, as bytes of the cache a second.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from linear import random_tensor
 
@@ -31,23 +33,29 @@ from tritllm.step import native_step
 
 BFLOAT16, FLOAT32 = 1, 2
 FEW_TOKENS = 64
+UNIT = ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A block's sizes: those of Qwen2.5 models."""
+    """A block's sizes; `wide` is an expert's where there are experts."""
 
     hidden: int
     wide: int
     heads: int
     kv_heads: int
     head_dim: int
+    experts: int = 0
+    chosen: int = 0
 
 
+# Those of Qwen2.5 models, and of mixtures of few and of many experts.
 SHAPES = {
     "0.5b": Shape(896, 4864, 14, 2, 64),
     "1.5b": Shape(1536, 8960, 12, 2, 128),
     "7b": Shape(3584, 18944, 28, 4, 128),
+    "moe8": Shape(2048, 3584, 16, 4, 128, 8, 2),
+    "moe64": Shape(2048, 1024, 16, 4, 128, 64, 4),
 }
 
 
@@ -68,20 +76,40 @@ class Model:
         self.norm = np.ones(s.hidden, np.float32)
         norm = native_step.Vector(self.norm.ctypes.data, FLOAT32)
         none = native_step.Vector(None, 0)
-        self.prepared, blocks = [], []
+        self.router = rng.normal(size=(max(s.experts, 1), s.hidden)).astype(np.float32)
+        # Layers that a token reads, and all that there are.
+        self.prepared: list[list[kernels.Prepared]] = []
+        self.held: list[object] = []
+
+        def weights(names: tuple[str, ...], read: bool) -> dict[str, native_step.Weight]:
+            found = {}
+            for name in names:
+                memory = aligned_bytes(made[name].nbytes)
+                memory[:] = made[name].memory
+                layer = dataclasses.replace(made[name], memory=memory)
+                (self.prepared[-1] if read else self.held).append(layer)
+                found[name] = native_step.Weight(address(memory), layer.nbytes, none)
+            return found
+
+        def experts() -> ctypes._Pointer[native_step.Experts]:
+            units = (native_step.Expert(**weights(UNIT, e < s.chosen)) for e in range(s.experts))
+            array = (native_step.Expert * s.experts)(*units)
+            router = native_step.Vector(self.router.ctypes.data, FLOAT32)
+            found = ctypes.pointer(
+                native_step.Experts(s.experts, s.chosen, True, s.wide, router, none, array)
+            )
+            self.held += [array, found]
+            return found
+
+        blocks = []
         for _ in range(n_blocks):
-            own = {}
-            for name, layer in made.items():
-                memory = aligned_bytes(layer.nbytes)
-                memory[:] = layer.memory
-                own[name] = dataclasses.replace(layer, memory=memory)
-            self.prepared.append(own)
-            weights = {name: native_step.Weight(address(layer.memory), layer.nbytes, none)
-                       for name, layer in own.items()}  # fmt: skip
+            self.prepared.append([])
+            unit = {"experts": experts()} if s.experts else weights(UNIT, True)
             blocks.append(native_step.Block(
-                hidden=s.hidden, intermediate=s.wide, heads=s.heads, kv_heads=s.kv_heads,
-                head_dim=s.head_dim, rotary_dim=s.head_dim, dtype=BFLOAT16, epsilon=1e-6,
-                scaling=s.head_dim**-0.5, input_norm=norm, post_norm=norm, **weights,
+                hidden=s.hidden, intermediate=0 if s.experts else s.wide, heads=s.heads,
+                kv_heads=s.kv_heads, head_dim=s.head_dim, rotary_dim=s.head_dim, dtype=BFLOAT16,
+                epsilon=1e-6, scaling=s.head_dim**-0.5, input_norm=norm, post_norm=norm,
+                **weights(("q", "k", "v", "o"), True), **unit,
             ))  # fmt: skip
         self.blocks = (native_step.Block * n_blocks)(*blocks)
 
@@ -89,7 +117,7 @@ class Model:
         """All products of `rows` rows, with as few calls as their widths allow."""
         by_width: dict[int, list[kernels.Prepared]] = {}
         for own in self.prepared:
-            for layer in own.values():
+            for layer in own:
                 by_width.setdefault(layer.shape[1], []).append(layer)
         calls, held = [], []
         for width, layers in by_width.items():
@@ -130,7 +158,7 @@ class Model:
                 cache, np.int8
             )
         scales = np.full((*cache.shape[:-1], s.head_dim // CACHE_GROUP), 1e-2, np.float32)
-        start = np.full((rows, s.hidden), 0x3F80, np.uint16)
+        start = rng.normal(size=(rows, s.hidden)).astype(ml_dtypes.bfloat16).view(np.uint16)
         hidden = start.copy()
         cos = np.full((rows, s.head_dim), 0x3F80, np.uint16)
         sin = np.zeros_like(cos)

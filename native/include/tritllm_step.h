@@ -58,8 +58,9 @@ typedef struct {
 
 /* The experts of a block, instead of its gated unit. A token's are the `chosen` of the largest
  * p = softmax(router z), and it gets the sum of p Down(act(Gate z) * Up z), the p divided by their
- * sum where `normalized` says so. Only the chosen are read. A block's own gate, up and down, where
- * there are any, are an expert of all tokens, times sigmoid(shared_gate z). */
+ * sum where `normalized` says so. Only the chosen are read, each once for all of the step's tokens
+ * that chose it. A block's own gate, up and down, where there are any, are an expert of all tokens,
+ * times sigmoid(shared_gate z). */
 typedef struct {
     int32_t count;
     int32_t chosen; /* at most TRITLLM_MOST_CHOSEN */

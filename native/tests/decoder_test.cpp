@@ -9,7 +9,7 @@
 namespace {
 
 constexpr int64_t kHidden = 48, kWide = 112, kHeads = 6, kKvHeads = 2, kHeadDim = 64;
-constexpr int kBlocks = 2;
+constexpr int kBlocks = 2, kExperts = 3, kChosen = 2;
 
 struct Case {
     int64_t batch, new_tokens, tokens;
@@ -39,7 +39,7 @@ struct Model {
         for (int i = 0; i < kBlocks; i++) {
             for (const auto &s : shapes)
                 matrices.emplace_back(s[0], s[1], int(matrices.size() % 4) + 1, random.rng);
-            for (int64_t n : {kHidden, kHidden, kHeadDim, kHeadDim, q, kWide})
+            for (int64_t n : {kHidden, kHidden, kHeadDim, kHeadDim, q, kWide, kExperts * kHidden})
                 vectors.push_back(random.floats(n));
         }
     }
@@ -52,14 +52,14 @@ struct Result {
 Result run(const Model &model, int isa, const Case &c, int threads) {
     std::vector<Memory> prepared;
     std::vector<tritllm_block> blocks;
-    tritllm_expert expert[kBlocks];
+    tritllm_expert expert[kBlocks][kExperts];
     tritllm_experts mixtures[kBlocks];
     const tritllm_vector none = {nullptr, 0};
     for (int i = 0; i < kBlocks; i++) {
         for (int j = 0; j < 7; j++)
             prepared.push_back(model.matrices[size_t(7 * i + j)].prepare(isa));
         auto vector = [&](int j) {
-            return tritllm_vector{model.vectors[size_t(6 * i + j)].data(), TRITLLM_FLOAT32};
+            return tritllm_vector{model.vectors[size_t(7 * i + j)].data(), TRITLLM_FLOAT32};
         };
         auto weight = [&](int j) {
             const size_t number = size_t(7 * i + j);
@@ -101,10 +101,13 @@ Result run(const Model &model, int isa, const Case &c, int threads) {
         block.gate = weight(4);
         block.up = weight(5);
         block.down = weight(6);
-        tritllm_experts &experts = mixtures[size_t(i)];
-        expert[size_t(i)] = {block.gate, block.up, block.down};
-        experts = {1, 1, 1, kWide, vector(0), vector(1), &expert[size_t(i)]};
-        if (c.mixture) block.experts = &experts;
+        // The last block's unit, that of this one, and that of this one without its own up.
+        const tritllm_block &other = i ? blocks[0] : block;
+        expert[i][0] = {other.gate, other.up, other.down};
+        expert[i][1] = {block.gate, block.up, block.down};
+        expert[i][2] = {block.gate, block.gate, block.down};
+        mixtures[i] = {kExperts, kChosen, 1, kWide, vector(6), vector(1), expert[i]};
+        if (c.mixture) block.experts = &mixtures[i];
         blocks.push_back(block);
     }
     Random random;

@@ -398,20 +398,58 @@ def test_what_is_before_every_window_may_be_anything(isa, tokens, window):
     assert run(model, call)[0].tobytes() == clean.tobytes()
 
 
-def test_experts_that_a_token_did_not_choose_are_not_read(isa):
-    model = random_decoder(isa, 24, parts=FAMILIES["mixtral"])
-    call = random_call(model, 24, 1, 5, masked=False)
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_tokens_that_share_experts_get_the_bits_that_they_get_alone(isa, name, exact):
+    model = random_decoder(isa, 26, dtype="bfloat16", exact=exact, parts=FAMILIES[name])
+    batch, new = 4, 3
+    call = random_call(model, 26, batch, 40, masked=False, new=new)
+    together = [run(model, call, threads)[0] for threads in (1, 2, 4)]
+    assert len({x.tobytes() for x in together}) == 1
+    for b in range(batch):
+        one = slice(b, b + 1)
+        alone = dataclasses.replace(
+            call,
+            hidden=call.hidden[one].copy(),
+            cos=[x[one].copy() for x in call.cos],
+            sin=[x[one].copy() for x in call.sin],
+            keys=[x[one] for x in call.keys],
+            values=[x[one] for x in call.values],
+        )
+        assert run(model, alone)[0].tobytes() == together[0][one].tobytes()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_experts_that_no_token_chose_are_not_read(isa, batch):
+    model = random_decoder(isa, 24, parts=FAMILIES["qwen3_moe"])
+    call = random_call(model, 24, batch, 5, masked=False)
     before = run(model, call)[0]
-    refused = 0
-    experts = [block.experts.contents.expert[i] for block in model.native for i in range(4)]
-    for expert in experts:
-        memory, expert.down.prepared = expert.down.prepared, None
-        try:
-            assert run(model, call)[0].tobytes() == before.tobytes()
-        except ValueError:
-            refused += 1
-        expert.down.prepared = memory
-    assert refused == 2 * 2  # two of four experts in two blocks
+    chosen: list[set[int]] = []
+    for i, block in enumerate(model.plain):
+        units: list[decoder_reference.GatedUnit] = []
+        chosen.append(set())
+        for number, unit in enumerate(block.experts.units):
+
+            def down(x, number=number, of_block=chosen[i], product=unit.down):
+                of_block.add(number)
+                return product(x)
+
+            units.append(dataclasses.replace(unit, down=down))
+        model.plain[i] = dataclasses.replace(
+            block, experts=dataclasses.replace(block.experts, units=units)
+        )
+    expected(model, call)
+    for i, block in enumerate(model.native):
+        refused = set()
+        for number in range(FAMILIES["qwen3_moe"].experts):
+            expert = block.experts.contents.expert[number]
+            memory, expert.down.prepared = expert.down.prepared, None
+            try:
+                assert run(model, call)[0].tobytes() == before.tobytes()
+            except ValueError:
+                refused.add(number)
+            expert.down.prepared = memory
+        assert refused == chosen[i]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -24,5 +24,8 @@ int open_products(const tritllm_product *products, int count, int64_t columns, P
 // How many tiles a thread takes at a time.
 int64_t tiles_at_a_time(const ProductSet &set, int threads);
 
+// Row `from` of activations to row `to` of others of as many columns.
+void copy_activations(const void *activations, int64_t from, void *others, int64_t to);
+
 // Tiles [begin, end) of all of them, numbered one product after the other, for all batch rows.
 void multiply_tiles(const ProductSet &set, const void *activations, int64_t begin, int64_t end);

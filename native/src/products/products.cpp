@@ -153,6 +153,13 @@ int open_products(const tritllm_product *products, int count, int64_t columns, P
     return TRITLLM_OK;
 }
 
+void copy_activations(const void *activations, int64_t from, void *others, int64_t to) {
+    const auto *h = static_cast<const ActivationsHeader *>(activations);
+    std::memcpy(static_cast<uint8_t *>(others) + sizeof *h + to * h->row_bytes,
+                static_cast<const uint8_t *>(activations) + sizeof *h + from * h->row_bytes,
+                size_t(h->row_bytes));
+}
+
 int64_t tiles_at_a_time(const ProductSet &set, int threads) {
     const int64_t all = set.tiles();
     // Multiples of four, for kernels that take so many tiles at a time.

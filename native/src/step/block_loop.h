@@ -56,13 +56,13 @@ class BlockLoop : StepThread {
                 norm(block, attended, shape.hidden, block.attention_norm, attended);
             kernel.add(attended, {hidden_row(block, row), block.dtype}, shape.hidden, sum);
             norm(block, sum, shape.hidden, block.post_norm, z);
-            if (!block.experts) return;
-            const tritllm_input one = call.one(z, shape.hidden);
-            tritllm_linear_quantize(&one, 0, 1, scratch.of_token + row * scratch.token_bytes);
         };
         const int64_t wide = block.intermediate;
         if (!has_own_unit(block))
-            phases.run(call.rows, make_second);
+            phases.run(call.rows, [&](int64_t row) {
+                make_second(row);
+                products_.quantize(row, shape.hidden, scratch.of_hidden);
+            });
         else if (block.up.prepared)
             products_.make_rows(shape.hidden, scratch.of_hidden,
                                 {{block.gate, wide}, {block.up, wide}}, make_second);

@@ -29,6 +29,11 @@ struct ProductList {
         p.stride = stride;
         p.dtype = TRITLLM_FLOAT32;
     }
+
+    // A status of tritllm.h.
+    int open(int64_t columns, ProductSet *set) const {
+        return status == TRITLLM_OK ? open_products(product, count, columns, set) : status;
+    }
 };
 
 }  // namespace

@@ -29,24 +29,14 @@ class RowProducts : StepThread {
         phases.run(call.rows + 1, [&](int64_t part) {
             if (part == 0) return open(columns, factors);
             make_row(part - 1);
-            const tritllm_input input = call.input(columns);
-            tritllm_linear_quantize(&input, part - 1, part, activations);
+            quantize(part - 1, columns, activations);
         });
     }
 
-    void open(const ProductList &list, int64_t columns) {
-        int status = list.status;
-        if (status == TRITLLM_OK)
-            status = open_products(list.product, list.count, columns, &call.products);
-        if (status == TRITLLM_OK) return;
-        call.status.store(status);
-        call.products.count = 0;  // the others go on with nothing to multiply
-    }
-
-    // Of blocks whose units differ in width; call.begin makes the others.
-    void begin_activations(const tritllm_input &input, void *activations) {
-        const int status = call.begin_activations(input, activations);
-        if (status != TRITLLM_OK) call.status.store(status);
+    // A row of the input.
+    void quantize(int64_t row, int64_t columns, void *activations) {
+        const tritllm_input input = call.input(columns);
+        tritllm_linear_quantize(&input, row, row + 1, activations);
     }
 
     // The products that are open, whose matrices have so many rows.
@@ -65,7 +55,7 @@ class RowProducts : StepThread {
         const TileParts parts(tiles, call.threads);
         phases.run(parts.count(), [&](int64_t part) {
             const int64_t begin = parts.begin(part), end = parts.begin(part + 1);
-            if (part == 0) begin_activations(call.input(wide), scratch.of_wide);
+            if (part == 0) begin_wide(wide);
             multiply_tiles(call.products, scratch.of_hidden, begin, end);
             multiply_tiles(call.products, scratch.of_hidden, tiles + begin, tiles + end);
             const int64_t first = begin * kTileRows, n = std::min(end * kTileRows, wide) - first;
@@ -78,6 +68,12 @@ class RowProducts : StepThread {
     }
 
  private:
+    // Of blocks whose units differ in width; call.begin makes the others.
+    void begin_wide(int64_t wide) {
+        const int status = call.begin_activations(call.input(wide), scratch.of_wide);
+        if (status != TRITLLM_OK) call.status.store(status);
+    }
+
     // Results lie one after the other in a row.
     void open(int64_t columns, std::initializer_list<Factor> factors) {
         ProductList list;
@@ -87,7 +83,10 @@ class RowProducts : StepThread {
             list.add(f.weight, f.rows, scratch.result + at, width);
             at += f.rows;
         }
-        open(list, columns);
+        const int status = list.open(columns, &call.products);
+        if (status == TRITLLM_OK) return;
+        call.status.store(status);
+        call.products.count = 0;  // the others go on with nothing to multiply
     }
 };
 

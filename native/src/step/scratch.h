@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "expert_groups.h"
 #include "step_kernels.h"
 #include "valid_blocks.h"
 
@@ -43,12 +44,13 @@ struct Scratch {
     float *parts;     // [splits][rows][heads][partial_size]
     uint8_t *of_hidden, *of_queries, *of_wide;  // activations of so many columns
     float *logits;          // [rows][experts + 1]: the router's, and the shared gate's
-    float *expert_gates;    // [chosen][2][expert]: of one token
-    float *expert_rows;     // [chosen][expert]
-    float *expert_results;  // [chosen][hidden]
-    uint8_t *of_token;      // [rows]: activations of one token each, of hidden columns
-    uint8_t *of_expert;     // [chosen]: the same of an expert's columns
-    int64_t token_bytes, expert_bytes;
+    float *expert_gates;    // [places][expert]
+    float *expert_ups;      // [places][expert]
+    float *expert_results;  // [places][hidden]
+    uint8_t *of_places;     // [places]: activations of hidden columns, a group's together
+    uint8_t *of_expert;     // [places]: the same of an expert's columns
+    int64_t place_bytes, expert_bytes;
+    ExpertGroups groups = {};
     int64_t bytes = 0;
 
     Scratch(const tritllm_block &b, const Shape &s, int64_t n, int64_t tokens, void *memory) {
@@ -61,6 +63,7 @@ struct Scratch {
         auto activations = [&](int64_t columns) {
             return take(tritllm_linear_activations_size(n, columns, b.arithmetic));
         };
+        // So much for each row is enough for any number of them, and for what stands above them.
         auto one = [&](int64_t columns) {
             return (tritllm_linear_activations_size(1, columns, b.arithmetic) + 63) / 64 * 64;
         };
@@ -74,13 +77,22 @@ struct Scratch {
         of_wide = s.wide ? activations(s.wide) : nullptr;
         if (!s.experts) return;
         logits = floats(n * (s.experts + 1));
-        expert_gates = floats(2 * s.chosen * s.expert);
-        expert_rows = floats(s.chosen * s.expert);
-        expert_results = floats(s.chosen * s.hidden);
-        token_bytes = one(s.hidden);
-        of_token = take(n * token_bytes);
+        const int64_t places = n * s.chosen;
+        expert_gates = floats(places * s.expert);
+        expert_ups = floats(places * s.expert);
+        expert_results = floats(places * s.hidden);
+        place_bytes = one(s.hidden);
+        of_places = n > 1 ? take(places * place_bytes) : nullptr;
         expert_bytes = one(s.expert);
-        of_expert = take(s.chosen * expert_bytes);
+        of_expert = take(places * expert_bytes);
+        auto numbers = [&](int64_t count) { return reinterpret_cast<int64_t *>(take(8 * count)); };
+        groups.weight = floats(places);
+        groups.place = numbers(places);
+        groups.row = numbers(places);
+        groups.group = numbers(places);
+        groups.expert = numbers(places);
+        groups.first = numbers(places + 1);
+        groups.of_expert = numbers(s.experts);
     }
 };
 

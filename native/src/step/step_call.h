@@ -7,7 +7,6 @@
 
 #include "cpu/isa.h"
 #include "cpu/phase.h"
-#include "expert_choice.h"
 #include "products/product_set.h"
 #include "scratch.h"
 
@@ -25,7 +24,7 @@ struct StepCall {
     int isa;
     PhaseCounters counters;
     ProductSet products;  // those that run now
-    ExpertChoice choice;  // of the token that runs now
+    ExpertGroups groups;  // of the block that runs now
     std::atomic<int> status{TRITLLM_OK};
 
     StepCall(int n, const tritllm_block *b, int64_t count, const tritllm_step &s, void *memory)
@@ -35,7 +34,8 @@ struct StepCall {
           threads(std::max(n, 1)),
           rows(s.batch * s.new_tokens),
           shape(b, count),
-          scratch(b[0], shape, rows, s.tokens, memory) {}
+          scratch(b[0], shape, rows, s.tokens, memory),
+          groups(scratch.groups) {}
 
     // Which instruction set's functions run between the products: that of the first one.
     int begin() {
@@ -54,9 +54,6 @@ struct StepCall {
         result = begin_activations(input(shape.hidden), scratch.of_hidden);
         if (result == TRITLLM_OK)
             result = begin_activations(input(shape.queries), scratch.of_queries);
-        for (int64_t row = 0; shape.experts && row < rows && result == TRITLLM_OK; row++)
-            result = begin_activations(one(scratch.rows, shape.hidden),
-                                       scratch.of_token + row * scratch.token_bytes);
         return result;
     }
 
@@ -66,9 +63,6 @@ struct StepCall {
 
     tritllm_input input(int64_t columns) const {
         return {scratch.rows, columns, rows, columns, TRITLLM_FLOAT32, blocks[0].arithmetic};
-    }
-    tritllm_input one(const float *row, int64_t columns) const {
-        return {row, columns, 1, columns, TRITLLM_FLOAT32, blocks[0].arithmetic};
     }
 };
 
