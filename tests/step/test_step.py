@@ -399,9 +399,9 @@ def test_what_is_before_every_window_may_be_anything(isa, tokens, window):
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
-@pytest.mark.parametrize("exact", [True, False])
-def test_tokens_that_share_experts_get_the_bits_that_they_get_alone(isa, name, exact):
-    model = random_decoder(isa, 26, dtype="bfloat16", exact=exact, parts=FAMILIES[name])
+@pytest.mark.parametrize("arithmetic", [EXACT, GROUPS, PER_TOKEN])
+def test_tokens_that_share_experts_get_the_bits_that_they_get_alone(isa, name, arithmetic):
+    model = random_decoder(isa, 26, dtype="bfloat16", arithmetic=arithmetic, parts=FAMILIES[name])
     batch, new = 4, 3
     call = random_call(model, 26, batch, 40, masked=False, new=new)
     together = [run(model, call, threads)[0] for threads in (1, 2, 4)]
