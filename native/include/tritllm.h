@@ -25,7 +25,7 @@ extern "C" {
 #define TRITLLM_GROUP 16    /* weights that share one scale */
 #define TRITLLM_ENTRIES 27  /* scales in a codebook */
 #define TRITLLM_TILE 16     /* rows in a tile of the per-group scratch arrays */
-#define TRITLLM_GRID 256    /* scales at which the fit tabulates the error */
+#define TRITLLM_GRID 256    /* scales among which the fit chooses */
 #define TRITLLM_SAMPLE 3072 /* most groups that the fit looks at */
 #define TRITLLM_BLOCK 128   /* columns that a pass of the calibrated encoder handles in one call */
 
@@ -64,7 +64,7 @@ TRITLLM_API const char *tritllm_interface_hash(void);
  *   tritllm_measure, all rows        -> per group: largest magnitude, v2 scale at each depth;
  *                                       per row: energy
  *   tritllm_v2_codebook              -> the published codebook of a depth
- *   v3: tritllm_sample, tritllm_gather, tritllm_grid, tritllm_tabulate, tritllm_fit
+ *   v3: tritllm_sample, tritllm_gather, and tritllm_fit at each depth
  *                                    -> the fitted codebook
  *   tritllm_write, all rows          -> packed planes, scale indices, sums per row
  */
@@ -101,26 +101,25 @@ TRITLLM_API int tritllm_v2_codebook(const float *scales, int64_t n, float *scrat
                                     float *codebook);
 
 typedef struct {
-    int64_t count; /* groups in the sample; a multiple of 16 of them is stored, padded by zeros */
+    int64_t count; /* groups in the sample */
     float largest; /* of all groups */
     double body_weight;
-    int64_t group[TRITLLM_SAMPLE];
-    uint8_t in_tail[TRITLLM_SAMPLE];
+    int64_t group[TRITLLM_SAMPLE];   /* ascending */
+    uint16_t order[TRITLLM_SAMPLE];  /* their numbers in the sample, by largest magnitude, nearly */
+    uint8_t in_tail[TRITLLM_SAMPLE]; /* of each group of the sample */
 } tritllm_sample_set;
 
 TRITLLM_API int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
                                tritllm_sample_set *sample);
 
-/* magnitudes: [16][TRITLLM_SAMPLE] floats. */
-TRITLLM_API int tritllm_gather(const tritllm_matrix *matrix, const tritllm_sample_set *sample,
-                               float *magnitudes);
+/* magnitudes: [TRITLLM_SAMPLE / TRITLLM_TILE][17][TRITLLM_TILE] floats, of a tile of groups in the
+ * sample's order the 16 magnitudes and their largest. */
+TRITLLM_API int tritllm_gather(int isa, const tritllm_matrix *matrix,
+                               const tritllm_sample_set *sample, float *magnitudes);
 
-/* The grid of a depth's fit, then rows [begin, end) of its table [TRITLLM_GRID][TRITLLM_SAMPLE]. */
-TRITLLM_API int tritllm_grid(const float *published, const tritllm_sample_set *sample, float *grid);
-TRITLLM_API int tritllm_tabulate(int isa, const float *magnitudes, const tritllm_sample_set *sample,
-                                 const float *grid, int depth, int begin, int end, float *table);
-TRITLLM_API int tritllm_fit(const float *published, const tritllm_sample_set *sample,
-                            const float *grid, const float *table, float *codebook);
+/* scratch: [TRITLLM_GRID][TRITLLM_SAMPLE] floats. */
+TRITLLM_API int tritllm_fit(int isa, const float *magnitudes, const tritllm_sample_set *sample,
+                            const float *published, int depth, float *scratch, float *codebook);
 
 typedef struct {
     int32_t depth;

@@ -72,21 +72,18 @@ Result encode_and_dequantize(int isa, tritllm_matrix m, bool search, int64_t par
 
     static tritllm_sample_set sample;
     CHECK(tritllm_sample(result.largest.data(), rows, m.columns, &sample) == TRITLLM_OK);
-    static std::vector<float> magnitudes(16 * TRITLLM_SAMPLE), grid(TRITLLM_GRID);
-    static std::vector<float> table(size_t(TRITLLM_GRID) * TRITLLM_SAMPLE);
+    static std::vector<float> magnitudes(17 * TRITLLM_SAMPLE);
+    static std::vector<float> scratch_of_fit(size_t(TRITLLM_GRID) * TRITLLM_SAMPLE);
     std::vector<float> published(27);
-    CHECK(tritllm_gather(&m, &sample, magnitudes.data()) == TRITLLM_OK);
+    CHECK(tritllm_gather(isa, &m, &sample, magnitudes.data()) == TRITLLM_OK);
     for (int d = 1; d <= 4; d++) {
         result.codebook[d].resize(27);
         float *codebook = result.codebook[d].data();
         tritllm_v2_codebook(scale_of[d - 1], tiled, scratch.data(), published.data());
         std::memcpy(codebook, published.data(), 27 * sizeof(float));
-        if (search && sample.largest > 0) {
-            tritllm_grid(published.data(), &sample, grid.data());
-            CHECK(tritllm_tabulate(isa, magnitudes.data(), &sample, grid.data(), d, 0, TRITLLM_GRID,
-                                   table.data()) == TRITLLM_OK);
-            tritllm_fit(published.data(), &sample, grid.data(), table.data(), codebook);
-        }
+        if (search && sample.largest > 0)
+            CHECK(tritllm_fit(isa, magnitudes.data(), &sample, published.data(), d,
+                              scratch_of_fit.data(), codebook) == TRITLLM_OK);
         result.weight[d].resize(size_t(d * rows * width));
         result.scale[d].resize(size_t(rows * scale_width));
         result.sums[d].resize(size_t((2 + 2 * d) * rows));

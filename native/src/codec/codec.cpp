@@ -8,6 +8,7 @@
 #include "cpu/ieee.h"
 #include "cpu/isa.h"
 #include "cpu/lanes_scalar.h"
+#include "fit.h"
 
 namespace {
 
@@ -80,15 +81,25 @@ int tritllm_measure(int isa, const tritllm_matrix *m, int64_t begin, int64_t end
     return TRITLLM_OK;
 }
 
-int tritllm_tabulate(int isa, const float *magnitudes, const tritllm_sample_set *sample,
-                     const float *grid, int depth, int begin, int end, float *table) {
+int tritllm_gather(int isa, const tritllm_matrix *m, const tritllm_sample_set *sample,
+                   float *magnitudes) {
     const CodecKernels *k = codec_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
-    if (!valid_depth(depth) || begin < 0 || end > TRITLLM_GRID) return TRITLLM_BAD_ARGUMENT;
+    if (!valid_rows(*m, 0, m->rows) || sample->count < 0 || sample->count > TRITLLM_SAMPLE)
+        return TRITLLM_BAD_ARGUMENT;
     const IeeeArithmetic ieee;
-    for (int i = begin; i < end; i++)
-        k->tabulate(magnitudes, TRITLLM_SAMPLE, (sample->count + 15) / 16 * 16,
-                    grid[i] / float(kMaxLevel[depth]), depth, table + int64_t(i) * TRITLLM_SAMPLE);
+    if (sample->count) k->gather[m->dtype](*m, *sample, magnitudes);
+    return TRITLLM_OK;
+}
+
+int tritllm_fit(int isa, const float *magnitudes, const tritllm_sample_set *sample,
+                const float *published, int depth, float *scratch, float *codebook) {
+    const CodecKernels *k = codec_kernels(isa);
+    if (!k) return TRITLLM_UNSUPPORTED;
+    if (!valid_depth(depth) || sample->count < 1 || sample->count > TRITLLM_SAMPLE)
+        return TRITLLM_BAD_ARGUMENT;
+    const IeeeArithmetic ieee;
+    fit_codebook(*k, magnitudes, *sample, published, depth, scratch, codebook);
     return TRITLLM_OK;
 }
 

@@ -1,15 +1,16 @@
 #include "calibrated.h"
 #include "cpu/lanes_avx512.h"
 #include "dequantize.h"
+#include "fit_errors.h"
 #include "measure.h"
-#include "tabulate.h"
 #include "write.h"
 
 extern const CodecKernels codec_avx512 = {
     {trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint32_t>},
     {trit_measure<Avx512, Half>, trit_measure<Avx512, Bfloat>, trit_measure<Avx512, float>},
     {trit_write<Avx512, Half>, trit_write<Avx512, Bfloat>, trit_write<Avx512, float>},
-    trit_tabulate<Avx512>,
+    {trit_gather<Avx512, Half>, trit_gather<Avx512, Bfloat>, trit_gather<Avx512, float>},
+    trit_least_errors<Avx512>,
     {trit_dequantize<Avx512, Half>, trit_dequantize<Avx512, Bfloat>,
      trit_dequantize<Avx512, float>},
     trit_feed_back<Avx512>,

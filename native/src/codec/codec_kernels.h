@@ -5,6 +5,22 @@
 
 #include "tritllm.h"
 
+constexpr int kTileFloats = (TRITLLM_GROUP + 1) * TRITLLM_TILE;  // of tritllm_gather
+constexpr int kSampleTiles = TRITLLM_SAMPLE / TRITLLM_TILE;
+
+// The errors of the sampled groups on the grid of scales, as far as they have been needed.
+struct FitTable {
+    const float *magnitudes;  // as tritllm_gather has them
+    int64_t tiles;            // of them in use
+    int depth;
+    float step[TRITLLM_GRID], inverse[TRITLLM_GRID],
+        reach[TRITLLM_GRID];      // ascending: see StepTable
+    int32_t first[kSampleTiles];  // of a tile, the first row that clips nothing, or TRITLLM_GRID
+    float *error;                 // [TRITLLM_GRID][TRITLLM_SAMPLE]
+    // Of each tile, how many of the 16 squared errors its sums have, in the order of their index.
+    uint8_t summed[TRITLLM_GRID][kSampleTiles];
+};
+
 struct CodecKernels {
     // Indexed by the element type of the matrix.
     uint32_t (*peak[3])(const tritllm_matrix &, int64_t begin, int64_t end);
@@ -13,9 +29,9 @@ struct CodecKernels {
                        double *row_energy);
     void (*write[3])(const tritllm_matrix &, int64_t begin, int64_t end, int n_targets,
                      const tritllm_target *targets);
-    // Error of `count` groups (a multiple of 16) at one step.
-    void (*tabulate)(const float *magnitudes, int64_t stride, int64_t count, float step, int depth,
-                     float *error);
+    // Indexed by the element type of the matrix.
+    void (*gather[3])(const tritllm_matrix &, const tritllm_sample_set &, float *magnitudes);
+    void (*least_errors)(FitTable &, const int32_t *rows, float *least);
     // Indexed by the element type of the output.
     int (*decode[3])(const tritllm_packed &, int64_t begin, int64_t end);
     // Of the calibrated encoder.

@@ -1,5 +1,8 @@
-// v3's codebook: a sample of the groups, their error on a grid of scales, a search of the two ends.
+// v3's codebook: a sample of the groups, their errors on a grid of scales, a search of the two ends.
+#include "fit.h"
+
 #include <algorithm>
+#include <bitset>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -37,7 +40,8 @@ uint32_t tail_bin(const float *largest, int64_t n, uint32_t top) {
     float sample[2 * kLooks];
     const int64_t stride = std::max<int64_t>(1, n / kLooks);
     int64_t sampled = 0;
-    for (int64_t i = 0; i < n; i += stride) sample[sampled++] = largest[i];
+    if (stride > 1)  // of fewer values all are counted
+        for (int64_t i = 0; i < n; i += stride) sample[sampled++] = largest[i];
     int32_t count[kBins];
     // A guess that leaves somewhat more than the tail above it, lowered until it does.
     int64_t above = 4 * kTailSample / stride + 8;
@@ -62,16 +66,39 @@ uint32_t tail_bin(const float *largest, int64_t n, uint32_t top) {
 struct Tiling {
     int64_t rows, groups;
 
-    // Number of the group that is held at a position of a tiled array.
-    int64_t group_at(int64_t position) const {
-        const int64_t lane = position % TRITLLM_TILE, rest = position / TRITLLM_TILE;
-        return (rest / groups * TRITLLM_TILE + lane) * groups + rest % groups;
+    // Numbers of the groups that are held at positions of a tiled array, both ascending.
+    void groups_at(const int64_t *position, int64_t n, int64_t *group) const {
+        const int64_t tile_size = TRITLLM_TILE * groups;
+        for (int64_t begin = 0, end; begin < n; begin = end) {
+            const int64_t first = position[begin] / tile_size * tile_size;
+            for (end = begin; end < n && position[end] < first + tile_size;) end++;
+            for (int lane = 0; lane < TRITLLM_TILE; lane++)
+                for (int64_t i = begin; i < end; i++)
+                    if (position[i] % TRITLLM_TILE == lane)
+                        *group++ = first + lane * groups + (position[i] - first) / TRITLLM_TILE;
+        }
     }
     int64_t position_of(int64_t group) const {
         const int64_t row = group / groups;
         return (row / TRITLLM_TILE * groups + group % groups) * TRITLLM_TILE + row % TRITLLM_TILE;
     }
 };
+
+// Puts groups in the order of their largest magnitudes, by bins: the order is for speed alone.
+void order_by_largest(const float *prominence, int64_t count, uint16_t *order) {
+    if (!count) return;
+    uint32_t low = kBins - 1, high = 0;
+    for (int64_t i = 0; i < count; i++) {
+        low = std::min(low, bin_of(prominence[i]));
+        high = std::max(high, bin_of(prominence[i]));
+    }
+    uint16_t place[kBins + 1];
+    std::fill(place + low, place + high + 2, uint16_t(0));
+    for (int64_t i = 0; i < count; i++) place[bin_of(prominence[i]) + 1]++;
+    for (uint32_t bin = low; bin < high; bin++)
+        place[bin + 1] = uint16_t(place[bin + 1] + place[bin]);
+    for (int64_t i = 0; i < count; i++) order[place[bin_of(prominence[i])]++] = uint16_t(i);
+}
 
 }  // namespace
 
@@ -89,109 +116,148 @@ int tritllm_sample(const float *largest, int64_t rows, int64_t columns,
     summarize(largest, stored, &sample->largest, &present);
     const uint32_t tail = tail_bin(largest, stored, bin_of(sample->largest));
 
-    int64_t *const chosen = sample->group;  // at most kTailSample and kBodySample of them
+    int64_t position[kTailSample], in_tail[kTailSample + 1];  // and one that is above all
     int64_t n_tail = 0;
-    for_each_from(largest, stored, tail, [&](int64_t i) { chosen[n_tail++] = tiling.group_at(i); });
-    int64_t n_chosen = n_tail;
+    for_each_from(largest, stored, tail, [&](int64_t i) { position[n_tail++] = i; });
+    tiling.groups_at(position, n_tail, in_tail);
+    in_tail[n_tail] = n;
+
+    float prominence[TRITLLM_SAMPLE];
+    int64_t n_chosen = 0, next = 0;
+    const auto choose = [&](int64_t group, float x, bool tail) {
+        sample->group[n_chosen] = group;
+        sample->in_tail[n_chosen] = tail;
+        prominence[n_chosen++] = x;
+    };
+    const auto tail_below = [&](int64_t group) {
+        for (; in_tail[next] < group; next++)
+            choose(in_tail[next], largest[tiling.position_of(in_tail[next])], true);
+    };
     const int64_t count = std::min(n, kBodySample);
     for (int64_t i = 0; i < count; i++) {
         const int64_t group = i * n / count;
         const float x = largest[tiling.position_of(group)];
-        if (x > 0 && bin_of(x) < tail) chosen[n_chosen++] = group;
+        if (!(x > 0 && bin_of(x) < tail)) continue;
+        tail_below(group);
+        choose(group, x, false);
     }
-    std::sort(chosen, chosen + n_chosen);
+    tail_below(n);
+    order_by_largest(prominence, n_chosen, sample->order);
 
     sample->count = n_chosen;
     const int64_t n_body = n_chosen - n_tail;
     sample->body_weight = n_body ? double(present - n_tail) / double(n_body) : 0.0;
-    for (int64_t i = 0; i < n_chosen; i++)
-        sample->in_tail[i] = bin_of(largest[tiling.position_of(chosen[i])]) >= tail;
     return TRITLLM_OK;
 }
 
-int tritllm_gather(const tritllm_matrix *m, const tritllm_sample_set *sample, float *magnitudes) {
-    const IeeeArithmetic ieee;
-    const int64_t groups = (m->columns + TRITLLM_GROUP - 1) / TRITLLM_GROUP;
-    const int64_t stored = (sample->count + 15) / 16 * 16;
-    // 2**-exponent, which alone may not be a float32. What rounds on the way is negligible.
-    const int first = -m->exponent / 2;
-    const float up = std::ldexp(1.0f, first), up_more = std::ldexp(1.0f, -m->exponent - first);
-    for (int64_t n = 0; n < stored; n++) {
-        for (int i = 0; i < TRITLLM_GROUP; i++) {
-            float a = 0;
-            if (n < sample->count) {
-                const int64_t row = sample->group[n] / groups;
-                const int64_t column = sample->group[n] % groups * TRITLLM_GROUP + i;
-                if (column < m->columns)
-                    a = std::fabs(element(m->weight, m->dtype, row * m->row_stride + column)) * up *
-                        up_more;
-                if (a < 0x1p-64f) a = 0;
-            }
-            magnitudes[i * TRITLLM_SAMPLE + n] = a;
-        }
+namespace {
+
+// Entry j of the codebook that spans the grid's rows from low to high.
+int row_of(int low, int high, int j) { return low + (2 * j * (high - low) + 26) / 52; }
+
+// The total error of the sample under codebooks.
+class Totals {
+ public:
+    Totals(const CodecKernels &kernels, const tritllm_sample_set &sample, FitTable &table)
+        : kernels_(kernels), table_(table), body_weight_(sample.body_weight) {
+        uint16_t place[TRITLLM_SAMPLE];
+        for (int64_t i = 0; i < sample.count; i++) place[sample.order[i]] = uint16_t(i);
+        for (int64_t i = 0; i < sample.count; i++)
+            if (sample.in_tail[i])
+                tail_[n_tail_++] = place[i];
+            else
+                body_[n_body_++] = place[i];
     }
-    return TRITLLM_OK;
+
+    // Of n <= 4 codebooks, their ends given by grid rows.
+    void operator()(const int (*ends)[2], int n, double *totals) {
+        const float *least[4] = {least_[0], least_[0], least_[0], least_[0]};
+        for (int c = 0; c < n; c++) {
+            int32_t rows[TRITLLM_ENTRIES];
+            for (int j = 0; j < TRITLLM_ENTRIES; j++) rows[j] = row_of(ends[c][0], ends[c][1], j);
+            kernels_.least_errors(table_, rows, least_[c]);
+            least[c] = least_[c];
+        }
+        double tail[4] = {}, body[4] = {};
+        // Each sum in the order of the groups; those of several codebooks do not wait for each other.
+        for (int i = 0; i < n_tail_; i++)
+            for (int c = 0; c < 4; c++) tail[c] += double(least[c][tail_[i]]);
+        for (int i = 0; i < n_body_; i++)
+            for (int c = 0; c < 4; c++) body[c] += double(least[c][body_[i]]);
+        for (int c = 0; c < n; c++) totals[c] = tail[c] + body_weight_ * body[c];
+    }
+
+ private:
+    const CodecKernels &kernels_;
+    FitTable &table_;
+    const double body_weight_;
+    int n_tail_ = 0, n_body_ = 0;
+    uint16_t tail_[TRITLLM_SAMPLE], body_[TRITLLM_SAMPLE];  // where each group's least error is
+    float least_[4][TRITLLM_SAMPLE];
+};
+
+void fill_table(const float *magnitudes, const tritllm_sample_set &sample, const float *grid,
+                int depth, float *scratch, FitTable *table) {
+    table->magnitudes = magnitudes;
+    table->tiles = (sample.count + TRITLLM_TILE - 1) / TRITLLM_TILE;
+    table->depth = depth;
+    table->error = scratch;
+    const float level = float(kMaxLevel[depth]);
+    for (int i = 0; i < TRITLLM_GRID; i++) {
+        table->step[i] = grid[i] / level;
+        table->inverse[i] = 1.0f / table->step[i];
+        table->reach[i] = level * table->step[i];
+    }
+    for (int64_t tile = 0; tile < table->tiles; tile++) {
+        const float *largest = magnitudes + tile * kTileFloats + TRITLLM_GROUP * TRITLLM_TILE;
+        const float top = *std::max_element(largest, largest + TRITLLM_TILE);
+        table->first[tile] = int32_t(
+            std::lower_bound(table->reach, table->reach + TRITLLM_GRID, top) - table->reach);
+    }
+    std::memset(table->summed, 0, sizeof table->summed);
 }
 
-int tritllm_grid(const float *published, const tritllm_sample_set *sample, float *grid) {
-    const IeeeArithmetic ieee;
-    const float top = std::min(published[TRITLLM_ENTRIES - 1] * 1.25f, sample->largest);
+}  // namespace
+
+void fit_codebook(const CodecKernels &kernels, const float *magnitudes,
+                  const tritllm_sample_set &sample, const float *published, int depth,
+                  float *scratch, float *codebook) {
+    float grid[TRITLLM_GRID];
+    const float top = std::min(published[TRITLLM_ENTRIES - 1] * 1.25f, sample.largest);
     log_spaced(published[0] * 0.5f, top, TRITLLM_GRID, grid);
-    return TRITLLM_OK;
-}
+    FitTable table;
+    fill_table(magnitudes, sample, grid, depth, scratch, &table);
+    Totals totals(kernels, sample, table);
 
-int tritllm_fit(const float *published, const tritllm_sample_set *sample, const float *grid,
-                const float *table, float *codebook) {
-    const IeeeArithmetic ieee;
-    const int64_t count = sample->count;
-    float least[TRITLLM_SAMPLE];
-    double in_body[TRITLLM_SAMPLE] = {}, in_tail[TRITLLM_SAMPLE] = {};
-    for (int64_t i = 0; i < count; i++) (sample->in_tail[i] ? in_tail : in_body)[i] = 1;
-
-    auto total = [&](int low, int high) {
-        const float *first = table + int64_t(low) * TRITLLM_SAMPLE;
-        std::copy(first, first + count, least);
-        for (int j = 1; j < TRITLLM_ENTRIES; j++) {
-            const int row = low + (2 * j * (high - low) + 26) / 52;
-            const float *error = table + int64_t(row) * TRITLLM_SAMPLE;
-            for (int64_t i = 0; i < count; i++)
-                least[i] = error[i] < least[i] ? error[i] : least[i];
-        }
-        // Adding 0 changes nothing, and the two sums do not wait for each other.
-        double body = 0, tail = 0;
-        for (int64_t i = 0; i < count; i++) {
-            body += double(least[i]) * in_body[i];
-            tail += double(least[i]) * in_tail[i];
-        }
-        return tail + sample->body_weight * body;
-    };
-
-    int low = int(std::lower_bound(grid, grid + TRITLLM_GRID, published[0]) - grid);
-    int high =
-        int(std::lower_bound(grid, grid + TRITLLM_GRID, published[TRITLLM_ENTRIES - 1]) - grid);
-    double best = total(low, high);
+    int ends[1][2];
+    for (int end = 0; end < 2; end++)
+        ends[0][end] = int(
+            std::lower_bound(grid, grid + TRITLLM_GRID, published[end * (TRITLLM_ENTRIES - 1)]) -
+            grid);
+    double best;
+    totals(ends, 1, &best);
+    std::bitset<TRITLLM_GRID * TRITLLM_GRID> seen;  // none of them was better than the best so far
     for (int stride = 32; stride;) {
+        const int low = ends[0][0], high = ends[0][1];
         const int moves[4][2] = {
             {low - stride, high}, {low + stride, high}, {low, high - stride}, {low, high + stride}};
-        double least_error = INFINITY;
-        int chosen = -1;
-        for (int i = 0; i < 4; i++) {
-            const int p = moves[i][0], q = moves[i][1];
-            if (p < 0 || p > q || q >= TRITLLM_GRID) continue;
-            const double error = total(p, q);
-            if (chosen < 0 || error < least_error) {
-                least_error = error;
-                chosen = i;
-            }
+        int inside[4][2], n = 0;
+        for (const int *move : moves) {
+            if (move[0] < 0 || move[0] > move[1] || move[1] >= TRITLLM_GRID) continue;
+            if (seen[size_t(move[0] * TRITLLM_GRID + move[1])]) continue;
+            seen.set(size_t(move[0] * TRITLLM_GRID + move[1]));
+            inside[n][0] = move[0];
+            inside[n++][1] = move[1];
         }
-        if (chosen >= 0 && least_error < best) {
-            best = least_error;
-            low = moves[chosen][0];
-            high = moves[chosen][1];
+        double error[4];
+        totals(inside, n, error);
+        const int chosen = int(std::min_element(error, error + n) - error);
+        if (n && error[chosen] < best) {
+            best = error[chosen];
+            std::copy_n(inside[chosen], 2, ends[0]);
         } else {
             stride /= 2;
         }
     }
-    log_spaced(grid[low], grid[high], TRITLLM_ENTRIES, codebook);
-    return TRITLLM_OK;
+    log_spaced(grid[ends[0][0]], grid[ends[0][1]], TRITLLM_ENTRIES, codebook);
 }

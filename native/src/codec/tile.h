@@ -44,14 +44,35 @@ struct Loader {
                 std::memcpy(static_cast<void *>(edge + i * kGroup), p + i * stride, n * sizeof(T));
             V::load_columns(edge, kGroup, x);
         }
-        for (int i = 0; i < kGroup; i++) {
-            x[i] = V::mul(V::mul(x[i], up), up_more);
-            if (sizeof(T) != 2 || !is_half(p))  // float16 spans 40 powers of two only
-                x[i] = V::select(V::lt(V::abs(x[i]), V::set(kNegligible)), V::set(0), x[i]);
+        scale(x);
+    }
+
+    // The same of groups that lie anywhere; number: of each lane's group, row-major.
+    void operator()(const int64_t *number, typename V::F *x) const {
+        const int64_t groups = (columns + kGroup - 1) / kGroup;
+        T edge[V::W * kGroup] = {};
+        for (int lane = 0; lane < V::W; lane++) {
+            const int64_t first = number[lane] % groups * kGroup;
+            const int64_t n = columns - first < kGroup ? columns - first : kGroup;
+            const T *p = weight + number[lane] / groups * stride + first;
+            T *to = edge + lane * kGroup;
+            if (n == kGroup)
+                std::memcpy(static_cast<void *>(to), p, kGroup * sizeof(T));
+            else
+                std::memcpy(static_cast<void *>(to), p, size_t(n) * sizeof(T));
         }
+        V::load_columns(edge, kGroup, x);
+        scale(x);
     }
 
  private:
+    void scale(typename V::F *x) const {
+        for (int i = 0; i < kGroup; i++) {
+            x[i] = V::mul(V::mul(x[i], up), up_more);
+            if (sizeof(T) != 2 || !is_half(weight))  // float16 spans 40 powers of two only
+                x[i] = V::select(V::lt(V::abs(x[i]), V::set(kNegligible)), V::set(0), x[i]);
+        }
+    }
     static float power_of_two(int e) {  // -126 <= e <= 127
         uint32_t u = uint32_t(e + 127) << 23;
         float x;

@@ -170,36 +170,22 @@ class _Call:
         if not sample.largest:
             return published
         native, shared = self.library, ctypes.byref(sample)
-        magnitudes = np.empty((GROUP, SAMPLE), np.float32)
-        check(native.tritllm_gather(ctypes.byref(self.matrix), shared, address(magnitudes)))
-        grids = {depth: np.empty(GRID, np.float32) for depth in published}
-        tables = {d: np.empty((GRID, SAMPLE), np.float32) for d in published}
+        magnitudes = np.empty((GROUP + 1) * SAMPLE, np.float32)
+        check(
+            native.tritllm_gather(self.isa, ctypes.byref(self.matrix), shared, address(magnitudes))
+        )
         fitted = {depth: np.empty(ENTRIES, np.float32) for depth in published}
 
-        def tabulate(depth: int, begin: int, end: int) -> None:
+        def fit(depth: int) -> None:
+            arrays = published[depth], np.empty((GRID, SAMPLE), np.float32), fitted[depth]
+            initial, scratch, codebook = map(address, arrays)
             check(
-                native.tritllm_tabulate(
-                    self.isa,
-                    address(magnitudes),
-                    shared,
-                    address(grids[depth]),
-                    depth,
-                    begin,
-                    end,
-                    address(tables[depth]),
+                native.tritllm_fit(
+                    self.isa, address(magnitudes), shared, initial, depth, scratch, codebook
                 )
             )
 
-        def fit(depth: int) -> None:
-            arrays = published[depth], grids[depth], tables[depth], fitted[depth]
-            initial, grid, table, codebook = map(address, arrays)
-            check(native.tritllm_fit(initial, shared, grid, table, codebook))
-
-        for depth, grid in grids.items():
-            check(native.tritllm_grid(address(published[depth]), shared, address(grid)))
-        rows = list(threads.parts(GRID, 1, self.threads))
-        threads.run([partial(tabulate, d, *part) for d in grids for part in rows], self.threads)
-        threads.run([partial(fit, depth) for depth in grids], self.threads)
+        threads.run([partial(fit, depth) for depth in published], self.threads)
         return fitted
 
     def _output(self, depth: int, codebook: np.ndarray) -> _Output:

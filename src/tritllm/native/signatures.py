@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "79c07bb6fd411251"
+INTERFACE = "8bd77eaa2d131643"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
@@ -28,10 +28,8 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     ),
     "tritllm_v2_codebook": (_INT, (_POINTER, _INT64, _POINTER, _POINTER)),
     "tritllm_sample": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
-    "tritllm_gather": (_INT, (_POINTER, _POINTER, _POINTER)),
-    "tritllm_grid": (_INT, (_POINTER, _POINTER, _POINTER)),
-    "tritllm_tabulate": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER)),
-    "tritllm_fit": (_INT, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER)),
+    "tritllm_gather": (_INT, (_INT, _POINTER, _POINTER, _POINTER)),
+    "tritllm_fit": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER)),
     "tritllm_write": (_INT, (_INT, _POINTER, _INT64, _INT64, _INT, _POINTER)),
     "tritllm_feed_back": (_INT, (_INT, _POINTER, _INT64, _INT64)),
     "tritllm_descend": (_INT, (_INT, _POINTER, _INT64, _INT64)),

@@ -9,7 +9,7 @@ from tritllm.format.trits import ENTRIES, GROUP
 OK, UNSUPPORTED, BAD_BYTE, BAD_PADDING, BAD_ARGUMENT = range(5)  # what functions return
 
 TILE = 16  # rows that scratch arrays and prepared memory put together
-GRID = 256  # scales at which v3's fit tabulates the error
+GRID = 256  # scales among which v3's fit chooses
 SAMPLE = 3072  # groups that the fit looks at, at most
 BLOCK = 128  # columns that a pass of the calibrated encoder handles in one call
 ALIGNMENT = 64  # bytes: of prepared memory, activations and scratch memory
@@ -45,6 +45,7 @@ class SampleSet(ctypes.Structure):
         ("largest", _FLOAT),
         ("body_weight", ctypes.c_double),
         ("group", _INT64 * SAMPLE),
+        ("order", ctypes.c_uint16 * SAMPLE),
         ("in_tail", ctypes.c_uint8 * SAMPLE),
     )
 
