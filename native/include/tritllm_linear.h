@@ -134,6 +134,12 @@ TRITLLM_API int tritllm_linear_compute(const tritllm_product *product, const voi
 TRITLLM_API int tritllm_linear_run(int threads, const tritllm_input *input, void *activations,
                                    const tritllm_product *products, int n_products);
 
+/* Writes rows [begin, end) of the weights, row n at element (n - begin) * stride of y: the numbers of
+ * tritllm_dequantize for the planes and steps that product names, to the bit. Any range of rows will
+ * do. Of product, bias is not read; columns is K, and stride at least as much. */
+TRITLLM_API int tritllm_linear_decode(int threads, const tritllm_product *product, int64_t columns,
+                                      int64_t begin, int64_t end);
+
 /* Lets tritllm_linear_run use an OpenMP runtime that the process has anyway, whose threads would
  * else compete with the pool's: the address of its GOMP_parallel, or NULL. */
 TRITLLM_API void tritllm_linear_use_openmp(void *gomp_parallel);

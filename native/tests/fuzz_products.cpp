@@ -151,6 +151,23 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         for (int64_t row = 0; row < rows; row += 16)
             CHECK(tritllm_linear_compute(&product, activations.data, row,
                                          std::min(row + 16, rows)) == TRITLLM_OK);
+        const int64_t first = believed % rows, n_decoded = rows - first;
+        std::vector<uint8_t> decoded(size_t(n_decoded * columns * element_bytes(y_dtype)));
+        tritllm_product weights = product;
+        weights.y = decoded.data();
+        weights.stride = columns;
+        CHECK(tritllm_linear_decode(threads, &weights, columns, first, rows) == TRITLLM_OK);
+        if (y_dtype == TRITLLM_FLOAT32)
+            for (size_t i = 0; i < size_t(n_decoded * columns); i++) {
+                const size_t at = size_t(first * columns) + i;
+                int level = 0;
+                for (int p = 0; p < depth; p++)
+                    level = 3 * level + trits[size_t(p) * size_t(rows * columns) + at];
+                const size_t group =
+                    at / size_t(columns) * size_t(groups) + at % size_t(columns) / TRITLLM_GROUP;
+                const float expected = float(level) * steps[index[group]];
+                CHECK(std::memcmp(&decoded[4 * i], &expected, 4) == 0);
+            }
         if (tame && bias.empty()) {  // where no NaN can come out
             CHECK(parts == y);
             if (isa != TRITLLM_SCALAR && fused.empty()) fused = y;
@@ -176,6 +193,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (believed & 4) product.depth = 0;
         const int ran = tritllm_linear_run(threads, &activated, activations.data, &product, 1);
         CHECK(opened || ran != TRITLLM_OK);
+        weights.prepared = bytes;
+        weights.size = held;
+        weights.layout = product.layout;
+        weights.depth = product.depth;
+        CHECK(tritllm_linear_decode(threads, &weights, columns, first, rows) == ran);
     }
     return 0;
 }

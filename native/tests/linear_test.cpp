@@ -103,6 +103,28 @@ void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt199
         }
 }
 
+// All rows at once, and a range that begins and ends within tiles.
+void compare_decoded(int isa, const Matrix &w, int threads) {
+    const Memory prepared = w.prepare(isa);
+    tritllm_product product = {};
+    product.prepared = prepared.get();
+    product.size = w.prepared_size(isa);
+    product.rows = w.rows;
+    product.stride = w.columns;
+    product.dtype = TRITLLM_FLOAT32;
+    for (int64_t begin : {int64_t(0), w.rows / 3})
+        for (int64_t end : {w.rows, w.rows - w.rows / 4}) {
+            std::vector<float> out(size_t((end - begin) * w.columns));
+            product.y = out.data();
+            CHECK(tritllm_linear_decode(threads, &product, w.columns, begin, end) == TRITLLM_OK);
+            for (size_t i = 0; i < out.size(); i++) {
+                const int64_t n = begin + int64_t(i) / w.columns, k = int64_t(i) % w.columns;
+                const float expected = float(w.level[size_t(n * w.columns + k)]) * w.step(n, k);
+                CHECK(std::memcmp(&out[i], &expected, 4) == 0);
+            }
+        }
+}
+
 }  // namespace
 
 int main() {
@@ -113,6 +135,7 @@ int main() {
         for (int depth = 1; depth <= 4; depth++)
             for (const auto &shape : shapes) {
                 const Matrix w(shape[0], shape[1], depth, rng);
+                for (int threads : {1, 3}) compare_decoded(isa, w, threads);
                 for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
                     for (int arithmetic :
                          {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS, TRITLLM_PER_TOKEN})

@@ -14,6 +14,7 @@ struct Avx2Products {
     using Ints = __m256i;
     using Floats = __m256;
     using Sums = __m256i;
+    using Lanes = Avx2;
     using Reader = Avx2Reader;
     static constexpr RowKernels rows = avx2_rows;
 

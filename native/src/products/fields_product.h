@@ -4,12 +4,13 @@
 //
 // V multiplies four columns at a time, as V::Sums, which D (the depth) may decide how to add up:
 //   first<D>(w, x)   more<D>(sums, w, x)   total<D>(sums, offset): the dot product of the levels
-// and V::Steps unpacks scale indices: the steps of two groups at a time.
+// V::Steps unpacks scale indices: the steps of two groups at a time. V::Lanes are the codec's.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/int8.h"
+#include "decode_prepared.h"
 #include "fields.h"
 #include "product_kernels.h"
 #include "superblocks.h"
@@ -351,9 +352,13 @@ struct FieldsEngine : V {
 
 template <class V>
 constexpr ProductKernels fields_kernels(int64_t superblock_rows = 0) {
-    return {kFields,         prepare_tiles<Fields, typename V::Reader>,
-            V::rows,         fields_compute<V>,
-            fields_exact<V>, superblocks_compute<FieldsEngine<V>>,
+    return {kFields,
+            prepare_tiles<Fields, typename V::Reader>,
+            V::rows,
+            fields_compute<V>,
+            fields_exact<V>,
+            superblocks_compute<FieldsEngine<V>>,
+            decode_prepared<FieldsEngine<V>, typename V::Lanes>,
             superblock_rows};
 }
 

@@ -43,6 +43,8 @@ struct ProductKernels {
     void (*compute)(const Product &, const Activations &, int64_t begin, int64_t end);
     void (*compute_exact)(const Product &, const Activations &, int64_t begin, int64_t end);
     void (*compute_superblocks)(const Product &, const Activations &, int64_t begin, int64_t end);
+    // Rows [begin, end) of the weights in p.dtype, the first at `out`, p.stride elements a row.
+    void (*decode)(const Product &p, int64_t columns, int64_t begin, int64_t end, void *out);
     int64_t superblock_rows;  // from so many batch rows on superblocks are the faster; 0: never
 };
 

@@ -181,10 +181,14 @@ int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_
     return products_avx512.prepare(portable, begin, end, memory);
 }
 
+void decode(const Product &p, int64_t columns, int64_t begin, int64_t end, void *out) {
+    products_avx512.decode(p, columns, begin, end, out);
+}
+
 }  // namespace
 
 extern const ProductKernels products_amx = {
-    kFives,          prepare,       avx512_rows,
-    compute,         compute_exact, superblocks_compute<AmxSuperblocks>,
-    kSuperblockRows,
+    kFives,  prepare,         avx512_rows,
+    compute, compute_exact,   superblocks_compute<AmxSuperblocks>,
+    decode,  kSuperblockRows,
 };

@@ -9,6 +9,7 @@
 #include "avx512_panel.h"
 #include "avx512_superblocks.h"
 #include "cpu/lanes_avx512.h"
+#include "decode_prepared.h"
 
 namespace {
 
@@ -192,6 +193,12 @@ struct Avx512Reader {
 }  // namespace
 
 extern const ProductKernels products_avx512 = {
-    kFives,        prepare_tiles<Fives, Avx512Reader>,     avx512_rows,     compute,
-    compute_exact, superblocks_compute<Avx512Superblocks>, kSuperblockRows,
+    kFives,
+    prepare_tiles<Fives, Avx512Reader>,
+    avx512_rows,
+    compute,
+    compute_exact,
+    superblocks_compute<Avx512Superblocks>,
+    decode_prepared<Avx512Engine, Avx512>,
+    kSuperblockRows,
 };

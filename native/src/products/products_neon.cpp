@@ -1,6 +1,7 @@
 // y = x W^T with NEON's dot product (Armv8.2 and later): four rows a vector.
 #include <arm_neon.h>
 
+#include "cpu/lanes_neon.h"
 #include "fields_product.h"
 
 namespace {
@@ -12,6 +13,7 @@ struct NeonProducts {
     using Floats = float32x4_t;
 
     using Sums = int32x4_t;
+    using Lanes = Neon;
     using Reader = PlainReader;
     static constexpr RowKernels rows = plain_rows;
 

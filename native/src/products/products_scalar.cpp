@@ -16,6 +16,7 @@ struct Plain {
     };
 
     using Sums = Ints;
+    using Lanes = Scalar;
     using Reader = PlainReader;
     static constexpr RowKernels rows = plain_rows;
 

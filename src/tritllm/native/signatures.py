@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "8bd77eaa2d131643"
+INTERFACE = "15b7ac9fb45b6e38"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
@@ -49,6 +49,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_linear_quantize": (_INT, (_POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_linear_compute": (_INT, (_POINTER, _POINTER, _INT64, _INT64)),
     "tritllm_linear_run": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _INT)),
+    "tritllm_linear_decode": (_INT, (_INT, _POINTER, _INT64, _INT64, _INT64)),
     "tritllm_linear_use_openmp": (None, (_POINTER,)),
     # tritllm_step.h
     "tritllm_llama_step_scratch": (_INT64, (_POINTER, _INT64, _INT64, _INT64, _INT64)),

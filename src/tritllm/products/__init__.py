@@ -10,7 +10,15 @@ arrays of another kind. All need the native library (`tritllm.native.available()
 
 from tritllm.native.structures import EXACT, GROUPS, PER_TOKEN, SUPERBLOCKS
 from tritllm.products.linear import linear, run_function, scratch_size, superblock_rows
-from tritllm.products.prepared import Prepared, layout, prepare, prepare_pointers, size
+from tritllm.products.prepared import (
+    Prepared,
+    decode,
+    decode_pointers,
+    layout,
+    prepare,
+    prepare_pointers,
+    size,
+)
 
 __all__ = [
     "EXACT",
@@ -18,6 +26,8 @@ __all__ = [
     "PER_TOKEN",
     "SUPERBLOCKS",
     "Prepared",
+    "decode",
+    "decode_pointers",
     "layout",
     "linear",
     "prepare",

@@ -1,4 +1,4 @@
-"""Weights in the layout that an instruction set likes best, made from the portable arrays."""
+"""Weights in the layout that an instruction set likes best: made from the portable arrays, decoded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tritllm.format import trits
 from tritllm.format.layout import groups_of, plane_row_bytes, scale_row_bytes
 from tritllm.format.trits import ENTRIES
 from tritllm.native import threads as pool
-from tritllm.native.arrays import address, aligned_bytes
+from tritllm.native.arrays import address, aligned_bytes, dtype_number
 from tritllm.native.instruction_sets import isa_number
 from tritllm.native.library import check, library
-from tritllm.native.structures import BAD_BYTE, BAD_PADDING, TILE, Portable
+from tritllm.native.structures import BAD_ARGUMENT, BAD_BYTE, BAD_PADDING, TILE, Portable, Product
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,68 @@ def prepare_pointers(
         _refuse(weight, plane_stride, scale, shape, planes)
     for status in statuses:
         check(status)
+
+
+def decode(
+    prepared: Prepared,
+    rows: slice = slice(None),
+    planes: int | None = None,
+    dtype: np.typing.DTypeLike = np.float32,
+    threads: int = 1,
+) -> np.ndarray:
+    """Rows of a prepared matrix as weights [n, K] of dtype: `TritTensor.decode`'s, bit for bit.
+
+    dtype: float16, bfloat16 (ml_dtypes) or float32, to which weights are rounded once from float32,
+    half to even. planes: read only so many of the top planes. Any number of threads gives the same.
+
+    Raises ValueError for planes outside 1..depth, rows with a step and memory that is not prepared,
+    TypeError for another dtype, RuntimeError without the library.
+    """
+    planes = prepared.depth if planes is None else planes
+    if not 1 <= planes <= prepared.depth:
+        raise ValueError(f"planes is {planes}, expected 1..{prepared.depth}")
+    n, columns = prepared.shape
+    begin, end, step = rows.indices(n)
+    if step != 1:
+        raise ValueError(f"rows have a step of {step}, expected 1")
+    out = np.empty((max(0, end - begin), columns), dtype)
+    decode_pointers(
+        Product(
+            prepared=address(prepared.memory),
+            size=prepared.memory.nbytes,
+            rows=n,
+            layout=prepared.layout,
+            depth=planes,
+            steps=address(prepared.steps[planes - 1]),
+            y=address(out),
+            stride=columns,
+            dtype=dtype_number(out.dtype),
+        ),
+        columns,
+        begin,
+        begin + len(out),
+        threads,
+    )
+    return out
+
+
+def decode_pointers(
+    product: Product, columns: int, begin: int, end: int, threads: int = 1
+) -> None:
+    """`decode` rows [begin, end) to the address product.y, `product.stride` elements a row.
+
+    Raises ValueError where product's memory is not what its fields and columns say, RuntimeError
+    where it was prepared for an instruction set that cannot run here or without the library.
+    """
+    status = library().tritllm_linear_decode(
+        threads, ctypes.byref(product), columns, begin, end
+    )
+    if status == BAD_ARGUMENT:
+        raise ValueError(
+            f"prepared memory of {product.size} bytes is not that of a matrix "
+            f"[{product.rows}, {columns}] of depth {product.depth} in layout {product.layout}"
+        )
+    check(status)
 
 
 def _refuse(
