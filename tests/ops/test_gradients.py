@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tritllm import encode, native
+from tritllm.ops import portable
 from tritllm.ops.trit_linear import TritLinear
 
 MODES = ["torch"] + (["exact", "int8"] if native.available() else [])
@@ -42,6 +44,43 @@ def test_gradients_are_the_dequantized_layers(mode, shape):
     )
     assert torch.equal(ours, theirs)
     assert torch.equal(bias, other)
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that are called within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_planes_are_read_only_where_no_memory_was_prepared(mode):
+    """So a training process does not hold the file's pages beside the prepared memory."""
+    packed, _ = layers(mode)
+    x = input_of(2, 83)
+    with Calls() as calls:
+        packed(x).sum().backward()
+    decoded = {name for name in calls.names if name.startswith("tritllm::dequantize")}
+    assert decoded == {"tritllm::dequantize" + ("" if mode == "torch" else "_prepared")}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_of_a_layers_weights(mode, monkeypatch):
+    monkeypatch.setattr(portable, "BLOCK_WEIGHTS", 83 * 7)
+    packed, _ = layers(mode)
+    for planes in (3, 1):
+        packed.planes = planes
+        rows, blocks = zip(*packed.weights().blocks(torch.bfloat16))
+        assert [(span.start, span.stop) for span in rows] == [(0, 7), (7, 14), (14, 21), (21, 24)]
+        expected = torch.from_numpy(packed.tensor().decode(planes)).bfloat16()
+        assert torch.equal(torch.cat(blocks), expected)
+    packed.weight.fill_(121)  # what was prepared of the layer is not what it holds any more
+    assert not any(block.any() for _, block in packed.weights().blocks(torch.float32))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,9 +11,9 @@ from torch.library import opcheck
 
 from tritllm import TritTensor, encode, native
 from tritllm.errors import TritError
-from tritllm.ops import backends, definitions
+from tritllm.ops import backends, definitions, portable
 from tritllm.ops import mode as modes
-from tritllm.ops.backends import cpu, default
+from tritllm.ops.backends import cpu
 from tritllm.ops.dtypes import NUMPY_OF_TORCH
 from tritllm.ops.numpy_arrays import torch_parts
 from tritllm.ops.trit_linear import TritLinear
@@ -66,7 +66,7 @@ def test_blocks_of_rows_change_nothing_but_the_memory(monkeypatch):
     x, bias = activations(3, 48), activations(33)
     whole = definitions.linear(x, *arguments(tensor), bias)
     weight = definitions.dequantize(*arguments(tensor), 48, torch.float16)
-    monkeypatch.setattr(default, "BLOCK_WEIGHTS", 48 * 8)
+    monkeypatch.setattr(portable, "BLOCK_WEIGHTS", 48 * 8)
     torch.testing.assert_close(definitions.linear(x, *arguments(tensor), bias), whole)
     assert torch.equal(definitions.dequantize(*arguments(tensor), 48, torch.float16), weight)
 
@@ -123,6 +123,16 @@ class Memory:
         }  # fmt: skip
         return tuple((values | changed).values())
 
+    def decoding(self, dtype, **changed):
+        """Arguments of `dequantize_prepared`, for all rows and planes."""
+        values = {
+            "prepared": self.memory, "steps": self.parts[2], "layout": self.layout,
+            "depth": self.tensor.depth, "in_features": self.tensor.in_features,
+            "out_features": self.tensor.shape[0], "dtype": dtype, "begin": 0,
+            "end": self.tensor.shape[0],
+        }  # fmt: skip
+        return tuple((values | changed).values())
+
     def __call__(self, x, bias=None, **changed):
         return definitions.linear_prepared(*self.arguments(x, bias, **changed))
 
@@ -159,6 +169,30 @@ def test_native_takes_strided_empty_and_double_input():
     torch.testing.assert_close(memory(x, bias), expected + bias)
     torch.testing.assert_close(memory(x, bias.double()), expected + bias)
     assert torch.equal(memory(x.double(), bias.double()), memory(x.contiguous(), bias).double())
+
+
+@needs_kernels
+def test_prepared_memory_is_decoded():
+    memory = Memory(matrix(33, 208, 3))
+    opcheck(definitions.dequantize_prepared, memory.decoding(torch.float16))
+    for dtype in (*DTYPES, torch.float64):
+        for planes in (1, 3):
+            whole = definitions.dequantize(*arguments(memory.tensor, planes), 208, dtype)
+            steps = arguments(memory.tensor, planes)[2]
+            for begin, end in ((0, 33), (5, 20), (7, 7)):
+                ours = definitions.dequantize_prepared(
+                    *memory.decoding(dtype, steps=steps, depth=planes, begin=begin, end=end)
+                )
+                assert torch.equal(ours, whole[begin:end])
+    for wrong in (
+        {"begin": -1}, {"end": 34}, {"begin": 9, "end": 8}, {"depth": 4},
+        {"layout": memory.layout + 1},
+        {"in_features": 207}, {"out_features": 34}, {"steps": memory.parts[2][:-1]},
+        {"prepared": memory.memory[:-64]}, {"prepared": memory.memory[64:]},
+        {"prepared": memory.memory[1:]}, {"prepared": memory.memory.view(torch.int8)},
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError)):
+            definitions.dequantize_prepared(*memory.decoding(torch.float32, **{"end": 5} | wrong))
 
 
 @needs_kernels
@@ -278,7 +312,7 @@ def test_portable_tensors_that_do_not_fit_are_an_error(wrong):
 def test_put_together_equals_three_layers(mode, dtype, monkeypatch):
     if mode != "torch" and not native.available():
         pytest.skip("no native kernels")
-    monkeypatch.setattr(default, "BLOCK_WEIGHTS", 208 * 20)
+    monkeypatch.setattr(portable, "BLOCK_WEIGHTS", 208 * 20)
     parts = [matrix(rows, 208, 2, seed) for seed, rows in enumerate((48, 16, 23))]
     rows = [part.shape[0] for part in parts]
     each = [arguments(part) for part in parts]

@@ -8,6 +8,9 @@ part_rows gives the rows of each part, as `torch.split` takes them.
 
 * `tritllm::dequantize(planes, scale, steps, in_features, dtype, part_rows) -> [N, K]`: w_hat,
   rounded once to float32 and once more to dtype, the very numbers of `TritTensor.decode`.
+* `tritllm::dequantize_prepared(prepared, steps, layout, depth, in_features, out_features, dtype,
+  begin, end) -> [end - begin, K]`: the same numbers of rows [begin, end), from memory that a device
+  prepared for a matrix of one part. The CPU's alone can be decoded.
 * `tritllm::linear(x, planes, scale, steps, bias, part_rows) -> [..., N]`: x [..., K] of any float
   dtype; w_hat is rounded to x's dtype and multiplied by torch in that dtype, a block of rows of W
   at a time. So it is what a dequantized layer of that dtype computes.
@@ -16,7 +19,8 @@ part_rows gives the rows of each part, as `torch.split` takes them.
   kernels, from `prepared` and its `layout` as `backends.prepare` gave them for these steps (a
   layout may hold the steps itself). arithmetic: one of mode.ARITHMETIC: EXACT keeps activations in
   float32, GROUPS lets a kernel round them to int8 in groups of 16, PER_TOKEN rounds them to int8
-  with one scale for each token. planes and scale are read by the gradient alone.
+  with one scale for each token. planes and scale are read by the gradient alone, and not by
+  it where `prepared` can be decoded.
 
 Bytes are not checked here: whoever loads them does. A byte above 242 reads as 242. Shapes, dtypes
 and sizes are, before memory is touched: ValueError, TypeError.
@@ -43,6 +47,10 @@ _SCHEMAS = {
         "(Tensor planes, Tensor scale, Tensor steps, SymInt in_features, ScalarType dtype,"
         " int[]? part_rows=None) -> Tensor"
     ),
+    "dequantize_prepared": (
+        "(Tensor prepared, Tensor steps, int layout, int depth, SymInt in_features,"
+        " SymInt out_features, ScalarType dtype, SymInt begin, SymInt end) -> Tensor"
+    ),
     "linear": (
         "(Tensor x, Tensor planes, Tensor scale, Tensor steps, Tensor? bias=None,"
         " int[]? part_rows=None) -> Tensor"
@@ -57,6 +65,7 @@ for _name, _schema in _SCHEMAS.items():
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 dequantize = torch.ops.tritllm.dequantize.default
+dequantize_prepared = torch.ops.tritllm.dequantize_prepared.default
 linear = torch.ops.tritllm.linear.default
 linear_prepared = torch.ops.tritllm.linear_prepared.default
 
@@ -109,25 +118,11 @@ class PreparedArguments(NamedTuple):
     planes: torch.Tensor | None = None
     scale: torch.Tensor | None = None
 
-    @property
-    def packed(self) -> Packed | None:
-        """W, where it was given."""
-        if self.planes is None or self.scale is None:
-            return None
-        return Packed(self.planes, self.scale, self.steps, self.in_features, self.part_rows)
-
     def check(self) -> None:
         """Raise ValueError or TypeError where they do not fit each other, memory's size aside."""
         check_input(self.x, self.in_features, self.bias, self.out_features)
         check_steps(self.steps, self.part_rows, self.out_features)
-        if self.prepared.dtype is not torch.uint8:
-            raise TypeError(f"prepared memory is {self.prepared.dtype}, not torch.uint8")
-        shape = list(self.prepared.shape)
-        _refuse_unless(len(shape) == 1, f"prepared memory has shape {shape}")
-        _refuse_unless(
-            self.depth in DEPTHS and 0 < self.layout < 1 << 31,
-            f"no memory is prepared at depth {self.depth} in layout {self.layout}",
-        )
+        check_prepared(self.prepared, self.layout, self.depth)
         _refuse_unless(
             self.arithmetic in ARITHMETIC.values(), f"there is no arithmetic {self.arithmetic}"
         )
@@ -185,6 +180,23 @@ def check_steps(steps: torch.Tensor, part_rows: Sequence[int] | None, rows: int)
     )
 
 
+def check_prepared(prepared: torch.Tensor, layout: int, depth: int) -> None:
+    """Raise ValueError or TypeError for what cannot be prepared memory, whatever its size."""
+    if prepared.dtype is not torch.uint8:
+        raise TypeError(f"prepared memory is {prepared.dtype}, not torch.uint8")
+    shape = list(prepared.shape)
+    _refuse_unless(len(shape) == 1, f"prepared memory has shape {shape}")
+    _refuse_unless(
+        depth in DEPTHS and 0 < layout < 1 << 31,
+        f"no memory is prepared at depth {depth} in layout {layout}",
+    )
+
+
+def check_rows(begin: int, end: int, rows: int) -> None:
+    """Raise ValueError where [begin, end) are not rows of so many."""
+    _refuse_unless(0 <= begin <= end <= rows, f"rows {begin} to {end} are not among {rows}")
+
+
 def check_input(x: torch.Tensor, in_features: int, bias: torch.Tensor | None, rows: int) -> None:
     """Raise ValueError or TypeError where x is not [..., K] or bias not [N], of a float dtype."""
     _refuse_unless(x.ndim > 0, "x is a number, expected [..., K]")
@@ -219,6 +231,23 @@ def _dequantize_fake(
     return planes.new_empty((planes.shape[1], in_features), dtype=dtype)
 
 
+def _dequantize_prepared_fake(
+    prepared: torch.Tensor,
+    steps: torch.Tensor,
+    layout: int,
+    depth: int,
+    in_features: int,
+    out_features: int,
+    dtype: torch.dtype,
+    begin: int,
+    end: int,
+) -> torch.Tensor:
+    check_prepared(prepared, layout, depth)
+    check_steps(steps, None, out_features)
+    check_rows(begin, end, out_features)
+    return prepared.new_empty((end - begin, in_features), dtype=dtype)
+
+
 def _linear_fake(*arguments: Any) -> torch.Tensor:
     call = LinearArguments(*arguments)
     call.check()
@@ -232,5 +261,6 @@ def _linear_prepared_fake(*arguments: Any) -> torch.Tensor:
 
 
 register_fake("tritllm::dequantize", _dequantize_fake, lib=LIBRARY)
+register_fake("tritllm::dequantize_prepared", _dequantize_prepared_fake, lib=LIBRARY)
 register_fake("tritllm::linear", _linear_fake, lib=LIBRARY)
 register_fake("tritllm::linear_prepared", _linear_prepared_fake, lib=LIBRARY)

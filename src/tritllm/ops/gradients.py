@@ -1,9 +1,9 @@
 """Gradients of the operators on packed weights, for x and bias; W itself is frozen.
 
-y = x W^T + b: dx = dy W and db = sum(dy), W decoded from the planes a block of rows at a time and
-rounded to dy's dtype, as a dequantized layer has it; the blocks' products are summed in at least
-float32. `linear_prepared` rounds its activations in int8 mode; its gradient is that of the exact
-product (straight-through).
+y = x W^T + b: dx = dy W and db = sum(dy), W decoded a block of rows at a time (weight_blocks.py)
+and rounded to dy's dtype, as a dequantized layer has it; the blocks' products are summed in at
+least float32. `linear_prepared` rounds its activations in int8 mode; its gradient is that of the
+exact product (straight-through).
 
 These are the operators' kernels for torch's Autograd key rather than what
 `torch.library.register_autograd` makes, because that loses the tangent in forward mode without a
@@ -22,17 +22,16 @@ from torch.autograd import forward_ad
 from torch.library import register_vmap
 
 from tritllm.ops.backends import cpu
-from tritllm.ops.backends.default import row_blocks
 from tritllm.ops.definitions import (
     LIBRARY,
     LinearArguments,
-    Packed,
     PreparedArguments,
     check_packed,
     dequantize,
     linear,
     linear_prepared,
 )
+from tritllm.ops.weight_blocks import Weights
 
 # torch has no public names for these.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -97,19 +96,19 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        x: torch.Tensor, bias: torch.Tensor | None, packed: Packed | None, compute: Compute
+        x: torch.Tensor, bias: torch.Tensor | None, weights: Weights, compute: Compute
     ) -> torch.Tensor:
         with below_autograd():
             return compute(x, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, bias, packed, _ = inputs
-        ctx.is_packed = packed is not None
-        if packed is not None:
-            tensors, ctx.rest = packed[:3], packed[3:]
-            ctx.save_for_backward(*tensors)
-            ctx.save_for_forward(*tensors)
+        x, bias, weights, _ = inputs
+        tensors = {k: v for k, v in weights._asdict().items() if isinstance(v, torch.Tensor)}
+        ctx.names = tuple(tensors)
+        ctx.weights = weights._replace(**dict.fromkeys(tensors))
+        ctx.save_for_backward(*tensors.values())
+        ctx.save_for_forward(*tensors.values())
         ctx.dtypes = x.dtype, None if bias is None else bias.dtype
 
     @staticmethod
@@ -118,39 +117,35 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         rows = dy.reshape(-1, dy.shape[-1])
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            packed = _weights(ctx)
-            dx = _times_weight(rows, packed)
-            dx = dx.view(*dy.shape[:-1], packed.in_features).to(dtype)
+            weights = _weights(ctx)
+            dx = _times_weight(rows, weights)
+            dx = dx.view(*dy.shape[:-1], weights.in_features).to(dtype)
         if ctx.needs_input_grad[1]:
             dbias = rows.sum(0).to(bias_dtype)
         return dx, dbias, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Any, dbias: Any, *_: Any) -> torch.Tensor:
-        packed = _weights(ctx)
         if dx is None:
             raise NotImplementedError("a packed layer has no tangent of its bias alone")
-        return linear(dx, packed.planes, packed.scale, packed.steps, dbias, packed.part_rows)
+        return _exact_product(dx, dbias, _weights(ctx))
 
 
-def _times_weight(rows: torch.Tensor, packed: Packed) -> torch.Tensor:
+def _times_weight(rows: torch.Tensor, weights: Weights) -> torch.Tensor:
     """rows [B, N] W -> [B, K], in float32 where a sum of blocks would be rounded after each.
 
     On processors without instructions for 16-bit products the whole product is float32: torch has
     a slow one there, some 0.7 GFLOP/s of 130 for a row-major W.
     """
-    blocks = list(row_blocks(packed))
     narrow = rows.dtype.itemsize == 2
     wide = narrow and rows.is_cpu and not _multiplies(rows.dtype)
     dx = None
-    for span, block in blocks:
-        # By the operator, which torch.compile does not look into.
-        weight = dequantize(block.planes, block.scale, block.steps, block.in_features, rows.dtype)
+    for span, weight in weights.blocks(rows.dtype):
         part = rows[:, span]
         if wide:
             part, weight = part.float(), weight.float()
         part = part @ weight
-        if narrow and len(blocks) > 1:
+        if narrow and span.stop - span.start < rows.shape[1]:
             part = part.float()
         dx = part if dx is None else dx + part
     assert dx is not None
@@ -170,34 +165,26 @@ def _multiplies(dtype: torch.dtype) -> bool:
         return False
 
 
-def _weights(ctx: Any) -> Packed:
-    if not ctx.is_packed:
-        raise RuntimeError(
-            "tritllm::linear_prepared: the gradient of x needs the arguments planes and scale"
-        )
-    return Packed(*ctx.saved_tensors, *ctx.rest)
+def _weights(ctx: Any) -> Weights:
+    saved: Weights = ctx.weights._replace(**dict(zip(ctx.names, ctx.saved_tensors, strict=True)))
+    return saved
+
+
+def _exact_product(x: torch.Tensor, bias: torch.Tensor | None, weights: Weights) -> torch.Tensor:
+    """X W^T + bias without rounded activations, W decoded whole."""
+    weight = torch.cat([block for _, block in weights.blocks(x.dtype)])
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def _differentiate(
-    x: torch.Tensor,
-    bias: torch.Tensor | None,
-    steps: torch.Tensor,
-    packed: Packed | None,
-    compute: Compute,
+    x: torch.Tensor, bias: torch.Tensor | None, weights: Weights, compute: Compute
 ) -> torch.Tensor:
-    _refuse_frozen(steps)
-    if packed is not None:
-        check_packed(packed)
-    if _in_torch_func():
-        # autograd.Function cannot be entered from here, so the exact product stands in for it.
-        if packed is None:
-            raise RuntimeError(
-                "tritllm::linear_prepared: torch.func needs the arguments planes and scale"
-            )
-        planes, scale, _, in_features, part_rows = packed
-        weight = dequantize(planes, scale, steps, in_features, x.dtype, part_rows)
-        return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    found: torch.Tensor = _Product.apply(x, bias, packed, compute)
+    _refuse_frozen(weights.steps)
+    if weights.packed is not None:
+        check_packed(weights.packed)
+    if _in_torch_func():  # autograd.Function cannot be entered from here
+        return _exact_product(x, bias, weights)
+    found: torch.Tensor = _Product.apply(x, bias, weights, compute)
     return found
 
 
@@ -226,7 +213,9 @@ def _linear(*arguments: Any) -> torch.Tensor:
         return linear(*call._replace(x=x, bias=bias))
 
     if is_differentiating(call.x, call.bias, call.steps):
-        return _differentiate(call.x, call.bias, call.steps, call.packed, compute)
+        packed = call.packed
+        weights = Weights(*packed[:4], packed.planes.shape[1], packed.part_rows)
+        return _differentiate(call.x, call.bias, weights, compute)
     with below_autograd():
         return linear(*arguments)
 
@@ -245,7 +234,11 @@ def _linear_prepared(
     def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return linear_prepared(*call._replace(x=x, bias=bias, planes=None, scale=None))
 
-    return _differentiate(x, bias, steps, call.packed, compute)
+    weights = Weights(
+        call.planes, call.scale, call.steps, call.in_features, call.out_features, call.part_rows,
+        call.prepared, call.layout, call.depth,
+    )  # fmt: skip
+    return _differentiate(x, bias, weights, compute)
 
 
 _BIAS = PreparedArguments._fields.index("bias") - 3  # in the rest above

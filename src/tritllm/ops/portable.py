@@ -12,6 +12,11 @@ from tritllm.format.trits import TRITS_PER_BYTE
 BLOCK_WEIGHTS = 1 << 22  # decoded at a time: 16 MB of float32
 
 
+def rows_at_a_time(in_features: int) -> int:
+    """Rows of so many weights that are decoded at a time."""
+    return max(1, BLOCK_WEIGHTS // max(1, in_features))
+
+
 def levels(planes: torch.Tensor, in_features: int) -> torch.Tensor:
     """Planes uint8 [r, n, ceil(K/5)] -> levels int8 [n, K]."""
     level = _unpack(planes[0], in_features)

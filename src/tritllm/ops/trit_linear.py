@@ -21,6 +21,7 @@ from tritllm.ops.gradients import goes_straight
 from tritllm.ops.numpy_arrays import torch_parts
 from tritllm.ops.per_token import rounded_per_token
 from tritllm.ops.tensor_versions import seen_of, uncounted
+from tritllm.ops.weight_blocks import Weights
 from tritllm.storage.mapped_pages import release_pages
 
 MOST = "_most"  # the attribute of a layer that says how many planes it reads, if it holds as many
@@ -231,6 +232,20 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         """
         planes, scale, codebook = (part.cpu().numpy() for part in self._packed())
         return TritTensor(planes, scale, codebook, self.in_features)
+
+    def weights(self) -> Weights:
+        """W as it is read now, for callers that decode it by blocks of rows.
+
+        Raises ValueError for a layer that holds bytes that are no trits.
+        """
+        if seen_of(*self._packed()) != self._seen:
+            self.prepare()
+        planes, scale, codebook = self._packed()
+        read = self.planes
+        return Weights(
+            planes[:read], scale, codebook[read - 1], self.in_features, self.out_features, None,
+            self.prepared, self._layout, read,
+        )  # fmt: skip
 
     def keep_planes(self, planes: int) -> None:
         """Hold the top `planes` planes at most; on the CPU a view, so the rest is never loaded."""

@@ -1,4 +1,4 @@
-"""Weights in the layout that an instruction set likes best: made from the portable arrays, decoded."""
+"""Weights in the layout that an instruction set likes best, from the portable arrays and back."""
 
 from __future__ import annotations
 
@@ -184,17 +184,13 @@ def decode(
     return out
 
 
-def decode_pointers(
-    product: Product, columns: int, begin: int, end: int, threads: int = 1
-) -> None:
+def decode_pointers(product: Product, columns: int, begin: int, end: int, threads: int = 1) -> None:
     """`decode` rows [begin, end) to the address product.y, `product.stride` elements a row.
 
     Raises ValueError where product's memory is not what its fields and columns say, RuntimeError
     where it was prepared for an instruction set that cannot run here or without the library.
     """
-    status = library().tritllm_linear_decode(
-        threads, ctypes.byref(product), columns, begin, end
-    )
+    status = library().tritllm_linear_decode(threads, ctypes.byref(product), columns, begin, end)
     if status == BAD_ARGUMENT:
         raise ValueError(
             f"prepared memory of {product.size} bytes is not that of a matrix "

@@ -12,8 +12,6 @@ import torch
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 
-from tritllm.ops.backends.default import row_blocks
-from tritllm.ops.definitions import Packed, dequantize
 from tritllm.ops.trit_linear import TritLinear
 
 
@@ -77,13 +75,8 @@ class TritDoraLayer(DoraLinearLayer):  # type: ignore[misc]
 @torch.no_grad()
 def row_norms(layer: TritLinear, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
     """||W + scaling B A|| of each row, [N] in B's dtype; a: [r, K], b: [N, r]."""
-    read = layer.planes
-    packed = Packed(
-        layer.weight[:read], layer.weight_scale, layer.weight_codebook[read - 1], layer.in_features
-    )
     norms = []
-    for rows, block in row_blocks(packed):
-        weight = dequantize(*block[:4], torch.float32)
+    for rows, weight in layer.weights().blocks(torch.float32):
         weight.addmm_(b[rows].float(), a.float(), alpha=scaling)
         norms.append(torch.linalg.vector_norm(weight, dim=1))
     return torch.cat(norms).to(b.dtype)

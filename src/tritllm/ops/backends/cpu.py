@@ -15,18 +15,16 @@ from functools import cache
 import torch
 
 from tritllm import native, products
-from tritllm.codec import native_dequantize
 from tritllm.format.trits import DEPTHS, ENTRIES
 from tritllm.native.library import check
-from tritllm.native.structures import BAD_ARGUMENT, UNSUPPORTED, Input, Product
+from tritllm.native.structures import ALIGNMENT, BAD_ARGUMENT, UNSUPPORTED, Input, Product
 from tritllm.native.threads import use_openmp
 from tritllm.ops import mode
-from tritllm.ops.backends import default
 from tritllm.ops.backends.backend import Backend, Prepared
+from tritllm.ops.backends.cpu_decoding import dequantize, dequantize_prepared
 from tritllm.ops.definitions import Packed, PreparedArguments, check_packed, check_steps
-from tritllm.ops.dtypes import NUMBER_OF_TORCH, NUMPY_OF_TORCH
+from tritllm.ops.dtypes import NUMBER_OF_TORCH
 
-_ALIGNMENT = 64
 _SCRATCH_KEPT = 1 << 23  # bytes a thread keeps between calls
 _STEP_BYTES = 4 * ENTRIES
 _ARITHMETIC = tuple(mode.ARITHMETIC.values())
@@ -85,45 +83,6 @@ def _prepare(packed: Packed) -> Prepared:
     return Prepared(memory, products.layout())
 
 
-# --- Decoding -------------------------------------------------------------------------------------
-
-
-def dequantize(
-    planes: torch.Tensor,
-    scale: torch.Tensor,
-    steps: torch.Tensor,
-    in_features: int,
-    dtype: torch.dtype,
-    part_rows: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """The portable arrays decoded by the codec's native library, some fifty times torch's speed.
-
-    What the library refuses (bytes that are no trits, steps that are not finite) torch decodes, as
-    the operator's definition says.
-    """
-    arguments = (planes, scale, steps, in_features, dtype, part_rows)
-    check_packed(Packed(planes, scale, steps, in_features, part_rows))
-    if not native.available():
-        return default.dequantize(*arguments)
-    exact = dtype if dtype in NUMPY_OF_TORCH else torch.float32
-    out = torch.empty((planes.shape[1], in_features), dtype=exact)
-    array = out.view(torch.uint8).numpy().view(NUMPY_OF_TORCH[exact])
-    packed, index = planes.numpy(), scale.numpy()
-    parts = part_rows or (planes.shape[1],)
-    begin = 0
-    for own, n in zip(steps.detach().numpy().reshape(len(parts), -1), parts, strict=True):
-        rows = slice(begin, begin + n)
-        try:
-            native_dequantize.dequantize_rows(
-                packed[:, rows], index[rows], own, in_features, planes.shape[0], array[rows],
-                torch.get_num_threads(),
-            )  # fmt: skip
-        except ValueError:
-            return default.dequantize(*arguments)
-        begin += n
-    return out.to(dtype)
-
-
 # --- Products -------------------------------------------------------------------------------------
 
 
@@ -169,8 +128,8 @@ def linear_prepared(
             )._replace(part_rows=part_rows)
         )
     address = prepared.data_ptr()
-    if not prepared.is_contiguous() or not address or address % _ALIGNMENT:
-        raise ValueError(f"prepared memory is not contiguous and aligned to {_ALIGNMENT} bytes")
+    if not prepared.is_contiguous() or not address or address % ALIGNMENT:
+        raise ValueError(f"prepared memory is not contiguous and aligned to {ALIGNMENT} bytes")
     x = x.contiguous()
     steps = steps.contiguous()
     batch = x.numel() // in_features
@@ -273,7 +232,11 @@ def scratch_memory(nbytes: int) -> torch.Tensor:
 
 BACKEND = Backend(
     "CPU",
-    {"dequantize": dequantize, "linear_prepared": linear_prepared},
+    {
+        "dequantize": dequantize,
+        "dequantize_prepared": dequantize_prepared,
+        "linear_prepared": linear_prepared,
+    },
     "cpu",
     _prepare,
     describe,

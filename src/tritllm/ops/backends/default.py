@@ -10,7 +10,7 @@ import torch
 from tritllm.format.trits import GROUP
 from tritllm.ops.backends.backend import Backend
 from tritllm.ops.definitions import LinearArguments, Packed, check_packed
-from tritllm.ops.portable import BLOCK_WEIGHTS, entries, levels
+from tritllm.ops.portable import entries, levels, rows_at_a_time
 
 
 def dequantize(
@@ -54,7 +54,7 @@ def row_blocks(packed: Packed) -> Iterator[tuple[slice, Packed]]:
     No block spans two parts, so that a product by blocks is for each part what it is alone.
     """
     planes, scale, steps, in_features, part_rows = packed
-    block = max(1, BLOCK_WEIGHTS // max(1, in_features))
+    block = rows_at_a_time(in_features)
     begin = 0
     parts = part_rows or (planes.shape[1],)
     for part, own in zip(parts, steps.view(-1, steps.shape[-1]), strict=True):
