@@ -77,13 +77,9 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         self._steps: tuple[torch.Tensor, ...] = ()  # the codebook's rows, views
         self._most = DEPTHS[-1]
         self._layout = 0
-        planes, scale, codebook = packed_shapes(out_features, in_features, depth)
-        byte = {"dtype": torch.uint8, "device": device}
-        self.register_buffer("weight", torch.empty(planes, **byte))
-        self.register_buffer("weight_scale", torch.empty(scale, **byte))
-        self.register_buffer(
-            "weight_codebook", torch.empty(codebook, dtype=torch.float32, device=device)
-        )
+        shapes = packed_shapes(out_features, in_features, depth)
+        for name, shape, dtype in zip(PACKED, shapes, (torch.uint8, torch.uint8, torch.float32)):
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
         self._keep(None)
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -234,26 +230,19 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         return TritTensor(planes, scale, codebook, self.in_features)
 
     def weights(self) -> Weights:
-        """W as it is read now, for callers that decode it by blocks of rows.
-
-        Raises ValueError for a layer that holds bytes that are no trits.
-        """
-        if seen_of(*self._packed()) != self._seen:
+        """W as it is read now, to be decoded by blocks of rows. Raises as `forward`."""
+        (planes, scale, codebook), read = self._packed(), self.planes
+        if seen_of(planes, scale, codebook) != self._seen:
             self.prepare()
-        planes, scale, codebook = self._packed()
-        read = self.planes
-        return Weights(
-            planes[:read], scale, codebook[read - 1], self.in_features, self.out_features, None,
-            self.prepared, self._layout, read,
-        )  # fmt: skip
+        return Weights(planes[:read], scale, codebook[read - 1], self.in_features,
+                       self.out_features, None, self.prepared, self._layout, read)  # fmt: skip
 
     def keep_planes(self, planes: int) -> None:
         """Hold the top `planes` planes at most; on the CPU a view, so the rest is never loaded."""
         if planes < self.depth:
-            weight, codebook = self._buffers["weight"][:planes], self.weight_codebook[:planes]
-            on_cpu = weight.device.type == "cpu"
-            self.weight = weight if on_cpu else weight.clone()
-            self.weight_codebook = codebook if on_cpu else codebook.clone()
+            kept = (self._buffers["weight"][:planes], self.weight_codebook[:planes])
+            on_cpu = kept[0].device.type == "cpu"
+            self.weight, self.weight_codebook = kept if on_cpu else (part.clone() for part in kept)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Moves go everywhere, casts to the bias alone: the codebook passes by as integers."""
@@ -303,7 +292,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
-        how = "prepared" if self.prepared is not None else "portable"
+        how = "portable" if self.prepared is None else "prepared"
         read = "" if self.planes == self.depth else f", planes={self.planes}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
