@@ -10,7 +10,7 @@ from torch import nn
 
 from tritllm.codec import TritTensor
 from tritllm.errors import TritError
-from tritllm.format.layout import packed_shapes
+from tritllm.format.layout import CODEBOOK, packed_shapes
 from tritllm.format.trits import DEPTHS
 from tritllm.ops import backends, changes
 from tritllm.ops import mode as modes
@@ -77,8 +77,10 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         self._steps: tuple[torch.Tensor, ...] = ()  # the codebook's rows, views
         self._most = DEPTHS[-1]
         self._layout = 0
-        shapes = packed_shapes(out_features, in_features, depth)
-        for name, shape, dtype in zip(PACKED, shapes, (torch.uint8, torch.uint8, torch.float32)):
+        for name, shape in zip(
+            PACKED, packed_shapes(out_features, in_features, depth), strict=True
+        ):
+            dtype = torch.float32 if name.endswith(CODEBOOK) else torch.uint8
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
         self._keep(None)
         self.register_parameter(
