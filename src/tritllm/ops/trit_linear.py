@@ -202,10 +202,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         return True
 
     def _forget(self) -> None:
-        """Something that the layer computes with was replaced: what was made of it goes.
-
-        Every such change comes here, so that whoever keeps addresses of it learns (changes.py).
-        """
+        """What the layer computes with was replaced: what was made of it goes (changes.py)."""
         if "_seen" in self.__dict__:
             self.__dict__.update(_seen=None, _steps=())
             self._keep(None)
