@@ -36,15 +36,16 @@ def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
 
 @pytest.fixture
 def own_tests(tmp_path):
-    """run(code, ...): a test file beside the project's conftest, in a pytest of its own."""
+    """run(*codes, ...): test files beside the project's conftest, in a pytest of their own."""
 
-    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*codes: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "support").mkdir()
         shutil.copy(ROOT / "tests/conftest.py", tmp_path)
         for name in ("allowed_skips.py", "browser.py"):
             shutil.copy(ROOT / "tests/support" / name, tmp_path / "support")
         (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
-        (tmp_path / "test_it.py").write_text(f"import pytest\nimport warnings\n{code}")
+        for number, code in enumerate(codes):
+            (tmp_path / f"test_{number}.py").write_text(f"import pytest\nimport warnings\n{code}")
         (tmp_path / "test_another.py").write_text("def test(): pass\n")
         return python("-m", "pytest", "-p", "no:cacheprovider", tmp_path, **environment)
 
@@ -52,20 +53,21 @@ def own_tests(tmp_path):
 
 
 SKIPS = {
-    "mark": "@pytest.mark.skip(reason='no native library')\ndef test(): pass",
-    "call": "def test(): pytest.skip('no native library')",
-    "fixture": "@pytest.fixture\ndef f(): pytest.skip('no native library')\ndef test(f): pass",
-    "file": "pytest.skip('no native library', allow_module_level=True)",
-    "import": "pytest.importorskip('no_such_module')\ndef test(): pass",
+    "by a mark": "@pytest.mark.skip(reason='by a mark')\ndef test(): pass",
+    "by a call": "def test(): pytest.skip('by a call')",
+    "by a fixture": "@pytest.fixture\ndef f(): pytest.skip('by a fixture')\ndef test(f): pass",
+    "as a file": "pytest.skip('as a file', allow_module_level=True)",
+    "could not import 'no_such_module'": "pytest.importorskip('no_such_module')\ndef test(): pass",
 }
 
 
 @needs_library
-@pytest.mark.parametrize("kind", SKIPS)
-def test_a_skip_that_is_not_allowed_fails_a_strict_run(own_tests, kind):
-    done = own_tests(SKIPS[kind], TRITLLM_REQUIRE_NATIVE="1")
-    assert "skipped 1: " in done.stdout
-    assert "(NOT in tests/support/allowed_skips.py)" in done.stdout
+def test_a_skip_that_is_not_allowed_fails_a_strict_run(own_tests):
+    done = own_tests(*SKIPS.values(), TRITLLM_REQUIRE_NATIVE="1")
+    for reason in SKIPS:
+        told = [line for line in done.stdout.splitlines() if f"skipped 1: {reason}" in line]
+        assert len(told) == 1, (reason, done.stdout)
+        assert told[0].endswith("(NOT in tests/support/allowed_skips.py)")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
 
 
@@ -82,8 +84,8 @@ def test_known(): assert False
 
 
 def test_a_run_that_is_not_strict_only_says_its_skips(own_tests):
-    done = own_tests(SKIPS["mark"])
-    assert "skipped 1: no native library" in done.stdout
+    done = own_tests(SKIPS["by a mark"])
+    assert "skipped 1: by a mark" in done.stdout
     assert done.returncode == 0
 
 
@@ -106,15 +108,15 @@ def test_every_instruction_set_of_the_processor_is_found():
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The project with a line in its native core that does not compile."""
+    """The project with a header of its native core that does not compile."""
     folder = tmp_path_factory.mktemp("broken")
     for name in ("native", "src"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so", "model")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    source = folder / "native/src/codec/codebook.cpp"
-    source.write_text("syntax error\n" + source.read_text(encoding="utf-8"), encoding="utf-8")
+    header = folder / "native/include/tritllm.h"  # of every file, so that all fail at once
+    header.write_text("#error broken\n" + header.read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 
 
@@ -126,7 +128,7 @@ def wheel_of(folder: Path, out: Path, **environment: str) -> subprocess.Complete
 def test_a_core_that_does_not_build_fails_where_it_is_required(broken, tmp_path):
     done = wheel_of(broken, tmp_path, TRITLLM_REQUIRE_NATIVE="1")
     assert done.returncode != 0
-    assert "codebook.cpp" in done.stdout + done.stderr
+    assert "tritllm.h" in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -12,54 +12,73 @@ float add_product(int isa, float x, float y, float sum) {
     return isa == TRITLLM_SCALAR ? sum + x * y : std::fma(x, y, sum);
 }
 
-// One element of y as the header defines it.
-float defined(int isa, const Matrix &w, int64_t n, const float *x, float bias, int arithmetic) {
-    const bool exact = arithmetic == TRITLLM_EXACT;
-    float y = 0, most = 1e-5f;  // of a token
-    for (int64_t k = 0; k < w.columns; k++) most = std::max(most, std::fabs(x[k]));
-    for (int64_t g = 0; g < w.columns; g += 16) {
-        const int64_t end = std::min(g + 16, w.columns);
-        const float step = w.step(n, g);
-        float largest = 0;
-        for (int64_t k = g; k < end; k++) largest = std::max(largest, std::fabs(x[k]));
-        float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
-        if (arithmetic == TRITLLM_PER_TOKEN) inverse = 127 / most, scale = 1 / inverse;
-        int dot = 0;
-        for (int64_t k = g; k < end; k++) {
-            const int level = w.level[size_t(n * w.columns + k)];
-            if (exact)
-                y = add_product(isa, x[k], float(level) * step, y);
-            else
-                dot += level * int(std::nearbyint(x[k] * inverse));
-        }
-        if (!exact) y = add_product(isa, float(dot) * scale, step, y);
-    }
-    return y + bias;
-}
+// Activations of one row in int8, as the header defines them: a scale for each `width` columns.
+struct Rounded {
+    int64_t width;
+    std::vector<float> scale;
+    std::vector<int> value;
 
-// The same by superblocks of 192 columns.
-float defined_by_superblocks(int isa, const Matrix &w, int64_t n, const float *x, float bias) {
-    const float most = float((std::pow(3, w.depth) - 1) / 2);
-    float y = 0;
-    for (int64_t s = 0; s < w.columns; s += 192) {
-        const int64_t end = std::min(s + 192, w.columns);
-        float top = 0, largest = 0;
-        for (int64_t k = s; k < end; k++) {
-            top = std::max(top, std::fabs(w.step(n, k / 16 * 16)));
-            largest = std::max(largest, std::fabs(x[k]));
+    Rounded(const float *x, int64_t columns, int arithmetic)
+        : width(arithmetic == TRITLLM_PER_TOKEN     ? columns
+                : arithmetic == TRITLLM_SUPERBLOCKS ? 192
+                                                    : 16) {
+        const bool whole = arithmetic == TRITLLM_PER_TOKEN;
+        for (int64_t s = 0; s < columns; s += width) {
+            const int64_t end = std::min(s + width, columns);
+            float largest = whole ? 1e-5f : 0;
+            for (int64_t k = s; k < end; k++) largest = std::max(largest, std::fabs(x[k]));
+            const float inverse = largest > 0 ? 127 / largest : 0;
+            scale.push_back(whole ? 1 / inverse : largest / 127);
+            for (int64_t k = s; k < end; k++) value.push_back(int(std::nearbyint(x[k] * inverse)));
         }
-        const float span = most * top, factor = span > 0 ? 32512 / span : 0;
-        const float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
-        int dot = 0;
-        for (int64_t k = s; k < end; k++) {
-            const int m = int(std::nearbyint(w.step(n, k / 16 * 16) * factor));
-            const int rounded = (w.level[size_t(n * w.columns + k)] * m + 128) >> 8;
-            CHECK(rounded >= -127 && rounded <= 127);
-            dot += rounded * int(std::nearbyint(x[k] * inverse));
-        }
-        y = add_product(isa, float(dot) * scale, span / 127, y);
     }
-    return y + bias;
+};
+
+// Weights of one row: floats, and integers with a step for each `width` columns.
+struct Row {
+    int64_t width;
+    std::vector<float> weight, step;
+    std::vector<int> value;
+
+    Row(const Matrix &w, int64_t n, int arithmetic)
+        : width(arithmetic == TRITLLM_SUPERBLOCKS ? 192 : 16),
+          value(w.level.begin() + n * w.columns, w.level.begin() + (n + 1) * w.columns) {
+        for (int64_t k = 0; k < w.columns; k++)
+            weight.push_back(float(value[size_t(k)]) * w.step(n, k));
+        const float most = float((std::pow(3, w.depth) - 1) / 2);
+        for (int64_t s = 0; s < w.columns; s += width) {
+            step.push_back(w.step(n, s));
+            if (arithmetic != TRITLLM_SUPERBLOCKS) continue;
+            const int64_t end = std::min(s + width, w.columns);
+            float top = 0;
+            for (int64_t k = s; k < end; k++) top = std::max(top, w.step(n, k));
+            const float span = most * top, factor = span > 0 ? 32512 / span : 0;
+            step.back() = span / 127;
+            for (int64_t k = s; k < end; k++) {
+                int &v = value[size_t(k)];
+                v = (v * int(std::nearbyint(w.step(n, k) * factor)) + 128) >> 8;
+                CHECK(v >= -127 && v <= 127);
+            }
+        }
+    }
+};
+
+// One element of y as the header defines it. x: the activations that are not rounded.
+float defined(int isa, const Row &w, const float *x, const Rounded &a, bool exact) {
+    const int64_t columns = int64_t(w.value.size());
+    float y = 0;
+    for (int64_t s = 0; s < columns; s += w.width) {
+        const int64_t end = std::min(s + w.width, columns);
+        if (exact) {
+            for (int64_t k = s; k < end; k++) y = add_product(isa, x[k], w.weight[size_t(k)], y);
+            continue;
+        }
+        int dot = 0;
+        for (int64_t k = s; k < end; k++) dot += w.value[size_t(k)] * a.value[size_t(k)];
+        const float scale = a.scale[size_t(s / a.width)];
+        y = add_product(isa, float(dot) * scale, w.step[size_t(s / w.width)], y);
+    }
+    return y;
 }
 
 void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt19937 &rng) {
@@ -93,14 +112,18 @@ void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt199
         CHECK(tritllm_linear_run(threads, &input, activations.get(), &product, 1) == TRITLLM_OK);
         CHECK(std::memcmp(y.data(), whole.data(), 4 * y.size()) == 0);
     }
+    std::vector<Rounded> rounded;
     for (int64_t b = 0; b < batch; b++)
-        for (int64_t n = 0; n < w.rows; n++) {
-            const float *row = x.data() + b * w.columns;
-            const float expected = arithmetic == TRITLLM_SUPERBLOCKS
-                                       ? defined_by_superblocks(isa, w, n, row, bias[size_t(n)])
-                                       : defined(isa, w, n, row, bias[size_t(n)], arithmetic);
+        rounded.emplace_back(x.data() + b * w.columns, w.columns, arithmetic);
+    for (int64_t n = 0; n < w.rows; n++) {
+        const Row row(w, n, arithmetic);
+        for (int64_t b = 0; b < batch; b++) {
+            const float expected = defined(isa, row, x.data() + b * w.columns, rounded[size_t(b)],
+                                           arithmetic == TRITLLM_EXACT) +
+                                   bias[size_t(n)];
             CHECK(std::memcmp(&y[size_t(b * w.rows + n)], &expected, 4) == 0);
         }
+    }
 }
 
 // All rows at once, and a range that begins and ends within tiles.
@@ -129,7 +152,7 @@ void compare_decoded(int isa, const Matrix &w, int threads) {
 
 int main() {
     std::mt19937 rng(1);
-    const int64_t shapes[][2] = {{1, 1}, {16, 96}, {17, 97}, {50, 333}, {70, 700}};
+    const int64_t shapes[][2] = {{1, 1}, {16, 96}, {17, 97}, {50, 333}, {70, 400}};
     for (int isa = 0; tritllm_isa_name(isa); isa++) {
         if (tritllm_isa_serving(isa, TRITLLM_PRODUCTS) != isa) continue;
         for (int depth = 1; depth <= 4; depth++)

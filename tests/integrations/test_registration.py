@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,17 +12,60 @@ import pytest
 
 HEAD = "from tritllm.integrations.registration import register_with_libraries as register\n"
 
+# Forks a process for each program. What transformers needs is imported already, itself it is not.
+SERVER = """
+import json, os, signal, sys, traceback, warnings
 
-def run(code: str, *flags: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", textwrap.dedent(code)],
-        capture_output=True,
+import accelerate, huggingface_hub.utils, jinja2.sandbox, numpy, regex, safetensors.torch
+import tokenizers, torch._dynamo, torch.distributed, tqdm.auto
+
+assert "transformers" not in sys.modules
+for line in sys.stdin:
+    code, strict, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(120)  # ends a program that hangs
+        os.dup2(os.open(out, os.O_WRONLY), 1)
+        os.dup2(os.open(err, os.O_WRONLY), 2)
+        if strict:
+            warnings.simplefilter("error", RuntimeWarning)
+        try:
+            exec(code, {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(code, strict): what a program prints. strict: a RuntimeWarning is an error in it."""
+    folder = tmp_path_factory.mktemp("registration")
+    out, err = folder / "out", folder / "err"
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
+        # One thread: a process that has more cannot be forked safely.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+
+    def program(code: str, strict: bool = False) -> str:
+        for path in (out, err):
+            path.write_text("")
+        asked = [textwrap.dedent(code), strict, str(out), str(err)]
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        assert server.stdout.readline() == "0\n", err.read_text()
+        return out.read_text().strip()
+
+    yield program
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
 
 
 def test_registering_imports_neither_torch_nor_transformers():
@@ -30,21 +75,21 @@ def test_registering_imports_neither_torch_nor_transformers():
         print(sum("registration" in type(finder).__module__ for finder in sys.meta_path))
         print("torch" in sys.modules, "transformers" in sys.modules)
     """
-    assert run(HEAD + textwrap.dedent(code)) == "1\nFalse False"
+    line = [sys.executable, "-c", HEAD + textwrap.dedent(code)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\nFalse False\n"
 
 
-def test_before_and_after_transformers():
+def test_before_and_after_transformers(run):
     table = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as table\n"
     say = "print(table['tritllm'].__name__)"
-    assert run(HEAD + "register()\n" + table + say, "-W", "error::RuntimeWarning") == (
-        "TritQuantizer"
-    )
+    assert run(HEAD + "register()\n" + table + say, strict=True) == ("TritQuantizer")
     assert run(HEAD + table + "register(); register()\n" + say) == "TritQuantizer"
     ours_first = "import tritllm.integrations.transformers\n"
     assert run(HEAD + "register()\n" + ours_first + table + say) == "TritQuantizer"
 
 
-def test_the_hooked_module_keeps_its_loader():
+def test_the_hooked_module_keeps_its_loader(run):
     code = """
         register()
         import inspect, sys
@@ -66,7 +111,7 @@ def test_the_hooked_module_keeps_its_loader():
         "importlib.reload(registration); register(); registration.register_with_libraries()",
     ],
 )
-def test_who_merely_looks_takes_nothing_away(before):
+def test_who_merely_looks_takes_nothing_away(run, before):
     code = f"""
         import copy, importlib.util, pickle, pkgutil, sys
         from tritllm.integrations import registration
@@ -76,10 +121,10 @@ def test_who_merely_looks_takes_nothing_away(before):
         from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
         print(mapping["tritllm"].__name__)
     """
-    assert run(HEAD + textwrap.dedent(code), "-W", "error::RuntimeWarning") == "TritQuantizer"
+    assert run(HEAD + textwrap.dedent(code), strict=True) == "TritQuantizer"
 
 
-def test_reloading_the_table_registers_again():
+def test_reloading_the_table_registers_again(run):
     code = """
         import importlib
         register()
@@ -90,10 +135,10 @@ def test_reloading_the_table_registers_again():
                   table.AUTO_QUANTIZATION_CONFIG_MAPPING["tritllm"].__name__)
     """
     expected = "TritQuantizer TritConfig\nTritQuantizer TritConfig"
-    assert run(HEAD + textwrap.dedent(code), "-W", "error::RuntimeWarning") == expected
+    assert run(HEAD + textwrap.dedent(code), strict=True) == expected
 
 
-def test_an_import_that_fails_first_is_registered_with_later():
+def test_an_import_that_fails_first_is_registered_with_later(run):
     code = """
         import sys
         register()
@@ -109,7 +154,7 @@ def test_an_import_that_fails_first_is_registered_with_later():
     assert run(HEAD + textwrap.dedent(code)) == "failed\nTritQuantizer"
 
 
-def test_threads_that_import_at_once():
+def test_threads_that_import_at_once(run):
     code = """
         import importlib, threading
         register()
@@ -122,10 +167,10 @@ def test_threads_that_import_at_once():
         from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
         print(mapping["tritllm"].__name__)
     """
-    assert run(HEAD + textwrap.dedent(code), "-W", "error::RuntimeWarning") == "TritQuantizer"
+    assert run(HEAD + textwrap.dedent(code), strict=True) == "TritQuantizer"
 
 
-def test_a_failure_is_a_warning_and_transformers_still_imports():
+def test_a_failure_is_a_warning_and_transformers_still_imports(run):
     code = """
         import sys, warnings
         sys.modules["tritllm.integrations.transformers"] = None
