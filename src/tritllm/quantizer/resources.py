@@ -15,6 +15,7 @@ from tritllm.quantizer.decisions import SourcePart
 from tritllm.storage.model_folder import CHUNK_BYTES
 
 CHUNKS_AHEAD = 3  # of the source, at least, read while a tensor is encoded
+TOGETHER_BYTES = CHUNK_BYTES  # of the source at most, of small parts that are encoded at a time
 _INTERPRETER_BYTES = 130 << 20  # Python, NumPy and the blocks the codec works on
 _MORE_BYTES = 300 << 20  # that a run may take besides three times the largest matrix
 _PER_WEIGHT_BYTES = 1.5  # group statistics of the codec

@@ -4,13 +4,13 @@ A thread reads the source ahead, by a matrix or an expert at most, and another h
 read; the caller's thread encodes; one more hashes and writes the results of the tensors before; a
 last one waits until they are on the disk and keeps the journal. None of them waits where one shard
 ends and the next begins. The slowest sets the pace, and the plan says how much of the source is
-held at a time.
+held at a time. All threads of the codec share a large matrix; of small ones each takes its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,15 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from tritllm.codec import TritTensor, encode_source
-from tritllm.errors import OutputError, SourceError
-from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
-from tritllm.quantizer.decisions import PlannedTensor, SourcePart
+from tritllm.codec import TritTensor
+from tritllm.quantizer.decisions import SourcePart
 from tritllm.quantizer.encodings import Encodings
 from tritllm.quantizer.journal import Journal, is_finished
-from tritllm.quantizer.matrices import SourceMatrix
 from tritllm.quantizer.pipeline import InOrder, ReadAhead
 from tritllm.quantizer.plan import Plan
+from tritllm.quantizer.shard_encoder import ShardEncoder
 from tritllm.quantizer.shard_outputs import Record, ShardOutputs
 from tritllm.quantizer.shard_reader import (
     Item,
@@ -106,19 +104,34 @@ class ShardPass:
                 ReadAhead(partial(reader.read, opened), self.plan.memory.source_held) as items,
                 InOrder() as committing,
                 InOrder() as behind,
+                ShardEncoder(self.plan, self.out, self.threads, self.encodings) as encoder,
             ):
                 for item in items:
                     if isinstance(item, ShardBegins):
                         writing = self._begin(item.begun, files)
-                    elif isinstance(item, ShardEnds):
+                        continue
+                    while encoder.under_way and not encoder.takes(item):
+                        piece, encoded = encoder.next_result()
+                        decibels = self._write_encoded(
+                            piece, encoded, writing, items, reader, behind
+                        )
+                        yield self._note(piece, decibels, writing, behind, committing)
+                    if isinstance(item, ShardEnds):
                         end: Record = {"shard": writing.shard, "shard_sha256": item.sha256.result()}
                         writing.pending.append(end)
                         behind.submit(self._finish, writing, committing, at_most=_JOBS_BEHIND)
+                    elif encoder.takes(item):
+                        encoder.submit(writing.shard, item)
+                    elif item.part.matrices:
+                        encoded = encoder.encode(writing.shard, item)
+                        decibels = self._write_encoded(
+                            item, encoded, writing, items, reader, behind
+                        )
+                        yield self._note(item, decibels, writing, behind, committing)
                     else:
-                        decibels = self._take(item, writing, items, reader, behind)
+                        self._take_kept(item, encoder, writing, items, behind)
                         if item.read_sha256 is not None:
-                            self._note(item, item.read_sha256.result(), writing, behind, committing)
-                            yield Progress(item.part, self.done_bytes, self.total_bytes, decibels)
+                            yield self._note(item, {}, writing, behind, committing)
 
     def _opened(self, shards: Sequence[SourceShard]) -> Iterator[OpenShard]:
         """Those that are not finished; counts what is done."""
@@ -136,111 +149,71 @@ class ShardPass:
         outputs = ShardOutputs(self.plan, self.out, begun.shard, self.threads, resume)
         return _Writing(begun.shard.name, files.enter_context(outputs))
 
-    def _take(
+    def _write_encoded(
         self,
         piece: Piece,
+        encoded: Sequence[Mapping[str, TritTensor]],
         writing: _Writing,
         items: ReadAhead[Item],
         reader: ShardReader,
         behind: InOrder,
     ) -> dict[str, float]:
-        """Encode or pass on a piece; the SQNR in dB by config name of what was encoded."""
-        part, tensor = piece.part, piece.part.tensor
+        """Have results written; the SQNR in dB by config name."""
+        assert piece.read_sha256
+        piece.read_sha256.result()  # hashed as well: the memory is free
+        reader.reuse(piece.data)
+        items.release(piece.data.nbytes)
+        writing.record = self._new_record(piece, writing)
+        behind.submit(writing.outputs.write_encoded, piece.part, encoded, writing.record, at_most=2)
+        return {
+            config.name: min(each[config.name].sqnr_db or 0.0 for each in encoded)
+            for config in self.plan.configs
+        }
+
+    def _take_kept(
+        self,
+        piece: Piece,
+        encoder: ShardEncoder,
+        writing: _Writing,
+        items: ReadAhead[Item],
+        behind: InOrder,
+    ) -> None:
+        """Pass on a piece of a tensor that is kept, or stored with another."""
+        tensor = piece.part.tensor
         if piece.position == 0:
             writing.own = hashlib.sha256()
-            writing.record = {"shard": writing.shard, "tensor": tensor.entry.name, "configs": {}}
-        if part.matrices:
-            encoded = [self._encode(writing.shard, each, piece.data) for each in part.matrices]
-            assert piece.read_sha256
-            piece.read_sha256.result()  # hashed as well: the memory is free
-            reader.reuse(piece.data)
-            items.release(piece.data.nbytes)
-            behind.submit(writing.outputs.write_encoded, part, encoded, writing.record, at_most=2)
-            return {
-                config.name: min(each[config.name].sqnr_db or 0.0 for each in encoded)
-                for config in self.plan.configs
-            }
+            writing.record = self._new_record(piece, writing)
         if tensor.tied_to:
             items.release(piece.data.nbytes)
         else:
-            replaced = {} if piece.read_sha256 is None else self._replaced(tensor)
+            replaced = {} if piece.read_sha256 is None else encoder.replaced(tensor)
             behind.submit(
                 self._write_kept, writing.outputs, piece, writing.own, replaced, writing.record,
                 items,
             )  # fmt: skip
-        return {}
+
+    @staticmethod
+    def _new_record(piece: Piece, writing: _Writing) -> Record:
+        return {"shard": writing.shard, "tensor": piece.part.tensor.entry.name, "configs": {}}
 
     def _note(
         self,
         piece: Piece,
-        read_sha256: str,
+        decibels: dict[str, float],
         writing: _Writing,
         behind: InOrder,
         committing: InOrder,
-    ) -> None:
+    ) -> Progress:
         """A part is done: its record, and a commit where enough has come together."""
-        writing.record["read_sha256"] = read_sha256
+        assert piece.read_sha256
+        writing.record["read_sha256"] = piece.read_sha256.result()
         writing.pending.append(writing.record)
         writing.uncommitted += piece.part.nbytes
         if writing.uncommitted >= COMMIT_BYTES:
             behind.submit(self._written, writing.outputs, writing.pending, committing)
             writing.pending, writing.uncommitted = [], 0
         self.done_bytes += piece.part.nbytes
-
-    def _encode(self, shard: str, matrix: SourceMatrix, data: np.ndarray) -> dict[str, TritTensor]:
-        """The digits by config name: the calibrator's, or those of the matrix alone."""
-        found = self._calibrated(matrix)
-        depths = {config.name: config.depth_of(matrix.module) for config in self.plan.configs}
-        alone = sorted({depth for name, depth in depths.items() if name not in found})
-        if not alone:
-            return found
-        encoded = self._encode_alone(shard, matrix, data, alone)
-        return {name: found[name] if name in found else encoded[d] for name, d in depths.items()}
-
-    def _calibrated(self, matrix: SourceMatrix) -> dict[str, TritTensor]:
-        found = {}
-        for config in self.plan.configs if self.encodings else ():
-            encoded = self.encodings.encoded(matrix, config) if self.encodings else None
-            if encoded is None:
-                continue
-            depth = config.depth_of(matrix.module)
-            if (encoded.shape, encoded.depth) != (matrix.shape, depth):
-                raise self._damaged(matrix.name, f"{encoded.shape} at depth {encoded.depth}")
-            found[config.name] = encoded
-        return found
-
-    def _replaced(self, tensor: PlannedTensor) -> dict[str, np.ndarray]:
-        """New values of a kept tensor, by config name."""
-        found = {}
-        entry = tensor.entry
-        for config in self.plan.configs if self.encodings else ():
-            values = self.encodings.replaced(tensor, config) if self.encodings else None
-            if values is None:
-                continue
-            dtype = NUMPY_OF_SAFETENSORS.get(entry.dtype)
-            if (values.shape, values.dtype) != (entry.shape, dtype):
-                raise self._damaged(entry.name, f"{values.dtype} {values.shape}")
-            found[config.name] = np.ascontiguousarray(values)
-        return found
-
-    def _damaged(self, name: str, what: str) -> OutputError:
-        return OutputError(
-            f"{self.out}: the result kept for {name} is {what}, which is not its "
-            f"source's; delete {self.out} and start again"
-        )
-
-    def _encode_alone(
-        self, shard: str, matrix: SourceMatrix, data: np.ndarray, depths: list[int]
-    ) -> dict[int, TritTensor]:
-        try:
-            return encode_source(matrix.values(data), depths, self.plan.codec, self.threads)
-        except ValueError as error:
-            name = matrix.source.name
-            which = f", {matrix.module}" if matrix.slice_of else ""
-            raise SourceError(
-                f"{shard}: tensor {name}{which}: {error}; fix the source, "
-                f"or keep the tensor with --exclude '{name}'"
-            ) from None
+        return Progress(piece.part, self.done_bytes, self.total_bytes, decibels)
 
     # What follows runs in the writing thread.
 
