@@ -106,9 +106,9 @@ void least_errors(FitTable &table, const int32_t *rows, float *least) {
         while (begin < TRITLLM_ENTRIES - 1 && rows[begin] < first) begin++;
         TileErrors<V, L> errors(table, tile);
         errors.template take<kClips>(rows[begin]);
+        for (int j = begin + 1; j < TRITLLM_ENTRIES; j++) errors.template take<kFits>(rows[j]);
         for (int j = begin - 1; j >= 0 && errors.clips_little(rows[j]); j--)
             errors.template take<kClips>(rows[j]);
-        for (int j = begin + 1; j < TRITLLM_ENTRIES; j++) errors.template take<kFits>(rows[j]);
         errors.store(least + tile * TRITLLM_TILE);
     }
 }

@@ -19,6 +19,7 @@ from tritllm.format.trits import ENTRIES, GROUP, pack_scale_index, pack_trits
 
 _LEAST_SHARED = 4  # weights that have a magnitude in common, on average: not so by chance
 _RUNS = 1024  # of magnitudes in ascending order, between which the first partition is optimal
+_FIRST_ROWS = 16  # which tell of nearly every other matrix that it is none
 _ROUNDS = 64  # of improving that partition, at most
 
 
@@ -52,16 +53,14 @@ def scales_of(weight: np.ndarray) -> Scales | None:
     """
     n_rows, n_columns = weight.shape
     unsigned = np.dtype(f"u{weight.itemsize}")
-    width = groups_of(n_columns) * GROUP
-    largest = np.empty((n_rows, width // GROUP), unsigned)
+    if n_rows > _FIRST_ROWS and not _one_magnitude(*_magnitudes(weight[:_FIRST_ROWS])):
+        return None
+    largest = np.empty((n_rows, groups_of(n_columns)), unsigned)
     distinct, counts = np.empty(0, unsigned), np.empty(0, np.int64)
     for rows in row_blocks(weight.shape):
-        magnitude = np.zeros((rows.stop - rows.start, width), unsigned)
-        bits = np.ascontiguousarray(weight[rows]).view(unsigned)
-        magnitude[:, :n_columns] = bits & unsigned.type(np.iinfo(unsigned).max >> 1)
-        grouped = magnitude.reshape(len(magnitude), -1, GROUP)
-        top = largest[rows] = grouped.max(axis=-1)
-        if not ((grouped == 0) | (grouped == top[..., None])).all():
+        grouped, top = _magnitudes(weight[rows])
+        largest[rows] = top
+        if not _one_magnitude(grouped, top):
             return None
         here, place = np.unique(top, return_inverse=True)
         number = np.bincount(place.reshape(-1), (grouped != 0).sum(axis=-1).reshape(-1))
@@ -73,6 +72,21 @@ def scales_of(weight: np.ndarray) -> Scales | None:
         return None
     group = largest.view(weight.dtype).astype(np.float32)
     return Scales(group, values[positive], counts[positive])
+
+
+def _magnitudes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bits of the magnitudes in groups [n, G, 16], padded by zeros, and the largest [n, G]."""
+    unsigned = np.dtype(f"u{rows.itemsize}")
+    magnitude = np.zeros((len(rows), groups_of(rows.shape[1]) * GROUP), unsigned)
+    bits = np.ascontiguousarray(rows).view(unsigned)
+    magnitude[:, : rows.shape[1]] = bits & unsigned.type(np.iinfo(unsigned).max >> 1)
+    grouped = magnitude.reshape(len(rows), -1, GROUP)
+    return grouped, grouped.max(axis=-1)
+
+
+def _one_magnitude(grouped: np.ndarray, top: np.ndarray) -> bool:
+    """Whether no group has another magnitude than its largest and zero."""
+    return bool(((grouped == 0) | (grouped == top[..., None])).all())
 
 
 def _write(weight: np.ndarray, scales: Scales) -> Encoded:
