@@ -4,7 +4,8 @@
  * that an instruction set likes best, behind a header that says what it is. Activations are
  * prepared as well, once for all products that share them:
  *
- *   bytes = tritllm_linear_size(isa, N, K, depth)
+ *   portable.row_scales = tritllm_linear_row_scales(&portable)
+ *   bytes = tritllm_linear_size(isa, N, K, depth, portable.row_scales)
  *   tritllm_linear_prepare(isa, &portable, 0, N, prepared)
  *   bytes = tritllm_linear_activations_size(batch, K, arithmetic)
  *   tritllm_linear_begin(isa, &input, activations)
@@ -24,7 +25,8 @@
  * of activations (src/products/superblocks.h says how weights are rounded); the sums are those of
  * TRITLLM_GROUPS with superblocks for groups. TRITLLM_PER_TOKEN: int8 with one scale for each batch
  * row, as BitNet's models are trained: q = rint(x * t) with t = 127 / max(|x|, 1e-5), and the sums are
- * those of TRITLLM_GROUPS with s = 1 / t. Each of these sums adds by fma, which rounds once, but
+ * those of TRITLLM_GROUPS with s = 1 / t; but where every row of W has one scale, y = float(dot) * s *
+ * step of the whole row, then + bias. Each of these sums adds by fma, which rounds once, but
  * for the scalar set, which rounds the product and then the sum; so all other sets give equal bits.
  * The result is rounded once to y's type. A group, superblock or batch row that holds a NaN makes the row's
  * results NaN.
@@ -52,11 +54,18 @@ typedef struct {
     int64_t rows;         /* N */
     int64_t columns;      /* K */
     int32_t depth;        /* planes to read, 1..4 */
+    int32_t row_scales;   /* what tritllm_linear_row_scales says of the fields above; or 0 */
 } tritllm_portable;
+
+/* Whether every row has one scale: 1 where depth is 1 and all scale indices of a row are equal, as in
+ * matrices that were trained ternary; else 0. Prepared memory is then smaller: it has a unit of scale
+ * indices for each tile of rows in place of one for each of its blocks. */
+TRITLLM_API int tritllm_linear_row_scales(const tritllm_portable *portable);
 
 /* Bytes of prepared memory, a multiple of 64; -1 for an invalid shape or depth, or where the
  * instruction set cannot run here. */
-TRITLLM_API int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth);
+TRITLLM_API int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth,
+                                        int row_scales);
 
 /* What codes are in the memory that tritllm_linear_prepare makes, as a number above 0: it depends
  * on the instruction set alone; -1 where that cannot run here. */
@@ -73,7 +82,7 @@ typedef struct {
     int32_t isa;
     int32_t layout;
     int32_t depth;
-    int32_t reserved;
+    int32_t row_scales;
 } tritllm_prepared;
 
 /* Says what `prepared` (of `size` bytes, which may be more than it needs) is. TRITLLM_OK where it

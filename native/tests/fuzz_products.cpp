@@ -101,14 +101,20 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     std::vector<int8_t> trits(size_t(depth * rows * columns));
     std::vector<uint8_t> index(size_t(rows * groups));
+    if (dtypes / 27 % 2) {  // one scale a row
+        for (int64_t i = 0; i < rows * groups; i++) index[size_t(i)] = uint8_t(i / groups % 27);
+        pack_scale_index(index.data(), rows, groups, scale.data());
+    }
     const bool valid =
         unpack_trits(weight.data(), depth * rows, columns, trits.data()) == TRITLLM_OK &&
         unpack_scale_index(scale.data(), rows, groups, index.data()) == TRITLLM_OK;
     CHECK(valid || !repaired);
     float steps[27];
     for (int i = 0; i < 27; i++) steps[i] = 0.001f * float(i + 1) * float(i + 1);
-    const tritllm_portable portable = {weight.data(), rows * width, scale.data(), steps,
-                                       rows,          columns,      depth};
+    tritllm_portable portable = {weight.data(), rows * width, scale.data(), steps,
+                                 rows,          columns,      depth};
+
+    portable.row_scales = tritllm_linear_row_scales(&portable);
 
     std::vector<uint8_t> bias = input.take(flags & 16 ? rows * element_bytes(bias_dtype) : 0);
     std::vector<uint8_t> x = input.take(batch * columns * element_bytes(x_dtype));
@@ -125,7 +131,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     std::vector<uint8_t> fused;
     for (int isa = TRITLLM_SCALAR; tritllm_isa_name(isa); isa++) {
         if (tritllm_isa_serving(isa, TRITLLM_PRODUCTS) != isa) continue;
-        const int64_t prepared_size = tritllm_linear_size(isa, rows, columns, depth);
+        const int64_t prepared_size =
+            tritllm_linear_size(isa, rows, columns, depth, portable.row_scales);
         CHECK(prepared_size > 0);
         const Aligned prepared(prepared_size);
         const int status = tritllm_linear_prepare(isa, &portable, 0, rows, prepared.data);

@@ -31,7 +31,7 @@ int main() {
                 const tritllm_portable portable = {
                     weight.data(), rows * 140, scale.data(), steps.data(), rows, columns, depth};
                 void *memory = std::aligned_alloc(
-                    64, size_t(tritllm_linear_size(avx512, rows, columns, depth)));
+                    64, size_t(tritllm_linear_size(avx512, rows, columns, depth, 0)));
                 if (tritllm_linear_prepare(avx512, &portable, 0, rows, memory)) return 1;
                 void *activations = std::aligned_alloc(
                     64, size_t(tritllm_linear_activations_size(batch, columns, arithmetic)));
@@ -50,7 +50,7 @@ int main() {
                     product.index = reinterpret_cast<const uint8_t *>(header + 1);
                     for (int p = 0; p < depth; p++)
                         product.plane[p] = product.index +
-                                           index_bytes(tiles_of(rows), product.blocks) +
+                                           index_bytes(false, tiles_of(rows), product.blocks) +
                                            p * plane_bytes(kFives, tiles_of(rows), product.blocks);
                     product.dtype = TRITLLM_FLOAT32;
                     product.y = y[i].data();

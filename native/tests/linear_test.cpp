@@ -41,7 +41,9 @@ struct Row {
     std::vector<int> value;
 
     Row(const Matrix &w, int64_t n, int arithmetic)
-        : width(arithmetic == TRITLLM_SUPERBLOCKS ? 192 : 16),
+        : width(arithmetic == TRITLLM_SUPERBLOCKS                 ? 192
+                : arithmetic == TRITLLM_PER_TOKEN && w.row_scales ? w.columns
+                                                                  : 16),
           value(w.level.begin() + n * w.columns, w.level.begin() + (n + 1) * w.columns) {
         for (int64_t k = 0; k < w.columns; k++)
             weight.push_back(float(value[size_t(k)]) * w.step(n, k));
@@ -156,14 +158,16 @@ int main() {
     for (int isa = 0; tritllm_isa_name(isa); isa++) {
         if (tritllm_isa_serving(isa, TRITLLM_PRODUCTS) != isa) continue;
         for (int depth = 1; depth <= 4; depth++)
-            for (const auto &shape : shapes) {
-                const Matrix w(shape[0], shape[1], depth, rng);
-                for (int threads : {1, 3}) compare_decoded(isa, w, threads);
-                for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
-                    for (int arithmetic :
-                         {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS, TRITLLM_PER_TOKEN})
-                        compare(isa, w, batch, arithmetic, rng);
-            }
+            for (const auto &shape : shapes)
+                for (const bool row_scales : {false, true}) {
+                    if (row_scales && depth > 1) continue;
+                    const Matrix w(shape[0], shape[1], depth, rng, row_scales);
+                    for (int threads : {1, 3}) compare_decoded(isa, w, threads);
+                    for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
+                        for (int arithmetic : {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS,
+                                               TRITLLM_PER_TOKEN})
+                            compare(isa, w, batch, arithmetic, rng);
+                }
         std::printf("%s agrees\n", tritllm_isa_name(isa));
     }
 }

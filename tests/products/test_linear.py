@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -131,6 +133,37 @@ def test_superblocks_agree_with_the_reference(isa, depth, columns, batch):
     prepared = kernels.prepare(w.tensor, isa=isa)
     y = kernels.linear(prepared, x, threads=2, arithmetic=kernels.SUPERBLOCKS)
     assert_close(y, expected, 2 * reference.bound(*w.at(depth), x))
+
+
+@pytest.mark.parametrize("arithmetic", [*REFERENCE, kernels.SUPERBLOCKS])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 17), (50, 333), (40, 700)])
+def test_rows_with_one_scale(isa, arithmetic, rows, columns):
+    """Their memory is smaller; a token's product with them is one sum of integers."""
+    w = random_weights(rows, rows, columns, 1, row_scales=True)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    general = kernels.prepare(random_weights(rows, rows, columns, 1).tensor, isa=isa)
+    assert columns <= 96 or prepared.nbytes < general.nbytes
+    for batch in (1, 2, 3, 4, 5, 7, 100):
+        x = activations(batch, batch, columns, np.float32)
+        bias = activations(7, 1, rows, np.float32)[0]
+        y = kernels.linear(prepared, x, bias, threads=2, arithmetic=arithmetic)
+        if arithmetic == kernels.PER_TOKEN:
+            rounded = reference.quantize_token(x)
+            dot = rounded.q.reshape(batch, -1)[:, :columns].astype(np.int32) @ w.tensor.levels().T
+            step = w.tensor.codebook[0][w.index[:, -1]]
+            assert (y == dot.astype(np.float32) * rounded.scale[:, :1] * step + bias).all()
+        else:
+            # The bits of the same weights with scale indices of their own for every group.
+            assert y.tobytes() == as_groups(w, x, bias, arithmetic, isa).tobytes()
+
+
+def as_groups(w, x, bias, arithmetic, isa):
+    """The product with memory of two planes, of which one is read: it has all scale indices."""
+    two = np.concatenate([w.tensor.weight, w.tensor.weight])
+    codebook = np.concatenate([w.tensor.codebook, w.tensor.codebook])
+    tensor = dataclasses.replace(w.tensor, weight=two, codebook=codebook)
+    prepared = kernels.prepare(tensor, isa=isa)
+    return kernels.linear(prepared, x, bias, arithmetic=arithmetic, planes=1)
 
 
 def test_superblocks_take_rows_that_are_zero_or_not_finite(isa):

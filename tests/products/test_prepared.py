@@ -11,6 +11,8 @@ from support.weights import random_weights
 
 from tritllm import TritError, native
 from tritllm import products as kernels
+from tritllm.format import trits
+from tritllm.native.arrays import address
 
 pytestmark = needs_library
 
@@ -30,6 +32,25 @@ def test_sizes_of_the_dense_layout():
     for depth, bits in zip((1, 2, 3, 4), (2, 11 / 3, 16 / 3, 7)):
         expected = 192 + 160 * 960 * bits / 8
         assert kernels.size(160, 960, depth, "avx512") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("depth", "row_scales"), [(1, True), (1, False), (2, False)])
+def test_rows_with_one_scale_take_fewer_bytes(isa, depth, row_scales):
+    w = random_weights(1, 40, 700, depth, row_scales)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    saved = 3 * (8 - 1) * 64  # tiles of rows, blocks of columns but one, bytes of scale indices
+    assert prepared.nbytes == kernels.size(40, 700, depth, isa) - saved * row_scales
+    held = np.concatenate([prepared.memory, prepared.memory])
+    assert kernels.size_of_memory(address(prepared.memory), held.nbytes) == prepared.nbytes
+
+
+@pytest.mark.parametrize("group", [0, 1, 4, 5, 43])
+def test_one_other_scale_is_one_too_many(isa, group):
+    w = random_weights(1, 40, 700, 1, row_scales=True)
+    index = w.index.copy()
+    index[33, group] = (index[33, group] + 1) % 27
+    tensor = dataclasses.replace(w.tensor, scale=trits.pack_scale_index(index))
+    assert kernels.prepare(tensor, isa=isa).nbytes == kernels.size(40, 700, 1, isa)
 
 
 @pytest.mark.parametrize("at", [0, 8, 12, 16, 20, 24, 32, 40, 48])

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "avx2_elements.h"
-#include "fields_product.h"
+#include "fields_kernels.h"
 
 namespace {
 
@@ -83,6 +83,12 @@ struct Avx2Products {
         return _mm256_add_epi32(
             sum, in_32_bits(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))));
     }
+
+    // Of rows with one scale.
+    static Sums none() { return _mm256_setzero_si256(); }
+    static Ints plus(Ints x, Ints y) { return _mm256_add_epi32(x, y); }
+    static Ints load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+    static void store(int32_t *p, Ints x) { _mm256_storeu_si256((__m256i *)p, x); }
 
     static Ints byte(Bytes w, int c, int middle) {
         const __m256i shifted = _mm256_srl_epi32(w, _mm_cvtsi32_si128(8 * c));

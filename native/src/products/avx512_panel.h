@@ -16,6 +16,10 @@ inline __m512i broadcast(const int8_t *p) {
     return _mm512_set1_epi32(word);
 }
 
+// Blocks ahead in each stream, into the second-level cache: a line at a time, for in one burst they
+// would take all of the first level's miss buffers.
+constexpr int kPrefetch = 16;
+
 constexpr int kPanelTiles = 2;
 constexpr int kPanelBlocks = 6;
 constexpr int64_t kPanelBytes = 512 << 10;  // of activations, to stay in the second-level cache
@@ -84,6 +88,11 @@ void multiply_panel(const Panel &panel, int t0, const Activations &a, int depth,
 struct Vnni {
     static constexpr int kRows = 6;
 
+    // A tile's sums of a batch row become its results.
+    static __m512 result(const Product &, const Activations &, int64_t, int64_t, const float *sum) {
+        return _mm512_load_ps(sum);
+    }
+
     template <int T>
     static void multiply(int rows, const Panel &panel, int t0, const Activations &a, int depth,
                          int64_t b, int64_t n, int64_t count, float (*sums)[kPanelTiles][16]) {
@@ -131,7 +140,7 @@ void prefill(const Product &p, const Activations &a, int64_t begin, int64_t end)
             for (int64_t b = 0; b < rows; b++)
                 for (int t = 0; t < tiles; t++)
                     finish16(p, first_row + b, (tile + t) * kTileRows,
-                             _mm512_load_ps(panel.sum[b][t]));
+                             Engine::result(p, a, first_row + b, tile + t, panel.sum[b][t]));
         }
     }
 }

@@ -114,7 +114,7 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
     }
     for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
         V::prefetch(at.index + kFieldsPrefetch);
-        unpack_steps<V>(at.index, steps, step);
+        if (n == 0 || !p.row_scales) unpack_steps<V>(at.index, steps, step);
         for (int g = 0; g < kBlockGroups; g++) {
             for (int i = 0; i < D; i++) V::prefetch(at.plane[i] + kFieldsPrefetch + g * kUnit);
             typename V::Bytes w[kParts][4];
@@ -349,18 +349,6 @@ struct FieldsEngine : V {
         finish_tile(p, b, tile, sum);
     }
 };
-
-template <class V>
-constexpr ProductKernels fields_kernels(int64_t superblock_rows = 0) {
-    return {kFields,
-            prepare_tiles<Fields, typename V::Reader>,
-            V::rows,
-            fields_compute<V>,
-            fields_exact<V>,
-            superblocks_compute<FieldsEngine<V>>,
-            decode_prepared<FieldsEngine<V>, typename V::Lanes>,
-            superblock_rows};
-}
 
 // The rows of sets that leave elements to the compiler.
 constexpr RowKernels plain_rows = {

@@ -99,24 +99,64 @@ inline bool padding_is_zero_in(const tritllm_portable &source, int64_t row) {
     return padding_is_zero(source.scale[row * scale_width + scale_width - 1], 3 * groups);
 }
 
+// The scale index of all groups of a row; -1 where there are several.
+inline int row_index(const tritllm_portable &source, int64_t row) {
+    constexpr uint64_t five = 0x0101010101;  // bytes of 1
+    const int64_t groups = (source.columns + 15) / 16, scale_width = (3 * groups + 4) / 5;
+    uint64_t first = 0;
+    for (int64_t g = 0; g < groups; g += 5) {
+        uint8_t edge[3];
+        const int64_t at = g / 5 * 3;
+        const uint8_t *bytes =
+            at_least(source.scale + row * scale_width + at, scale_width - at, 3, edge);
+        const uint64_t sum =
+            kIndices.part[0][bytes[0]] + kIndices.part[1][bytes[1]] + kIndices.part[2][bytes[2]];
+        if (g == 0) first = (sum & 31) * five;
+        const int64_t past = std::max<int64_t>(0, g + 5 - groups);  // of the row's end
+        if ((sum ^ first) & (~uint64_t(0) >> (24 + 8 * past))) return -1;
+    }
+    return int(first & 31);
+}
+
+// The unit of scale indices of a tile whose rows have one each.
+template <class Layout>
+int prepare_row_indices(const tritllm_portable &source, int64_t row, uint8_t *out) {
+    uint8_t index[kBlockGroups][kTileRows] = {};
+    for (int64_t r = 0; r < std::min<int64_t>(kTileRows, source.rows - row); r++) {
+        const int found = row_index(source, row + r);
+        if (found < 0) return TRITLLM_BAD_ARGUMENT;
+        for (auto &group : index) group[r] = uint8_t(found);
+    }
+    Layout::pack_index(index, out);
+    return TRITLLM_OK;
+}
+
 // Prepares tiles [begin, end) of the streams that begin at `memory`.
 template <class Layout, class Reader>
 int prepare_tiles(const tritllm_portable &source, int64_t begin, int64_t end, uint8_t *memory) {
     SpanRows rows;
     Span span;
     const int64_t blocks = blocks_of(source.columns), tiles = tiles_of(source.rows);
-    uint8_t *const planes = memory + index_bytes(tiles, blocks);
+    const bool row_scales = source.row_scales != 0;
+    uint8_t *const planes = memory + index_bytes(row_scales, tiles, blocks);
     for (int64_t tile = begin; tile < end; tile++) {
         const int64_t row = tile * kTileRows;
         for (int64_t r = row; r < std::min(row + kTileRows, source.rows); r++)
             if (!padding_is_zero_in(source, r)) return TRITLLM_BAD_PADDING;
+        if (row_scales) {
+            const int status = prepare_row_indices<Layout>(
+                source, row, memory + index_bytes(row_scales, tile, blocks));
+            if (status != TRITLLM_OK) return status;
+        }
         for (int64_t first = 0; first < blocks; first += kSpanBlocks) {
             const int status = read_span<Reader>(source, row, first * kBlockColumns, &rows, &span);
             if (status != TRITLLM_OK) return status;
             const int64_t held = std::min<int64_t>(kSpanBlocks, blocks - first);
             for (int64_t b = 0; b < held; b++) {
                 const int64_t at = tile * blocks + first + b;
-                Layout::pack_index(span.index + b * kBlockGroups, memory + index_bytes(1, at));
+                if (!row_scales)
+                    Layout::pack_index(span.index + b * kBlockGroups,
+                                       memory + index_bytes(row_scales, 1, at));
                 for (int p = 0; p < source.depth; p++)
                     Layout::pack_plane(span.unit[p] + b * kBlockSteps,
                                        planes + plane_bytes(Layout::kLayout, tiles, blocks) * p +

@@ -10,6 +10,9 @@
 //   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512 VBMI. See fives.h.
 //   kFields  two bits a trit: unpacked by shifts, masks and tables of 16 entries, for everything
 //            else. See fields.h.
+//
+// Where every row has one scale (tritllm_linear_row_scales), the stream of the scale indices has one
+// unit for each tile, which serves all of its blocks.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +28,8 @@ struct PreparedHeader {
     char magic[8];
     uint32_t version;
     uint32_t isa;
-    uint32_t layout;
+    uint16_t layout;
+    uint16_t row_scales;  // 0 or 1
     int32_t depth;
     int64_t rows;
     int64_t columns;
@@ -50,7 +54,7 @@ static_assert(sizeof(ActivationsHeader) == 64, "one cache line");
 // Batch rows of activations. Exact: float32 [96 * blocks]. By groups: int8 [96 * blocks], then for
 // each of the depths 1..4 int32 [6 * blocks], then float32 [6 * blocks]; the int32 are -L * (sum of
 // the group), which makes dot products of codes (>= 0, as vpdpbusd wants its left operand) those of
-// levels. By tokens: the same, all groups having one scale. By superblocks of two blocks: int8 [192 * supers], int32 [supers], float32 [supers]; the
+// levels. By tokens: the same, all groups having one scale, then the int32 sum of the row. By superblocks of two blocks: int8 [192 * supers], int32 [supers], float32 [supers]; the
 // int32 are -128 * (sum of the superblock), for weights that have 128 added.
 struct Activations {
     const uint8_t *rows;
@@ -71,7 +75,7 @@ constexpr int kGroupSteps = kBlockSteps / kBlockGroups;  // and in a group
 enum Layout : uint32_t { kFives = 1, kFields = 2 };
 
 constexpr char kPreparedMagic[8] = {'t', 'r', 'i', 't', 'l', 'i', 'n', '1'};
-constexpr uint32_t kPreparedVersion = 2;
+constexpr uint32_t kPreparedVersion = 3;
 
 inline int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns; }
@@ -80,7 +84,9 @@ inline int64_t blocks_of(int64_t columns) { return (columns + kBlockColumns - 1)
 constexpr int plane_units(uint32_t layout) { return layout == kFives ? 5 : 6; }
 
 // Bytes of a stream's share of so many tiles.
-inline int64_t index_bytes(int64_t tiles, int64_t blocks) { return tiles * blocks * kUnit; }
+inline int64_t index_bytes(bool row_scales, int64_t tiles, int64_t blocks) {
+    return tiles * (row_scales ? 1 : blocks) * kUnit;
+}
 inline int64_t plane_bytes(uint32_t layout, int64_t tiles, int64_t blocks) {
     return tiles * blocks * plane_units(layout) * kUnit;
 }
@@ -99,6 +105,11 @@ inline const int32_t *offset_row(const Activations &a, int64_t b, int depth) {
 }
 inline const float *scale_row(const Activations &a, int64_t b) {
     return reinterpret_cast<const float *>(offset_row(a, b, 5));
+}
+
+// Of a row by tokens: the sum of q.
+inline int32_t token_sum(const Activations &a, int64_t b) {
+    return *reinterpret_cast<const int32_t *>(scale_row(a, b) + kBlockGroups * a.blocks);
 }
 
 // The same of a row that is being filled; `offset` of depth 1, those of the others lie behind it.
@@ -139,6 +150,7 @@ inline int64_t activation_row_bytes(int64_t blocks, int arithmetic) {
     switch (arithmetic) {
         case TRITLLM_EXACT: bytes = blocks * kBlockColumns * 4; break;
         case TRITLLM_SUPERBLOCKS: bytes = supers_of(blocks) * (kSuperColumns + 4 + 4); break;
+        case TRITLLM_PER_TOKEN: bytes = blocks * (kBlockColumns + 5 * 4 * kBlockGroups) + 4; break;
         default: bytes = blocks * (kBlockColumns + 5 * 4 * kBlockGroups);
     }
     return (bytes + 63) / 64 * 64;

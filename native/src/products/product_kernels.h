@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/elements.h"
 #include "cpu/int8.h"
@@ -22,6 +23,7 @@ struct Product {
     void *y;
     int64_t stride;
     int32_t depth;                // planes that are read
+    bool row_scales;              // every row has one scale, and depth is 1
     alignas(64) float steps[32];  // 27, then zeros
 };
 
@@ -43,6 +45,8 @@ struct ProductKernels {
     void (*compute)(const Product &, const Activations &, int64_t begin, int64_t end);
     void (*compute_exact)(const Product &, const Activations &, int64_t begin, int64_t end);
     void (*compute_superblocks)(const Product &, const Activations &, int64_t begin, int64_t end);
+    // Of rows with one scale each, and activations by tokens.
+    void (*compute_rows)(const Product &, const Activations &, int64_t begin, int64_t end);
     // Rows [begin, end) of the weights in p.dtype, the first at `out`, p.stride elements a row.
     void (*decode)(const Product &p, int64_t columns, int64_t begin, int64_t end, void *out);
     int64_t superblock_rows;  // from so many batch rows on superblocks are the faster; 0: never
@@ -67,6 +71,7 @@ void quantize_token(const void *x, int64_t columns, int64_t blocks, uint8_t *row
     const auto [q, scale, offset, groups] = quantized_output(row, blocks);
     const float s = token_scale(in, columns);
     const bool finite = !std::isnan(s);
+    int32_t all = 0;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t held = std::min<int64_t>(TRITLLM_GROUP, columns - TRITLLM_GROUP * g);
         int32_t n[TRITLLM_GROUP] = {}, sum = 0;
@@ -78,19 +83,24 @@ void quantize_token(const void *x, int64_t columns, int64_t blocks, uint8_t *row
         }
         for (int d = 0; d < 4; d++) offset[d * groups + g] = -kMaxLevel[d + 1] * sum;
         scale[g] = held > 0 ? 1.0f / s : 0.0f;
+        all += sum;
     }
+    std::memcpy(scale + groups, &all, sizeof all);
 }
 
 // Where the streams of a tile are: of the scale indices and of the first D planes.
 template <uint32_t Layout, int D>
 struct TileStreams {
     const uint8_t *index, *plane[D];
+    const int64_t a_block;  // bytes of the scale indices
 
-    TileStreams(const Product &p, int64_t tile) : index(p.index + index_bytes(tile, p.blocks)) {
+    TileStreams(const Product &p, int64_t tile)
+        : index(p.index + index_bytes(p.row_scales, tile, p.blocks)),
+          a_block(p.row_scales ? 0 : kUnit) {
         for (int i = 0; i < D; i++) plane[i] = p.plane[i] + plane_bytes(Layout, tile, p.blocks);
     }
     void advance(int64_t blocks) {
-        index += index_bytes(blocks, 1);
+        index += blocks * a_block;
         for (auto &bytes : plane) bytes += plane_bytes(Layout, blocks, 1);
     }
 };

@@ -6,6 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/team.h"
+#include "portable_tile.h"
 #include "product_set.h"
 
 namespace {
@@ -39,7 +40,7 @@ int open_prepared(const void *prepared, int64_t size, const PreparedHeader **hea
     *kernels = product_kernels(int(h->isa));
     if (!*kernels) return TRITLLM_UNSUPPORTED;
     if ((*kernels)->layout != h->layout ||
-        h->size != tritllm_linear_size(int(h->isa), h->rows, h->columns, h->depth))
+        h->size != tritllm_linear_size(int(h->isa), h->rows, h->columns, h->depth, h->row_scales))
         return TRITLLM_BAD_ARGUMENT;
     *header = h;
     return TRITLLM_OK;
@@ -53,16 +54,16 @@ int open_product(const tritllm_product &product, int64_t columns, Product *p, in
     if (status != TRITLLM_OK) return status;
     const int depth = product.depth ? product.depth : h->depth;
     if (h->columns != columns || h->rows != product.rows || depth < 1 || depth > h->depth ||
-        (depth < h->depth && !product.steps) ||
-        (product.layout && h->layout != uint32_t(product.layout)) || !valid_type(product.dtype) ||
-        (product.bias && !valid_type(product.bias_dtype)))
+        (depth < h->depth && !product.steps) || (product.layout && h->layout != product.layout) ||
+        !valid_type(product.dtype) || (product.bias && !valid_type(product.bias_dtype)))
         return TRITLLM_BAD_ARGUMENT;
     *isa = int(h->isa);
     const int64_t blocks = blocks_of(h->columns), tiles = tiles_of(h->rows);
     p->index = reinterpret_cast<const uint8_t *>(h + 1);
+    p->row_scales = h->row_scales != 0;
     for (int i = 0; i < depth; i++)
-        p->plane[i] =
-            p->index + index_bytes(tiles, blocks) + i * plane_bytes(h->layout, tiles, blocks);
+        p->plane[i] = p->index + index_bytes(p->row_scales, tiles, blocks) +
+                      i * plane_bytes(h->layout, tiles, blocks);
     p->rows = h->rows;
     p->blocks = blocks;
     p->bias = product.bias;
@@ -88,6 +89,8 @@ void multiply(const ProductKernels &k, const Product &p, const void *activations
     switch (static_cast<const ActivationsHeader *>(activations)->arithmetic) {
         case TRITLLM_EXACT: return k.compute_exact(p, a, begin, end);
         case TRITLLM_SUPERBLOCKS: return k.compute_superblocks(p, a, begin, end);
+        case TRITLLM_PER_TOKEN:
+            return (p.row_scales ? k.compute_rows : k.compute)(p, a, begin, end);
         default: return k.compute(p, a, begin, end);
     }
 }
@@ -175,11 +178,19 @@ void multiply_tiles(const ProductSet &set, const void *activations, int64_t begi
     }
 }
 
-int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth) {
+int tritllm_linear_row_scales(const tritllm_portable *portable) {
+    if (portable->depth != 1) return 0;
+    for (int64_t row = 0; row < portable->rows; row++)
+        if (row_index(*portable, row) < 0) return 0;
+    return 1;
+}
+
+int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth, int row_scales) {
     const ProductKernels *k = product_kernels(isa);
     if (!k || depth < 1 || depth > 4 || !valid_shape(rows, columns)) return -1;
+    if (row_scales != 0 && (row_scales != 1 || depth != 1)) return -1;
     const int64_t tiles = tiles_of(rows), blocks = blocks_of(columns);
-    return int64_t(sizeof(PreparedHeader)) + index_bytes(tiles, blocks) +
+    return int64_t(sizeof(PreparedHeader)) + index_bytes(row_scales != 0, tiles, blocks) +
            depth * plane_bytes(k->layout, tiles, blocks);
 }
 
@@ -192,8 +203,8 @@ int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t be
                            void *prepared) {
     const ProductKernels *k = product_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
-    const int64_t size =
-        tritllm_linear_size(isa, portable->rows, portable->columns, portable->depth);
+    const int64_t size = tritllm_linear_size(isa, portable->rows, portable->columns,
+                                             portable->depth, portable->row_scales);
     if (size < 0 || begin < 0 || begin > end || end > portable->rows || begin % kTileRows ||
         (end % kTileRows && end != portable->rows))
         return TRITLLM_BAD_ARGUMENT;
@@ -203,7 +214,8 @@ int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t be
         std::memcpy(made.magic, kPreparedMagic, 8);
         made.version = kPreparedVersion;
         made.isa = uint32_t(isa);
-        made.layout = k->layout;
+        made.layout = uint16_t(k->layout);
+        made.row_scales = uint16_t(portable->row_scales);
         made.depth = portable->depth;
         made.rows = portable->rows;
         made.columns = portable->columns;
@@ -221,7 +233,8 @@ int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared
     const ProductKernels *k;
     const int status = open_prepared(prepared, size, &h, &k);
     if (status == TRITLLM_OK)
-        *out = {h->rows, h->columns, h->size, int32_t(h->isa), int32_t(h->layout), h->depth, 0};
+        *out = {h->rows,  h->columns,   h->size, int32_t(h->isa), int32_t(h->layout),
+                h->depth, h->row_scales};
     return status;
 }
 

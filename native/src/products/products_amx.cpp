@@ -31,6 +31,10 @@ struct alignas(64) TileConfig {
 struct Amx {
     static constexpr int kRows = 16;
 
+    static __m512 result(const Product &, const Activations &, int64_t, int64_t, const float *sum) {
+        return _mm512_load_ps(sum);
+    }
+
     template <int T>
     static void multiply(int rows, const Panel &panel, int t0, const Activations &a, int depth,
                          int64_t b, int64_t n, int64_t count, float (*sums)[kPanelTiles][16]) {
@@ -177,6 +181,10 @@ void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_
     products_avx512.compute_exact(p, a, begin, end);
 }
 
+void compute_rows(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    products_avx512.compute_rows(p, a, begin, end);
+}
+
 int prepare(const tritllm_portable &portable, int64_t begin, int64_t end, uint8_t *memory) {
     return products_avx512.prepare(portable, begin, end, memory);
 }
@@ -188,7 +196,7 @@ void decode(const Product &p, int64_t columns, int64_t begin, int64_t end, void 
 }  // namespace
 
 extern const ProductKernels products_amx = {
-    kFives,  prepare,         avx512_rows,
-    compute, compute_exact,   superblocks_compute<AmxSuperblocks>,
-    decode,  kSuperblockRows,
+    kFives,       prepare,       avx512_rows,
+    compute,      compute_exact, superblocks_compute<AmxSuperblocks>,
+    compute_rows, decode,        kSuperblockRows,
 };

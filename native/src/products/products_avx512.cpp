@@ -7,15 +7,12 @@
 // it ends as the dot product of the levels.
 #include "avx512_elements.h"
 #include "avx512_panel.h"
+#include "avx512_rows.h"
 #include "avx512_superblocks.h"
 #include "cpu/lanes_avx512.h"
 #include "decode_prepared.h"
 
 namespace {
-
-// Blocks ahead in each stream, into the second-level cache: a line at a time, for in one burst they
-// would take all of the first level's miss buffers.
-constexpr int kPrefetch = 16;
 
 // --- Decode: M batch rows (few), weights go from memory to registers --------------------------
 
@@ -43,7 +40,8 @@ void decode_tile(const Product &p, const Activations &a, int64_t tile) {
                         (const char *)at.plane[i] + plane_bytes(kFives, kPrefetch, 1) + g * kUnit,
                         _MM_HINT_T1);
             else
-                _mm_prefetch((const char *)at.index + index_bytes(kPrefetch, 1), _MM_HINT_T1);
+                _mm_prefetch((const char *)at.index + index_bytes(false, 1, kPrefetch),
+                             _MM_HINT_T1);
             __m512i dot[M];
             for (int m = 0; m < M; m++) dot[m] = _mm512_set1_epi32(offset[m][g]);
             repeat<kGroupSteps>([&](auto step) {
@@ -199,6 +197,7 @@ extern const ProductKernels products_avx512 = {
     compute,
     compute_exact,
     superblocks_compute<Avx512Superblocks>,
+    compute_rows_avx512,
     decode_prepared<Avx512Engine, Avx512>,
     kSuperblockRows,
 };

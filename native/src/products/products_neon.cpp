@@ -2,7 +2,7 @@
 #include <arm_neon.h>
 
 #include "cpu/lanes_neon.h"
-#include "fields_product.h"
+#include "fields_kernels.h"
 
 namespace {
 
@@ -69,6 +69,12 @@ struct NeonProducts {
     static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
     static Ints set(int32_t x) { return vdupq_n_s32(x); }
     static Ints dot(Ints sum, Bytes w, int8x16_t x) { return more<1>(sum, w, x); }
+
+    // Of rows with one scale.
+    static Sums none() { return vdupq_n_s32(0); }
+    static Ints plus(Ints x, Ints y) { return vaddq_s32(x, y); }
+    static Ints load(const int32_t *p) { return vld1q_s32(p); }
+    static void store(int32_t *p, Ints x) { vst1q_s32(p, x); }
 
     static Ints byte(Bytes w, int c, int middle) {
         const uint32x4_t shifted = vshlq_u32(vreinterpretq_u32_u8(w), vdupq_n_s32(-8 * c));

@@ -1,5 +1,5 @@
 // y = x W^T in plain C++: arrays of sixteen rows, which a compiler may vectorize or not.
-#include "fields_product.h"
+#include "fields_kernels.h"
 
 namespace {
 
@@ -73,6 +73,19 @@ struct Plain {
             for (int c = 0; c < 4; c++) sum.v[r] += int8_t(w.v[4 * r + c]) * x.v[c];
         return sum;
     }
+
+    // Of rows with one scale.
+    static Sums none() { return {}; }
+    static Ints plus(Ints x, const Ints &y) {
+        for (int i = 0; i < 16; i++) x.v[i] += y.v[i];
+        return x;
+    }
+    static Ints load(const int32_t *p) {
+        Ints r;
+        std::memcpy(r.v, p, sizeof r.v);
+        return r;
+    }
+    static void store(int32_t *p, const Ints &x) { std::memcpy(p, x.v, sizeof x.v); }
 
     static Ints byte(const Bytes &w, int c, int middle) {
         Ints r;

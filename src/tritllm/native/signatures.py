@@ -39,7 +39,8 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     ),
     "tritllm_dequantize": (_INT, (_INT, _POINTER, _INT64, _INT64)),
     # tritllm_linear.h
-    "tritllm_linear_size": (_INT64, (_INT, _INT64, _INT64, _INT)),
+    "tritllm_linear_row_scales": (_INT, (_POINTER,)),
+    "tritllm_linear_size": (_INT64, (_INT, _INT64, _INT64, _INT, _INT)),
     "tritllm_linear_layout": (_INT, (_INT,)),
     "tritllm_linear_prepare": (_INT, (_INT, _POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_linear_describe": (_INT, (_POINTER, _INT64, _POINTER)),

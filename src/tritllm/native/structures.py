@@ -121,6 +121,7 @@ class Portable(ctypes.Structure):
         ("rows", _INT64),
         ("columns", _INT64),
         ("depth", _INT),
+        ("row_scales", _INT),
     )
 
 
@@ -134,7 +135,7 @@ class PreparedHeader(ctypes.Structure):
         ("isa", _INT),
         ("layout", _INT),
         ("depth", _INT),
-        ("reserved", _INT),
+        ("row_scales", _INT),
     )
 
 

@@ -15,9 +15,11 @@ from tritllm.products.prepared import (
     decode,
     decode_pointers,
     layout,
+    look,
     prepare,
     prepare_pointers,
     size,
+    size_of_memory,
 )
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "decode_pointers",
     "layout",
     "linear",
+    "look",
     "prepare",
     "prepare_pointers",
     "run_function",
     "scratch_size",
     "size",
+    "size_of_memory",
     "superblock_rows",
 ]

@@ -16,7 +16,15 @@ from tritllm.native import threads as pool
 from tritllm.native.arrays import address, aligned_bytes, dtype_number
 from tritllm.native.instruction_sets import isa_number
 from tritllm.native.library import check, library
-from tritllm.native.structures import BAD_ARGUMENT, BAD_BYTE, BAD_PADDING, TILE, Portable, Product
+from tritllm.native.structures import (
+    BAD_ARGUMENT,
+    BAD_BYTE,
+    BAD_PADDING,
+    TILE,
+    Portable,
+    PreparedHeader,
+    Product,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +55,36 @@ class Prepared:
         return self.memory.nbytes
 
 
-def size(out_features: int, in_features: int, depth: int, isa: str | None = None) -> int:
-    """Bytes of prepared memory. Raises ValueError for an invalid shape or depth."""
+def size(
+    out_features: int,
+    in_features: int,
+    depth: int,
+    isa: str | None = None,
+    row_scales: bool = False,
+) -> int:
+    """Bytes of prepared memory; row_scales: of a matrix whose rows have one scale each, at depth 1.
+
+    Raises ValueError for an invalid shape or depth.
+    """
     number = isa_number(isa, "products")
-    found = library().tritllm_linear_size(number, out_features, in_features, depth)
+    found = library().tritllm_linear_size(number, out_features, in_features, depth, row_scales)
     if found < 0:
         raise ValueError(f"no matrix [{out_features}, {in_features}] of depth {depth}")
     return found
+
+
+def size_of_memory(memory: int, nbytes: int) -> int:
+    """Bytes that prepared memory at an address takes, of the `nbytes` that are held there.
+
+    Raises ValueError where it is not prepared memory, RuntimeError where its instruction set cannot
+    run here.
+    """
+    found = PreparedHeader()
+    status = library().tritllm_linear_describe(memory, nbytes, ctypes.byref(found))
+    if status == BAD_ARGUMENT:
+        raise ValueError(f"prepared memory of {nbytes} bytes has no header that fits")
+    check(status)
+    return found.size
 
 
 def layout(isa: str | None = None) -> int:
@@ -94,49 +125,37 @@ def prepare(
             )
     if not np.isfinite(codebook).all():
         raise ValueError("a step is not a finite number")
-    memory = aligned_bytes(size(rows, columns, planes, isa))
-    prepare_pointers(
-        address(weight),
-        weight.strides[0],
-        address(scale),
-        address(codebook[-1]),
-        (rows, columns),
+    portable = Portable(
+        address(weight), weight.strides[0], address(scale), address(codebook[-1]), rows, columns,
         planes,
-        address(memory),
-        threads,
-        isa,
-    )
+    )  # fmt: skip
+    look(portable)
+    memory = aligned_bytes(size(rows, columns, planes, isa, bool(portable.row_scales)))
+    prepare_pointers(portable, address(memory), threads, isa)
     return Prepared(memory, (rows, columns), codebook, layout(isa))
 
 
+def look(portable: Portable) -> None:
+    """Set `row_scales`: whether every row has one scale, as matrices trained ternary do."""
+    portable.row_scales = library().tritllm_linear_row_scales(ctypes.byref(portable))
+
+
 def prepare_pointers(
-    weight: int,
-    plane_stride: int,
-    scale: int,
-    steps: int,
-    shape: tuple[int, int],
-    planes: int,
-    memory: int,
-    threads: int = 1,
-    isa: str | None = None,
+    portable: Portable, memory: int, threads: int = 1, isa: str | None = None
 ) -> None:
-    """`prepare` on addresses: uint8 planes (rows contiguous, planes `plane_stride` bytes apart),
-    uint8 scale indices, float32 steps [27], and `size(...)` bytes of memory. Raises as `prepare`.
-    """
-    rows, columns = shape
+    """`prepare` on addresses, after `look`, into `size(...)` bytes. Raises as `prepare`."""
     native, number = library(), isa_number(isa, "products")
-    call = Portable(weight, plane_stride, scale, steps, rows, columns, planes)
     statuses: list[int] = []
 
     def part(begin: int, end: int) -> None:
         statuses.append(
-            native.tritllm_linear_prepare(number, ctypes.byref(call), begin, end, memory)
+            native.tritllm_linear_prepare(number, ctypes.byref(portable), begin, end, memory)
         )
 
-    ranges = pool.parts(rows, TILE, threads)
+    ranges = pool.parts(portable.rows, TILE, threads)
     pool.run([partial(part, *rows) for rows in ranges], threads)
     if BAD_BYTE in statuses or BAD_PADDING in statuses:
-        _refuse(weight, plane_stride, scale, shape, planes)
+        _refuse(portable)
     for status in statuses:
         check(status)
 
@@ -199,17 +218,16 @@ def decode_pointers(product: Product, columns: int, begin: int, end: int, thread
     check(status)
 
 
-def _refuse(
-    weight: int, plane_stride: int, scale: int, shape: tuple[int, int], planes: int
-) -> None:
+def _refuse(portable: Portable) -> None:
     """Raise the reference's ValueError, which names the first bad byte."""
-    rows, columns = shape
+    rows, columns = portable.rows, portable.columns
 
     def view(at: int, width: int) -> np.ndarray:
         return np.ctypeslib.as_array((ctypes.c_uint8 * (rows * width)).from_address(at)).reshape(
             rows, width
         )
 
-    for plane in range(planes):
-        trits.unpack_trits(view(weight + plane * plane_stride, plane_row_bytes(columns)), columns)
-    trits.unpack_scale_index(view(scale, scale_row_bytes(columns)), groups_of(columns))
+    for plane in range(portable.depth):
+        at = portable.weight + plane * portable.plane_stride
+        trits.unpack_trits(view(at, plane_row_bytes(columns)), columns)
+    trits.unpack_scale_index(view(portable.scale, scale_row_bytes(columns)), groups_of(columns))

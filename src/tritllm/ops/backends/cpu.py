@@ -17,7 +17,14 @@ import torch
 from tritllm import native, products
 from tritllm.format.trits import DEPTHS, ENTRIES
 from tritllm.native.library import check
-from tritllm.native.structures import ALIGNMENT, BAD_ARGUMENT, UNSUPPORTED, Input, Product
+from tritllm.native.structures import (
+    ALIGNMENT,
+    BAD_ARGUMENT,
+    UNSUPPORTED,
+    Input,
+    Portable,
+    Product,
+)
 from tritllm.native.threads import use_openmp
 from tritllm.ops import mode
 from tritllm.ops.backends.backend import Backend, Prepared
@@ -65,21 +72,24 @@ def _prepare(packed: Packed) -> Prepared:
     scale = scale.contiguous()
     if planes.stride()[1:] != (planes.shape[2], 1):  # the planes themselves may lie apart
         planes = planes.contiguous()
-    sizes = [products.size(n, in_features, depth) for n in parts]
+    calls, begin = [], 0
+    for own, n in zip(steps, parts, strict=True):
+        call = Portable(
+            planes.data_ptr() + begin * planes.shape[2], planes.stride(0),
+            scale.data_ptr() + begin * scale.shape[1], own.data_ptr(), n, in_features, depth,
+        )  # fmt: skip
+        products.look(call)
+        calls.append(call)
+        begin += n
+    sizes = [
+        products.size(call.rows, in_features, depth, row_scales=bool(call.row_scales))
+        for call in calls
+    ]
     memory = torch.empty(sum(sizes), dtype=torch.uint8)
-    begin = at = 0
-    for own, n, nbytes in zip(steps, parts, sizes, strict=True):
-        products.prepare_pointers(
-            planes.data_ptr() + begin * planes.shape[2],
-            planes.stride(0),
-            scale.data_ptr() + begin * scale.shape[1],
-            own.data_ptr(),
-            (n, in_features),
-            depth,
-            memory.data_ptr() + at,
-            torch.get_num_threads(),
-        )
-        begin, at = begin + n, at + nbytes
+    at = memory.data_ptr()
+    for call, nbytes in zip(calls, sizes, strict=True):
+        products.prepare_pointers(call, at, torch.get_num_threads())
+        at += nbytes
     return Prepared(memory, products.layout())
 
 
@@ -147,7 +157,7 @@ def linear_prepared(
     if part_rows is not None:
         check_steps(steps, part_rows, out_features)
         element = 0 if bias is None else bias.element_size()
-        product = _parts(product, part_rows, in_features, y.element_size(), element)
+        product = _parts(product, part_rows, y.element_size(), element)
         count = len(part_rows)
     if arithmetic == products.GROUPS and batch >= superblock_rows():
         arithmetic = products.SUPERBLOCKS
@@ -168,9 +178,7 @@ def linear_prepared(
     return y
 
 
-def _parts(
-    whole: Product, part_rows: Sequence[int], in_features: int, y_element: int, bias_element: int
-) -> Product:
+def _parts(whole: Product, part_rows: Sequence[int], y_element: int, bias_element: int) -> Product:
     """One product a part: its memory, its columns of y and of the bias; the first of an array.
 
     They share x, which is quantized once.
@@ -184,9 +192,7 @@ def _parts(
         own.bias = None if whole.bias is None else whole.bias + row * bias_element
         own.y, own.stride = whole.y + row * y_element, whole.stride
         own.bias_dtype, own.dtype = whole.bias_dtype, whole.dtype
-        row, at = row + rows, at + products.size(rows, in_features, whole.depth)
-        if at > whole.size:
-            raise ValueError(f"prepared memory of {whole.size} bytes does not hold {row} rows")
+        row, at = row + rows, at + products.size_of_memory(own.prepared, own.size)
     return found[0]
 
 
