@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "15b7ac9fb45b6e38"
+INTERFACE = "d5b0b564a3b6efa3"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
