@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.family_models import ALL_MODELS
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tritllm.integrations.transformers import attention, load_model
@@ -49,6 +50,17 @@ def test_a_loaded_model_uses_it_unless_told_otherwise(tiny):
     for asked in ("eager", "sdpa"):
         model = load_model(packed, attn_implementation=asked)
         assert model.config._attn_implementation == asked
+
+
+@pytest.mark.parametrize(
+    ("family", "asks"), [("deepseek_v32", True), ("glm_moe_dsa", True), ("llama", False)]
+)
+def test_a_model_whose_code_asks_for_sdpa_by_name_keeps_it(family, asks):
+    """Sparse attention would silently attend to all tokens."""
+    model = ALL_MODELS[family].build()
+    assert model.config._attn_implementation == "sdpa"
+    attention.use_attention(model)
+    assert model.config._attn_implementation == ("sdpa" if asks else attention.NAME)
 
 
 def test_it_is_not_saved(tiny, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Mam
 from tritllm import quantize
 from tritllm.errors import FormatError, SourceError, TritError
 from tritllm.integrations.transformers import TritConfig, load_model
+from tritllm.integrations.transformers.quantizer import TritQuantizer
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
@@ -290,6 +292,18 @@ def test_a_stored_layer_that_the_model_reads_is_refused(mamba):
         ].clone()
     save_file(tensors, mamba / "model.safetensors", {"format": "pt"})
     assert "dt_proj.weight: a weight that mamba models do not use" in refusal(mamba)
+
+
+@pytest.mark.parametrize("model", [
+    SimpleNamespace(config=SimpleNamespace(distributed_config={"tp_size": 2})),
+    SimpleNamespace(config=SimpleNamespace(), _tp_size=2),
+])  # fmt: skip
+def test_transformers_own_tensor_parallelism_is_refused(model):
+    """It cut the packed bytes of a mixture without an error, and gave other logits."""
+    quantizer = TritQuantizer(TritConfig())
+    with pytest.raises(TritError, match=r"cannot cut packed weights; .*vLLM") as caught:
+        quantizer._process_model_before_weight_loading(model)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_meta_device_is_refused(tiny):

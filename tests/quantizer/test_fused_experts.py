@@ -15,7 +15,7 @@ from tritllm.format.manifest import manifest_bytes
 from tritllm.quantizer import shard_pass
 
 PACKED, MODEL = "uniform-d2/packed", "uniform-d2/model"
-GATE_UP = "model.layers.0.mlp.experts.gate_up_proj"
+GATE_UP, DOWN = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
 
 
 def quantized(source, out, **options):
@@ -120,6 +120,26 @@ BAD = {
     "the text model's number": (
         {"text_config": {"num_local_experts": 2}}, {}, "3 experts, and config.json says 2",
     ),
+    "transposed": (
+        {}, {GATE_UP: np.ones((3, 2 * INNER, HIDDEN), np.float16)},
+        r"gate_up_proj: shape \[3, 48, 40\], and .* hidden_size 40 in second place",
+    ),
+    "one of two transposed": (
+        {}, {DOWN: np.ones((3, HIDDEN, INNER), np.float16)},
+        r"down_proj: shape \[3, 40, 24\], and .* hidden_size 40 in third place",
+    ),
+    "another number in the other tensor": (
+        {"num_local_experts": None}, {DOWN: np.ones((2, INNER, HIDDEN), np.float16)},
+        r"do not fit together: down_proj \[2, 24, 40\], gate_up_proj \[3, 40, 48\]",
+    ),
+    "another width in the other tensor": (
+        {}, {DOWN: np.ones((3, 8, HIDDEN), np.float16)}, "do not fit together",
+    ),
+    "one of two is missing": ({}, {DOWN: None}, "there is no down_proj of these experts"),
+    "no experts": (
+        {"num_local_experts": None}, {GATE_UP: np.ones((0, HIDDEN, 8), np.float16)},
+        r"shape \[0, 40, 8\] is not that of experts",
+    ),
     "an odd number of rows": (
         {}, {GATE_UP: np.ones((3, HIDDEN, 5), np.float16)}, "5 rows are not those of 2 matrices",
     ),
@@ -130,7 +150,7 @@ BAD = {
         {}, {GATE_UP: np.ones((3, HIDDEN, 8), np.int8)}, "dtype I8 cannot be quantized",
     ),
     "not finite": (
-        {}, {GATE_UP: np.full((3, HIDDEN, 8), np.nan, np.float16)},
+        {}, {GATE_UP: np.full((3, HIDDEN, 2 * INNER), np.nan, np.float16)},
         r"gate_up_proj, model\.layers\.0\.mlp\.experts\.0\.gate_proj: ",
     ),
     "a single expert beside": (
@@ -148,6 +168,7 @@ def test_what_cannot_be_is_refused(tmp_path, case):
     config, tensors, says = BAD[case]
     source = write_fused(tmp_path / "source", "gpt_oss", **config)
     stored = load_safetensors(source / "model.safetensors") | tensors
+    stored = {name: tensor for name, tensor in stored.items() if tensor is not None}
     fresh = json.loads((source / "config.json").read_text())
     source = write_model(tmp_path / "bad", fresh, [stored])
     with pytest.raises(SourceError, match=says) as caught:
@@ -156,6 +177,29 @@ def test_what_cannot_be_is_refused(tmp_path, case):
     assert not (tmp_path / "out" / "uniform-d2" / "packed").exists()
     if case != "not finite":
         assert not (tmp_path / "out").exists()
+
+
+def test_one_of_two_tensors_cannot_be_left_out(tmp_path):
+    """Nothing would run the other; and what no rule can read may be left out whole."""
+    source = write_fused(tmp_path / "source", "gpt_oss")
+    with pytest.raises(TritError, match=r"leave out both \(--exclude\)"):
+        quantized(source, tmp_path / "out", exclude=["*.down_proj"])
+    bad = load_safetensors(source / "model.safetensors") | {GATE_UP: np.ones((2, 3), np.float16)}
+    source = write_model(tmp_path / "bad", config_of(LAYOUTS["gpt_oss"]), [bad])
+    (report,) = quantized(source, tmp_path / "out", exclude=["model.layers.0.*"])
+    assert set(report["kept"]) == {GATE_UP, DOWN}
+
+
+def test_kernels_of_convolutions_are_no_experts(tmp_path):
+    source = write_fused(tmp_path / "source", "qwen3_moe")
+    kernels = {
+        name: np.ones((8, 4, 4), np.float16)
+        for name in ("model.experts.conv.weight", "model.experts.gate_up_proj.weight")
+    }
+    tensors = load_safetensors(source / "model.safetensors") | kernels
+    source = write_model(tmp_path / "more", config_of(LAYOUTS["qwen3_moe"]), [tensors])
+    (report,) = quantized(source, tmp_path / "out")
+    assert report["kept"] == dict.fromkeys(kernels, "3-D, not recognised")
 
 
 def test_some_experts_of_a_tensor_cannot_be_left_out(tmp_path):

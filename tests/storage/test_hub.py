@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from support.attempts import WorkersHere
+from support.fused_experts import EXPERTS, write_fused
 from support.hub_server import HubServer
 from support.model_folders import (
     hashes,
@@ -26,6 +27,7 @@ from support.model_folders import (
 
 from tritllm import quantize, verify
 from tritllm.errors import OutputError, SourceError, TritError, first_line
+from tritllm.format.safetensors_header import read_header
 from tritllm.integrations.vllm.stored import read_stored
 from tritllm.publish.push import push
 from tritllm.quantizer.quantize import quantize as core_quantize
@@ -354,6 +356,31 @@ def test_packed_matrices_of_a_repository_are_known_from_its_headers(hub, source,
         16 + int.from_bytes((packed / name).read_bytes()[:8], "little") for name in shard_names(3)
     )
     assert hub.bytes_of(".safetensors") == headers
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_tensor_of_experts_streams_though_the_connection_breaks_within_it(
+    hub, tmp_path, no_waiting, fault
+):
+    """An expert is fetched at a time, and fetched again alone."""
+    source = write_fused(tmp_path / "source", "gpt_oss")
+    hub.add(REPOSITORY, source)
+    options = {"stream": True, "allow_low_coverage": True}
+    quantize(REPOSITORY, ["uniform-d2"], tmp_path / "whole", **options)
+    shard = source / "model.safetensors"
+    header = read_header(lambda at, size: shard.read_bytes()[at:][:size], shard.stat().st_size, "")
+    entry = header.entries["model.layers.1.mlp.experts.gate_up_proj"]
+    each = entry.nbytes // EXPERTS
+    second = ("model.safetensors", entry.begin + each, entry.begin + 2 * each)
+    answer = hub.fetched.index(second)
+    hub.fetched.clear()
+    hub.faults = iter([""] * answer + [fault])
+    quantize(REPOSITORY, ["uniform-d2"], tmp_path / "out", **options)
+    assert list(hub.faults) == []
+    again = [end for _, begin, end in hub.fetched if begin == second[1]]
+    assert len(again) == (1 if fault == "503" else 2)
+    assert max(end - begin for _, begin, end in hub.fetched) == each
+    assert result_hashes(tmp_path / "out") == result_hashes(tmp_path / "whole")
 
 
 def test_the_command_line_streams_a_private_model_though_the_connection_breaks(

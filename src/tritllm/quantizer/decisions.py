@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,7 @@ from tritllm.quantizer.families import (
     UNKNOWN_FAMILY,
     WEIGHT_READ_BY_MODEL,
 )
-from tritllm.quantizer.fused_experts import expert_matrices
+from tritllm.quantizer.fused_experts import check_blocks, expert_matrices, expert_modules
 from tritllm.quantizer.matrices import SourceMatrix, whole_matrix
 from tritllm.quantizer.source import Source
 from tritllm.quantizer.tensor_checks import check_dtype, check_float, check_free_names
@@ -162,6 +163,8 @@ def decide_all(
                 raise SourceError(f"{shard.name}: {error}") from None
             check_dtype(shard.name, entry, kinds)
             decided[shard.name].append(PlannedTensor(entry, decision))
+    fused = [tensor for tensor in source.tensors if not matches(_module(tensor), exclude)]
+    check_blocks(fused, source.model_type, text_config)
     return decided
 
 
@@ -230,15 +233,8 @@ def check_globs(flag: str, globs: Iterable[str], modules: Iterable[str], where: 
 
 def modules_of(source: Source) -> list[str]:
     """The modules of every tensor, and of the experts that some hold."""
-    text_config = source.text_config
-    return [
-        *map(_module, source.tensors),
-        *(
-            matrix.module
-            for tensor in source.tensors
-            for matrix in expert_matrices(tensor, source.model_type, text_config)
-        ),
-    ]
+    experts = (expert_modules(tensor, source.model_type) for tensor in source.tensors)
+    return [*map(_module, source.tensors), *chain.from_iterable(experts)]
 
 
 def _module(tensor: TensorEntry) -> str:

@@ -11,12 +11,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tritllm.format.modules import matches
+from tritllm.quantizer.towers import (
+    CLIP_TOWER,
+    ENCODER,
+    GEMMA4_TOWERS,
+    INTERN_TOWER,
+    LLAMA4_TOWER,
+    MLLAMA_TOWER,
+    PIXTRAL_TOWER,
+    PROJECTOR,
+    QWEN_VISION,
+    SMOL_TOWERS,
+    Tower,
+)
 
-_DECODER = r"((language_)?model\.)*layers\.\d+\."
+_DECODER = r"((language_|text_)?model\.)*layers\.\d+\."
 _H = r"(transformer\.)?h\.\d+\."
 
 _ATTENTION = r"self_attn\.(q|k|v|o)_proj"
-_MLA = r"self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)"
+_MLA = (
+    r"self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj"
+    r"|indexer\.(wq_b|wk))"
+)
 _GATED_DELTA = r"linear_attn\.(in_proj_(qkvz|ba|qkv|z|b|a)|out_proj)"
 _SSM = r"(mixer|mamba)\.(in_proj|x_proj|out_proj)"
 _OUT_PROJ = r"self_attn\.(q|k|v|out)_proj"
@@ -27,18 +43,6 @@ _EXPERTS = rf"mlp\.(experts\.\d+|shared_experts?)\.{_UNIT}"
 _MIXTRAL = r"block_sparse_moe\.experts\.\d+\.w[123]"
 _PHI3 = r"(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
 _4H = r"mlp\.dense_(h_to_4h|4h_to_h)"
-_ENCODER = rf"encoder\.layers\.\d+\.({_OUT_PROJ}|mlp\.fc[12])"  # of CLIP's and SigLIP's towers
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A part for pictures or sounds, which is kept unless `--include` means it.
-
-    glob: of the tower's modules. linear: regular expression of those to quantize on request.
-    """
-
-    glob: str
-    linear: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _decoder(*parts: str) -> str:
 
 
 _BERT = Family(
-    r"(\w+\.)?encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense"
+    r"(\w+\.)?encoder\.layer\.\d+\.(attention\.self\.((query|key|value)(_proj)?|pos_(key|query)_proj)|attention\.output\.dense"
     r"|intermediate\.dense|output\.dense)|(\w+\.)?pooler\.dense|cls\.predictions\.transform\.dense"
     r"|lm_head\.dense"
 )
@@ -87,35 +91,32 @@ _ENCODER_DECODER = Family(
 )
 _VIT = Family(
     r"(\w+\.)?(encoder\.layer\.\d+\.(attention\.attention\.(query|key|value)"
-    r"|attention\.output\.dense|intermediate\.dense|output\.dense)"
-    r"|layers\.\d+\.(attention\.[qkvo]_proj|mlp\.fc[12])|pooler\.dense)"
+    r"|attention\.output\.dense|intermediate\.dense|output\.dense|mlp\.(fc[12]|weights_(in|out)))"
+    rf"|layers?\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc[12]|{_UNIT}))|pooler\.dense)"
 )
 _TWO_TOWERS = Family(
-    rf"((text|vision)_model\.)?({_ENCODER}|head\.mlp\.fc[12])|text_model\.head"
+    rf"((text|vision)_model\.)?({ENCODER}|head\.mlp\.fc[12])|text_model\.head"
     r"|(visual|text)_projection"
 )
-_QWEN_VISION = Tower(
-    "*visual*",
-    r"(model\.)?visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((linear_)?fc[12]|(gate|up|down)_proj))"
-    r"|merger\.mlp\.[02]|(deepstack_merger_list\.\d+|merger)\.linear_fc[12])",
-)
-_PROJECTOR = Tower("*multi_modal_projector*", r"(model\.)?multi_modal_projector\.linear_[12]")
-_CLIP_TOWER = Tower(
-    "*vision_tower*", rf"(model\.)?vision_tower\.(vision_model\.)?({_ENCODER}|head\.mlp\.fc[12])"
-)
-_PIXTRAL_TOWER = Tower(
-    "*vision_tower*",
-    rf"(model\.)?vision_tower\.transformer\.layers\.\d+"
-    rf"\.(attention\.[qkvo]_proj|feed_forward\.{_UNIT})",
-)
-_LLAMA4_TOWER = Tower(
-    "*vision_model*",
-    r"vision_model\.(model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.fc[12])"
-    r"|vision_adapter\.mlp\.fc[12])",
-)
-_QWEN_VL = Family(_LLAMA.linear, towers=(_QWEN_VISION,))
+_QWEN_VL = Family(_LLAMA.linear, towers=(QWEN_VISION,))
 _QWEN3_NEXT = _decoder(_ATTENTION, _GATED_DELTA, _MLP, _EXPERTS)
 _FEED_FORWARD = rf"feed_forward\.((experts\.\d+|shared_expert)\.)?{_UNIT}"
+_JAMBA = Family(_decoder(_ATTENTION, _SSM, _FEED_FORWARD))
+_LFM2 = Family(
+    _decoder(_OUT_PROJ, r"conv\.(in|out)_proj", r"feed_forward\.(experts\.\d+\.)?w[123]")
+)
+_GRANITE_MOE = Family(_decoder(_ATTENTION, _SSM, r"shared_mlp\.(input|output)_linear"))
+_LLAVA = Family(_LLAMA.linear, towers=(CLIP_TOWER, PROJECTOR))
+_GEMMA4 = (
+    _decoder(_ATTENTION, _MLP, r"per_layer_(input_gate|projection)")
+    + r"|((language_)?model\.)*per_layer_model_projection"
+)
+_KIMI_LINEAR = _decoder(
+    _MLA,
+    r"self_attn\.((forget_gate\.)?[fg]_[ab]|[bkv])_proj",
+    rf"(mlp|block_sparse_moe)\.(shared_experts\.)?{_UNIT}",
+    _MIXTRAL,
+)
 
 FAMILIES = {
     **dict.fromkeys(
@@ -123,22 +124,36 @@ FAMILIES = {
             "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2",
             "gemma3_text", "cohere", "cohere2", "olmo", "olmo2", "olmo3", "granite", "smollm3",
             "exaone4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "stablelm", "nemotron",
-            "bitnet", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "gpt_oss",
+            "bitnet", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "gpt_oss", "arcee",
+            "apertus", "cwm", "vaultgemma", "helium", "diffllama", "jais2", "granite_swa",
         ),
         _LLAMA,
     ),
     **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe"), _MOE
+        (
+            "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe", "dots1", "exaone_moe",
+            "flex_olmo", "mimo_v2_flash", "solar_open", "aria_text",
+        ),
+        _MOE,
     ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _DEEPSEEK),
+    **dict.fromkeys(
+        (
+            "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite",
+            "mistral4", "minicpm3", "youtu",
+        ),
+        _DEEPSEEK,
+    ),
     **dict.fromkeys(("mixtral", "phimoe", "minimax_m2"), _SPARSE),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Family(_QWEN3_NEXT)),
     **dict.fromkeys(("glm", "glm4"), _GLM),
     **dict.fromkeys(("falcon", "bloom"), _BLOOM),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
     **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
-    **dict.fromkeys(("whisper", "bart"), _ENCODER_DECODER),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), _BERT),
+    **dict.fromkeys(
+        ("whisper", "bart", "mbart", "m2m_100", "marian", "pegasus", "blenderbot"),
+        _ENCODER_DECODER,
+    ),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"), _BERT),
     **dict.fromkeys(
         (
             "siglip", "siglip_vision_model", "siglip_text_model", "siglip2",
@@ -148,29 +163,59 @@ FAMILIES = {
         _TWO_TOWERS,
     ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _QWEN_VL),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), Family(_QWEN3_NEXT, towers=(_QWEN_VISION,))),
-    "gemma3": Family(_LLAMA.linear, towers=(_CLIP_TOWER,)),
-    "llava": Family(_LLAMA.linear, towers=(_CLIP_TOWER, _PROJECTOR)),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), Family(_QWEN3_NEXT, towers=(QWEN_VISION,))),
+    "gemma3": Family(_LLAMA.linear, towers=(CLIP_TOWER,)),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "paligemma"), _LLAVA),
+    "internvl": Family(_LLAMA.linear, towers=(INTERN_TOWER, PROJECTOR)),
+    **dict.fromkeys(("smolvlm", "idefics3"), Family(_LLAMA.linear, towers=SMOL_TOWERS)),
+    "mllama": Family(
+        _decoder(_ATTENTION, r"cross_attn\.[qkvo]_proj", _MLP), towers=(MLLAMA_TOWER, PROJECTOR)
+    ),
+    "glm4v": Family(_GLM.linear, towers=(QWEN_VISION,)),
+    "glm4v_moe": Family(_MOE.linear, towers=(QWEN_VISION,)),
+    "gemma4": Family(_GEMMA4, towers=GEMMA4_TOWERS),
+    "gemma4_text": Family(_GEMMA4),
+    "lfm2_vl": Family(_LFM2.linear, towers=(CLIP_TOWER, PROJECTOR)),
+    "aria": Family(
+        _MOE.linear,
+        towers=(
+            CLIP_TOWER,
+            Tower(
+                PROJECTOR.glob,
+                r"(model\.)?multi_modal_projector"
+                r"\.(cross_attn\.([qkv]_proj|linear)|feed_forward\.linear_(in|out))",
+            ),
+        ),
+    ),
     "mistral3": Family(
         _LLAMA.linear,
         towers=(
-            _PIXTRAL_TOWER,
+            PIXTRAL_TOWER,
             Tower(
                 "*multi_modal_projector*",
-                rf"{_PROJECTOR.linear}|(model\.)?multi_modal_projector\.patch_merger\.merging_layer",
+                rf"{PROJECTOR.linear}|(model\.)?multi_modal_projector\.patch_merger\.merging_layer",
             ),
         ),
     ),
     "llama4": Family(
         _decoder(_ATTENTION, _FEED_FORWARD),
-        towers=(_LLAMA4_TOWER, Tower(_PROJECTOR.glob, r"multi_modal_projector\.linear_1")),
+        towers=(LLAMA4_TOWER, Tower(PROJECTOR.glob, r"multi_modal_projector\.linear_1")),
     ),
     "llama4_text": Family(_decoder(_ATTENTION, _FEED_FORWARD)),
-    "jamba": Family(_decoder(_ATTENTION, _SSM, _FEED_FORWARD)),
-    "granitemoe": Family(_decoder(_ATTENTION)),
-    "granitemoehybrid": Family(
-        _decoder(_ATTENTION, _SSM, r"shared_mlp\.(input|output)_linear")
+    **dict.fromkeys(("jamba", "bamba", "falcon_h1"), _JAMBA),
+    **dict.fromkeys(
+        ("granitemoe", "granitemoeshared", "granitemoe_swa", "granitemoehybrid"), _GRANITE_MOE
     ),
+    "hy_v4": Family(
+        _decoder(
+            rf"{_MLA}|self_attn\.(linear_gate|gate_proj)",  # as a file has it, and transformers
+            rf"mlp\.(shared_experts\.)?(linear_gate|{_UNIT})",
+            _EXPERTS,
+        )
+    ),
+    "kimi_linear": Family(_KIMI_LINEAR),
+    "olmo_hybrid": Family(_decoder(_ATTENTION, _MLP, r"linear_attn\.[qkvogab]_proj")),
+    "nanochat": Family(_decoder(_ATTENTION, r"mlp\.fc[12]")),
     "phi": Family(_decoder(r"self_attn\.([qkv]_proj|dense)", r"mlp\.fc[12]")),
     "phi3": Family(_decoder(_PHI3)),
     "starcoder2": Family(_decoder(_ATTENTION, r"mlp\.c_(fc|proj)")),
@@ -185,8 +230,8 @@ FAMILIES = {
     "mpt": Family(
         r"(transformer\.)?blocks\.\d+\.(attn\.(Wqkv|out_proj)|ffn\.(up|down)_proj)"
     ),
-    "lfm2": Family(_decoder(_OUT_PROJ, r"conv\.(in|out)_proj", r"feed_forward\.w[123]")),
-    "vit": _VIT,
+    **dict.fromkeys(("lfm2", "lfm2_moe"), _LFM2),
+    **dict.fromkeys(("vit", "dinov2", "dinov3_vit"), _VIT),
     "distilbert": Family(
         r"(distilbert\.)?transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])"
         r"|vocab_transform"
@@ -204,7 +249,7 @@ KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
     (r"(.*\.)?(\w*embed\w*|wte|wpe)(\..*)?", EMBEDDING),
     (r"(.*\.)?(shared|relative_attention_bias)", EMBEDDING),  # as T5 and BART name them
     (r"(.*\.)?(\w*norm\w*|ln_\w+|LayerNorm)", "norm"),
-    (r"(.*\.)?(gate|router|shared_expert_gate|router\.layer)", ROUTER),
+    (r"(.*\.)?(gate|router|shared_expert_gate|router\.(layer|proj))", ROUTER),
 )
 
 # Modules that transformers does not run as linear layers, or whose weight its models read or write
@@ -217,7 +262,15 @@ _POOLING = r"(.*\.)?head\.attention\.out_proj"  # torch's MultiheadAttention rea
 WEIGHT_READ_BY_MODEL = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), _DT),
     **dict.fromkeys(
-        ("siglip", "siglip2", "siglip_vision_model", "siglip2_vision_model", "gemma3"), _POOLING
+        (
+            "siglip",
+            "siglip2",
+            "siglip_vision_model",
+            "siglip2_vision_model",
+            "gemma3",
+            "lfm2_vl",
+        ),
+        _POOLING,
     ),
     "rwkv": r"(.*\.)?(attention\.output|feed_forward\.value)",  # rescaled in place
 }

@@ -8,7 +8,7 @@ kept. Experts are packed one by one, under the names that a checkpoint of single
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ FUSED_EXPERTS: Mapping[str, tuple[FusedExperts, ...]] = {
         (
             "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "olmoe",
             "deepseek_v2", "deepseek_v3", "glm4_moe", "glm4v_moe_text", "ernie4_5_moe", "dots1",
-            "granitemoe_swa", "mistral4", "hy_v4",
+            "granitemoe_swa", "mistral4", "hy_v4", "gemma4", "gemma4_text",
         ),
         _rows(),
     ),
@@ -84,7 +84,7 @@ FUSED_EXPERTS: Mapping[str, tuple[FusedExperts, ...]] = {
 def experts_in(config: Mapping[str, Any]) -> int | None:
     """How many experts a block has, by the text model's config; None where that does not say."""
     counts = (config.get(name) for name in EXPERT_COUNTS)
-    return next((count for count in counts if isinstance(count, int)), None)
+    return next((count for count in counts if type(count) is int), None)
 
 
 def expert_matrices(
@@ -97,10 +97,87 @@ def expert_matrices(
     Raises SourceError for a shape that is not the row's, or another number of experts than the
     config's.
     """
+    found = _row_of(tensor, model_type)
+    return _matrices(tensor, *found, config) if found else ()
+
+
+def expert_modules(tensor: TensorEntry, model_type: str) -> list[str]:
+    """The modules of these matrices, whatever the tensor's shape."""
+    if not (found := _row_of(tensor, model_type)):
+        return []
+    row, prefix = found
+    count = tensor.shape[0] if tensor.shape else 0
+    return [f"{prefix}.{expert}.{leaf}" for expert in range(count) for leaf in row.leaves]
+
+
+def check_blocks(
+    tensors: Iterable[TensorEntry], model_type: str, config: Mapping[str, Any]
+) -> None:
+    """Raise SourceError where the tensors of a block do not hold the same experts.
+
+    tensors: those of the whole source. The others of what `expert_matrices` raises.
+    """
+    blocks: dict[str, dict[tuple[str, ...], TensorEntry]] = {}
+    for tensor in tensors:
+        if found := _row_of(tensor, model_type):
+            row, prefix = found
+            blocks.setdefault(prefix, {})[row.leaves] = tensor
+    for prefix, held in blocks.items():
+        shapes = {}
+        for row in FUSED_EXPERTS[model_type]:
+            if row.leaves not in held:
+                other = next(iter(held.values()))
+                raise SourceError(
+                    f"tensor {other.name}: there is no {' and '.join(row.leaves)} of these "
+                    "experts; fetch the source again, or leave out both (--exclude)"
+                )
+            tensor = held[row.leaves]
+            first = _matrices(tensor, row, prefix, config)[0]
+            # of [inner, hidden] and [hidden, inner]
+            shapes[tensor.name] = (
+                tensor.shape[0],
+                first.shape if len(row.leaves) == 2 else first.shape[::-1],
+            )
+        if len(set(shapes.values())) > 1:
+            told = ", ".join(
+                f"{name.rpartition('.experts.')[2]} {list(tensor.shape)}"
+                for name, tensor in sorted((t.name, t) for t in held.values())
+            )
+            raise SourceError(
+                f"the experts {prefix} do not fit together: {told}; the source is damaged, fetch "
+                "it again"
+            )
+
+
+def _row_of(tensor: TensorEntry, model_type: str) -> tuple[FusedExperts, str] | None:
+    """The row that means a tensor, and what the names of its experts begin with."""
     for row in FUSED_EXPERTS.get(model_type, ()):
         if match := re.fullmatch(row.tensor, tensor.name):
-            return _matrices(tensor, row, match[1] + row.below, config)
-    return ()
+            return row, match[1] + row.below
+    return None
+
+
+def _is_transposed(tensor: TensorEntry, row: FusedExperts, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is [experts, in, out].
+
+    Raises SourceError where that cannot be told, or `hidden_size` contradicts the row.
+    """
+    hidden, shape = config.get("hidden_size"), list(tensor.shape)
+    places = (2, 1) if len(row.leaves) == 2 else (1, 2)  # of `hidden_size` as [out, in], [in, out]
+    if row.transposed is not None:
+        if hidden not in (None, shape[places[row.transposed]]):
+            place = ("second", "third")[places[row.transposed] - 1]
+            raise SourceError(
+                f"tensor {tensor.name}: shape {shape}, and models of this type have hidden_size "
+                f"{hidden} in {place} place; is it transposed?"
+            )
+        return row.transposed
+    if hidden not in shape[1:]:
+        raise SourceError(
+            f"tensor {tensor.name}: shape {shape} has no hidden_size {hidden}, which would "
+            "tell rows from columns"
+        )
+    return shape[places[0]] != hidden
 
 
 def _matrices(
@@ -108,23 +185,16 @@ def _matrices(
 ) -> tuple[SourceMatrix, ...]:
     shape = list(tensor.shape)
     if len(shape) != 3 or 0 in shape:
-        raise SourceError(f"tensor {tensor.name}: shape {shape} is not that of experts, 3-D")
+        raise SourceError(
+            f"tensor {tensor.name}: shape {shape} is not that of experts, 3-D and without a 0"
+        )
     expected = experts_in(config)
     if expected not in (None, shape[0]):
         raise SourceError(
             f"tensor {tensor.name}: {shape[0]} experts, and config.json says {expected}; "
             "the source is damaged or cut, fetch it again"
         )
-    transposed = row.transposed
-    if transposed is None:
-        hidden = config.get("hidden_size")
-        places = (2, 1) if len(row.leaves) == 2 else (1, 2)  # of `hidden_size` and of the other
-        if hidden not in (shape[places[0]], shape[places[1]]):
-            raise SourceError(
-                f"tensor {tensor.name}: shape {shape} has no hidden_size {hidden}, which would "
-                "tell rows from columns"
-            )
-        transposed = shape[places[0]] != hidden
+    transposed = _is_transposed(tensor, row, config)
     rows, columns = shape[:0:-1] if transposed else shape[1:]
     count = len(row.leaves)
     if rows % count:

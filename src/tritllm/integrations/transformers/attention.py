@@ -8,6 +8,10 @@ faster. Everything else goes to transformers' own `sdpa`.
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,8 +56,29 @@ def attention(
 
 
 def use_attention(model: Any) -> None:
-    """Let a model that uses `sdpa` use this instead."""
-    if attention_of(model.config) == "sdpa":
-        AttentionInterface.register(NAME, attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+    """Let a model that uses `sdpa` use this instead, if its code does not ask for that by name."""
+    if attention_of(model.config) != "sdpa":
+        return
+    if any(
+        _asks_for_sdpa(name) for name in {type(module).__module__ for module in model.modules()}
+    ):
+        return
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+@cache
+def _asks_for_sdpa(module: str) -> bool:
+    """Whether a Python module of models does something else where attention is not `sdpa`.
+
+    DeepSeek V3.2's sparse attention gives its mask to `eager` and `sdpa` alone, and would attend to
+    all tokens under another name.
+    """
+    if module.startswith("torch."):
+        return False
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):
+        return True  # it cannot be told
+    return re.search(r"_attn_implementation\b[^\n]*\"sdpa\"", source) is not None

@@ -76,6 +76,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         )
         from tritllm.integrations.transformers.split_at_load import split_experts
 
+        _check_not_cut(model)
         conversions = get_model_conversion_mapping(model)
         self._dtypes = float_dtypes(model)
         files = [str(file) for file in checkpoint_files or ()]
@@ -219,3 +220,16 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_compileable(self) -> bool:
         """The operators have fakes; generate may compile with a static cache."""
         return True
+
+
+def _check_not_cut(model: Any) -> None:
+    """Raise TritError where transformers is about to give each process a part of every weight.
+
+    It cuts tensors as floats are laid out: packed ones would break, or silently be another model's.
+    """
+    asked = getattr(model.config, "distributed_config", None), getattr(model, "_tp_size", None)
+    if any(value is not None for value in asked):
+        raise TritError(
+            "tp_plan and distributed_config: transformers cannot cut packed weights; load the "
+            "model whole, or serve it with vLLM, which can (--tensor-parallel-size)"
+        )
