@@ -15,6 +15,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support.allowed_skips import is_allowed
+from support.forked_programs import forked_program  # noqa: F401
 
 from tritllm import native
 

@@ -1,12 +1,9 @@
 """The examples of README.md, run as they stand, in order, in one folder."""
 
-import os
 import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +16,19 @@ import tritllm
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+# A line of a shell: `tritllm ...` or `python file ...`.
+PROGRAM = """
+import runpy, sys
+
+command, *sys.argv = sys.argv[1:]
+if command == "tritllm":
+    sys.argv = [command, *sys.argv]
+    runpy.run_module("tritllm", run_name="__main__")
+else:
+    assert command == "python", command
+    sys.path[0] = "."
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ def hub(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_example(number, folder, hub, monkeypatch, capsys, tmp_path_factory):
+def test_example(number, folder, hub, monkeypatch, tmp_path_factory, forked_program):
     language, code = BLOCKS[number]
     if language == "python":
         monkeypatch.chdir(folder)
@@ -53,22 +63,16 @@ def test_example(number, folder, hub, monkeypatch, capsys, tmp_path_factory):
         script.write_text(code)
         runpy.run_path(str(script))
         return
-    environment = os.environ | {
+    environment = {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HUB_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "0",
     }
     for line in code.splitlines():
         words = shlex.split(line, comments=True)
-        if words[0] == "tritllm":
-            words = [sys.executable, "-m", *words]
-        elif words[0] == "python":
-            words = [sys.executable, *words[1:]]
         if "quantize" in line:
             shutil.rmtree(folder / "out", ignore_errors=True)
-        done = subprocess.run(
-            words, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        done = forked_program(PROGRAM, *words, folder=folder, **environment)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,60 +10,17 @@ import pytest
 
 HEAD = "from tritllm.integrations.registration import register_with_libraries as register\n"
 
-# Forks a process for each program. What transformers needs is imported already, itself it is not.
-SERVER = """
-import json, os, signal, sys, traceback, warnings
 
-import accelerate, huggingface_hub.utils, jinja2.sandbox, numpy, regex, safetensors.torch
-import tokenizers, torch._dynamo, torch.distributed, tqdm.auto
-
-assert "transformers" not in sys.modules
-for line in sys.stdin:
-    code, strict, out, err = json.loads(line)
-    child = os.fork()
-    if not child:
-        signal.alarm(120)  # ends a program that hangs
-        os.dup2(os.open(out, os.O_WRONLY), 1)
-        os.dup2(os.open(err, os.O_WRONLY), 2)
-        if strict:
-            warnings.simplefilter("error", RuntimeWarning)
-        try:
-            exec(code, {"__name__": "__main__"})
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        sys.stdout.flush()
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(forked_program):
     """run(code, strict): what a program prints. strict: a RuntimeWarning is an error in it."""
-    folder = tmp_path_factory.mktemp("registration")
-    out, err = folder / "out", folder / "err"
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # One thread: a process that has more cannot be forked safely.
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
 
     def program(code: str, strict: bool = False) -> str:
-        for path in (out, err):
-            path.write_text("")
-        asked = [textwrap.dedent(code), strict, str(out), str(err)]
-        print(json.dumps(asked), file=server.stdin, flush=True)
-        assert server.stdout.readline() == "0\n", err.read_text()
-        return out.read_text().strip()
+        done = forked_program(code, strict=strict)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
-    yield program
-    server.stdin.close()
-    server.wait(60)
-    server.stdout.close()
+    return program
 
 
 def test_registering_imports_neither_torch_nor_transformers():

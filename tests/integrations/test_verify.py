@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -116,16 +113,21 @@ def hub(copied, monkeypatch):
         yield server
 
 
-def from_hub(hub: HubServer, place: Path, code: str) -> str:
-    """Run code in a process whose Hub is `hub` and whose cache is `place`."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import tritllm\n" + textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place),
-             "HF_HUB_DISABLE_XET": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
+@pytest.fixture
+def from_hub(hub, forked_program):
+    """from_hub(place, code): the last line of a program whose Hub is `hub`, its cache `place`."""
+
+    def run(place: Path, code: str) -> str:
+        environment = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(place),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        done = forked_program("import tritllm\n" + textwrap.dedent(code), **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()[-1]
+
+    return run
 
 
 LOAD = """
@@ -140,26 +142,25 @@ LOAD = """
 """
 
 
-def test_a_model_from_the_hub_has_its_manifest_beside_it(hub, copied, tmp_path):
+def test_a_model_from_the_hub_has_its_manifest_beside_it(from_hub, copied, tmp_path):
     load = LOAD.format("AutoModelForCausalLM.from_pretrained('me/tiny')")
-    assert from_hub(hub, tmp_path / "one", load) == "loaded"
+    assert from_hub(tmp_path / "one", load) == "loaded"
     assert len(list((tmp_path / "one").rglob("snapshots/*/tritllm.json"))) == 1
     swap_offsets(copied / SHARD)
-    assert SHARD in from_hub(hub, tmp_path / "two", load)
+    assert SHARD in from_hub(tmp_path / "two", load)
 
 
-def test_all_hashes_of_a_model_from_the_hub(hub, copied, tmp_path):
+def test_all_hashes_of_a_model_from_the_hub(from_hub, copied, tmp_path):
     load = LOAD.format("load_model('me/tiny', verify=True)")
     flip_kept(copied / SHARD)
-    assert "model.norm.weight" in from_hub(hub, tmp_path / "one", load)
+    assert "model.norm.weight" in from_hub(tmp_path / "one", load)
     (copied / "tritllm.json").unlink()
     both = LOAD.format("load_model('me/tiny'); load_model('me/tiny', verify=True)")
-    assert "tritllm.json" in from_hub(hub, tmp_path / "two", both)
+    assert "tritllm.json" in from_hub(tmp_path / "two", both)
 
 
-def test_the_manifest_is_fetched_with_the_models_token(hub, tmp_path):
+def test_the_manifest_is_fetched_with_the_models_token(from_hub, tmp_path):
     told = from_hub(
-        hub,
         tmp_path,
         """
         from tritllm.integrations.transformers import hub_manifest, load_model
