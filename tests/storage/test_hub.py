@@ -331,18 +331,7 @@ def test_info_of_what_serving_takes_fetches_the_config_alone(hub, tmp_path):
     assert {name for name, *_ in hub.fetched} == {"config.json"}
 
 
-def test_info_of_a_packed_repository(hub, source, tmp_path):
-    quantize(str(source), ["uniform-d2"], tmp_path / "out")
-    packed = tmp_path / "out/uniform-d2/packed"
-    hub.add("me/packed", packed)
-    there, here = info("me/packed"), info(str(packed))
-    assert there.depths == here.depths
-    assert there.depths.keys() == {2}
-    assert there.weight_bytes == here.weight_bytes
-    assert there.sqnr_mean_db == here.sqnr_mean_db
-
-
-def test_packed_matrices_of_a_repository_are_known_from_its_headers(hub, source, tmp_path):
+def test_packed_matrices_and_info_of_a_repository_come_from_its_headers(hub, source, tmp_path):
     quantize(str(source), ["uniform-d2"], tmp_path / "out")
     packed = tmp_path / "out/uniform-d2/packed"
     hub.add("me/packed", packed)
@@ -356,6 +345,12 @@ def test_packed_matrices_of_a_repository_are_known_from_its_headers(hub, source,
         16 + int.from_bytes((packed / name).read_bytes()[:8], "little") for name in shard_names(3)
     )
     assert hub.bytes_of(".safetensors") == headers
+    told, own = info("me/packed"), info(str(packed))
+    assert told.depths == own.depths
+    assert told.depths.keys() == {2}
+    assert told.weight_bytes == own.weight_bytes
+    assert told.sqnr_mean_db == own.sqnr_mean_db
+    assert hub.bytes_of(".safetensors") == 2 * headers
 
 
 @pytest.mark.parametrize("fault", FAULTS)
