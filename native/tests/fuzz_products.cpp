@@ -112,7 +112,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     float steps[27];
     for (int i = 0; i < 27; i++) steps[i] = 0.001f * float(i + 1) * float(i + 1);
     tritllm_portable portable = {weight.data(), rows * width, scale.data(), steps,
-                                 rows,          columns,      depth};
+                                 rows,          columns,      depth,        0};
 
     portable.row_scales = tritllm_linear_row_scales(&portable);
 

@@ -29,7 +29,7 @@ int main() {
                 for (auto &v : x) v = normal(rng);
 
                 const tritllm_portable portable = {
-                    weight.data(), rows * 140, scale.data(), steps.data(), rows, columns, depth};
+                    weight.data(), rows * 140, scale.data(), steps.data(), rows, columns, depth, 0};
                 void *memory = std::aligned_alloc(
                     64, size_t(tritllm_linear_size(avx512, rows, columns, depth, 0)));
                 if (tritllm_linear_prepare(avx512, &portable, 0, rows, memory)) return 1;
