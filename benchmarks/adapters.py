@@ -1,16 +1,18 @@
 """What a LoRA step takes on a packed model, beside bfloat16, float32 and bitsandbytes' NF4.
 
     python benchmarks/adapters.py SOURCE PACKED [--planes 2] [--layers 4] [--steps 3]
-        [--methods packed bfloat16 float32 nf4] [--nf4-python PYTHON]
+        [--methods packed packed-bfloat16 bfloat16 float32 nf4] [--nf4-python PYTHON]
 
 SOURCE is a float folder, PACKED the same model quantized; PYTHON an interpreter that also has
 bitsandbytes. A step is forward and backward of one text of --tokens tokens with a LoRA of rank 16
-on every linear layer, with gradient checkpointing, and AdamW's. Each method has a process of its
-own; their steps alternate, and the best of --steps counts. --layers takes the first blocks alone:
-the time of a step and its memory grow by the same with each block, and with two numbers of layers
-the last column tells by how much. Memory is the peak of resident memory over the steps, less what
-the process had before the model was loaded; pages of files that are mapped and were read count.
-glibc is told to give large arrays back (MALLOC_MMAP_THRESHOLD_), or its heap's holes count, too.
+on every linear layer, with gradient checkpointing, and AdamW's. What is not packed is float32 in
+`packed`, bfloat16 in `packed-bfloat16`; adapters are float32 always. Each method has a process of
+its own; their steps alternate, and the best of --steps counts. --layers takes the first blocks
+alone: the time of a step and its memory grow by the same with each block, and with two numbers of
+layers the last column tells by how much. Memory is the peak of resident memory over the steps, less
+what the process had before the model was loaded; pages of files that are mapped and were read
+count. glibc is told to give large arrays back (MALLOC_MMAP_THRESHOLD_), or its heap's holes count,
+too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 
-METHODS = ("packed", "bfloat16", "float32", "nf4")
+METHODS = ("packed", "packed-bfloat16", "bfloat16", "float32", "nf4")
 RANK = 16
 
 
@@ -88,13 +90,14 @@ def report(found: dict[int, dict[str, tuple[float, float, float]]]) -> None:
     first = next(iter(found.values()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}; ratios are to {next(iter(first))}")
     print(
-        f"{'blocks':>6} {'method':>9} {'s/step':>8} {'ratio':>6} {'MB':>7} {'ratio':>6} {'loss':>7}"
+        f"{'blocks':>6} {'method':>15} {'s/step':>8} {'ratio':>6} {'MB':>7} "
+        f"{'ratio':>6} {'loss':>7}"
     )
     for layers, methods in found.items():
         seconds, memory, _ = next(iter(methods.values()))
         for method, (own, nbytes, loss) in methods.items():
             print(
-                f"{layers:>6} {method:>9} {own:>8.2f} {own / seconds:>6.2f} {nbytes / 1e6:>7.0f} "
+                f"{layers:>6} {method:>15} {own:>8.2f} {own / seconds:>6.2f} {nbytes / 1e6:>7.0f} "
                 f"{nbytes / memory:>6.2f} {loss:>7.3f}"
             )
     if len(found) > 1:
@@ -156,20 +159,21 @@ def loaded(arguments: argparse.Namespace):
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     method = arguments.child
-    folder = arguments.packed if method == "packed" else arguments.source
+    packed = method.startswith("packed")
+    folder = arguments.packed if packed else arguments.source
     config = AutoConfig.from_pretrained(folder)
     config.num_hidden_layers = arguments.layers[0]
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: arguments.layers[0]]
     options = {"config": config, "dtype": torch.float32}
-    if method == "bfloat16":
+    if method.endswith("bfloat16"):
         options["dtype"] = torch.bfloat16
-    elif method == "nf4":
+    if method == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32,
         )  # fmt: skip
-    elif method == "packed":
+    if packed:
         from tritllm.integrations.transformers import TritConfig
 
         options["quantization_config"] = TritConfig(planes=arguments.planes)

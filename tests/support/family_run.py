@@ -24,7 +24,8 @@ from tritllm.quantizer.decisions import decide, reason_to_keep
 from tritllm.quantizer.families import EMBEDDING, FAMILIES, OUTPUT_LAYER
 
 DEPTHS = (1, 2, 3, 4)
-NATIVE_ERROR = 0.3  # relative, in bfloat16; tokens that go to other experts cost most
+# Relative, in bfloat16. With experts, a token whose best are nearly equal may go to others.
+NATIVE_ERROR, NATIVE_ERROR_WITH_EXPERTS = 0.1, 0.3
 _NOT_LINEAR = r"(.*\.)?(A_log|probe|class_embedding|\w*conv\w*(\.weight)?|positional_embedding\w*)"
 _HOW = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
@@ -164,8 +165,10 @@ def _compare(family: FamilyModel, place: Path, quantized: int) -> Any:
             assert torch.equal(ours, theirs)
     for layer in layers.values():
         layer.mode = "exact"
+    routed = any("experts" in name for name in layers)
+    most = NATIVE_ERROR_WITH_EXPERTS if routed else NATIVE_ERROR
     for ours, theirs in zip(_outputs(model, inputs), reference):
-        assert (ours - theirs).float().norm() <= NATIVE_ERROR * theirs.float().norm()
+        assert (ours - theirs).float().norm() <= most * theirs.float().norm()
     return model
 
 
