@@ -77,10 +77,12 @@ class ShardEncoder:
 
     def replaced(self, tensor: PlannedTensor) -> dict[str, np.ndarray]:
         """New values of a kept tensor, by config name."""
-        found = {}
+        found: dict[str, np.ndarray] = {}
+        if self._encodings is None:
+            return found
         entry = tensor.entry
-        for config in self._plan.configs if self._encodings else ():
-            values = self._encodings.replaced(tensor, config) if self._encodings else None
+        for config in self._plan.configs:
+            values = self._encodings.replaced(tensor, config)
             if values is None:
                 continue
             dtype = NUMPY_OF_SAFETENSORS.get(entry.dtype)
@@ -90,9 +92,11 @@ class ShardEncoder:
         return found
 
     def _calibrated(self, matrix: SourceMatrix) -> dict[str, TritTensor]:
-        found = {}
-        for config in self._plan.configs if self._encodings else ():
-            encoded = self._encodings.encoded(matrix, config) if self._encodings else None
+        found: dict[str, TritTensor] = {}
+        if self._encodings is None:
+            return found
+        for config in self._plan.configs:
+            encoded = self._encodings.encoded(matrix, config)
             if encoded is None:
                 continue
             depth = config.depth_of(matrix.module)
