@@ -335,11 +335,11 @@ def test_an_error_amid_the_tensors_is_the_last_line(tmp_path, command_line):
 # The command, slow enough to be stopped in the middle.
 SLOWLY = """
 import time
-from tritllm.quantizer import shard_pass
+from tritllm.quantizer import shard_encoder
 from tritllm.cli.entry import run
 
-encode = shard_pass.encode_source
-shard_pass.encode_source = lambda *arguments: (time.sleep(0.3), encode(*arguments))[1]
+encode = shard_encoder.encode_source
+shard_encoder.encode_source = lambda *arguments: (time.sleep(0.3), encode(*arguments))[1]
 run()
 """
 
