@@ -1,6 +1,7 @@
 """What a LoRA step takes on a packed model, beside bfloat16, float32 and bitsandbytes' NF4.
 
-    python benchmarks/adapters.py SOURCE PACKED [--planes 2] [--layers 4] [--steps 3]
+    python benchmarks/adapters.py SOURCE PACKED [--planes 2] [--lm-head-depth 4]
+        [--layers 4] [--steps 3]
         [--methods packed packed-bfloat16 bfloat16 float32 nf4] [--nf4-python PYTHON]
 
 SOURCE is a float folder, PACKED the same model quantized; PYTHON an interpreter that also has
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("packed", type=Path)
     parser.add_argument("--planes", type=int, default=2)
+    parser.add_argument("--lm-head-depth", type=int, help="packs the output layer of `packed`, too")
     parser.add_argument("--layers", type=int, nargs="+", default=[4], help="blocks, of the first")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
@@ -57,6 +59,8 @@ def measure(arguments: argparse.Namespace, layers: int) -> dict[str, tuple[float
         command = [python, __file__, str(arguments.source), str(arguments.packed)]
         for name in ("planes", "tokens", "threads"):
             command += [f"--{name}", str(getattr(arguments, name))]
+        if arguments.lm_head_depth:
+            command += ["--lm-head-depth", str(arguments.lm_head_depth)]
         children[method] = subprocess.Popen(
             [*command, "--layers", str(layers), "--child", method],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -176,7 +180,9 @@ def loaded(arguments: argparse.Namespace):
     if packed:
         from tritllm.integrations.transformers import TritConfig
 
-        options["quantization_config"] = TritConfig(planes=arguments.planes)
+        options["quantization_config"] = TritConfig(
+            planes=arguments.planes, lm_head_depth=arguments.lm_head_depth
+        )
     return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 

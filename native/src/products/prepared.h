@@ -54,8 +54,9 @@ static_assert(sizeof(ActivationsHeader) == 64, "one cache line");
 // Batch rows of activations. Exact: float32 [96 * blocks]. By groups: int8 [96 * blocks], then for
 // each of the depths 1..4 int32 [6 * blocks], then float32 [6 * blocks]; the int32 are -L * (sum of
 // the group), which makes dot products of codes (>= 0, as vpdpbusd wants its left operand) those of
-// levels. By tokens: the same, all groups having one scale, then the int32 sum of the row. By superblocks of two blocks: int8 [192 * supers], int32 [supers], float32 [supers]; the
-// int32 are -128 * (sum of the superblock), for weights that have 128 added.
+// levels. By tokens: the same, all groups having one scale, then the int32 sum of the row. By
+// superblocks of two blocks: int8 [192 * supers], int32 [supers], float32 [supers]; the int32 are
+// -128 * (sum of the superblock), for weights that have 128 added.
 struct Activations {
     const uint8_t *rows;
     int64_t row_bytes;

@@ -57,7 +57,7 @@ def generate(
             folder of the same model.
         kv_cache: "int8" keeps keys and values in 9 bits an element; default is the model's dtype.
         activations: "per-token" rounds them to int8 with one scale for each token, as BitNet's
-            models are trained to have them; slower than what packed layers do by default.
+            models are trained to have them, which is the fastest rule for these.
         verify: compare every hash with the manifest before the model runs.
         on_text: called with each piece of text as soon as it is final.
 
