@@ -65,5 +65,6 @@ def test_tokens_are_distributed_as_the_model_says(packed, native, monkeypatch, s
     u = ((mass.cumsum(-1) - mass * torch.rand(len(own), 1)) * own).sum(-1)
     expected = len(own) / BINS
     chi_square = ((torch.histc(u, BINS, 0, 1) - expected) ** 2 / expected).sum()
-    # With 11 degrees of freedom, uniform numbers exceed 25 once in a hundred times.
-    assert (chi_square > 100) if sabotaged else (chi_square < 25)
+    # Uniform numbers exceed 50 once in a million runs: 11 degrees of freedom. No seed settles what
+    # is drawn, as the draft's length follows the time that it takes.
+    assert (chi_square > 100) if sabotaged else (chi_square < 50)
