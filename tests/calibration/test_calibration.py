@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from support.calibrated import calibrate, plan_of
+from support.calibrated import bytes_of, calibrate, plan_of
 from support.tiny_models import VOCABULARY, write_tiny
 from support.tiny_text import write_text, write_tokenizer
 
@@ -43,19 +43,6 @@ def write_bert(folder: Path) -> Path:
     return folder
 
 
-def results(encodings, plan):
-    """Every array of every config, as bytes."""
-    found = {}
-    for config in plan.configs:
-        for tensor in plan.quantized:
-            digits = encodings.encoded(tensor, config)
-            assert digits is None or digits.depth == config.depth_of(tensor.module)
-            found[config.name, tensor.module] = digits and (
-                digits.weight.tobytes(), digits.scale.tobytes(), digits.codebook.tobytes()
-            )  # fmt: skip
-    return found
-
-
 class Killed(BaseException):
     """Nothing of tritllm catches this."""
 
@@ -84,7 +71,7 @@ def test_every_matrix_is_calibrated_and_loses_less(family, tmp_path):
 def test_an_interrupted_calibration_goes_on_to_the_same_bytes(tmp_path):
     plan = plan_of(source_of(tmp_path, "llama"), ["uniform-d1", "uniform-d3"], ["lm_head"])
     calibrator = TextCalibrator(write_text(tmp_path / "text.txt"), context=CONTEXT)
-    whole = results(calibrate(calibrator, plan, tmp_path / "whole"), plan)
+    whole = bytes_of(calibrate(calibrator, plan, tmp_path / "whole"), plan)
 
     folder = tmp_path / "interrupted"
     folder.mkdir()
@@ -100,7 +87,7 @@ def test_an_interrupted_calibration_goes_on_to_the_same_bytes(tmp_path):
             calibrator.run(plan, folder, 1, stop)
     assert not any(where.startswith("block 1") for where in seen)  # durable since its end
     encodings = calibrate(calibrator, plan, folder)
-    assert results(encodings, plan) == whole
+    assert bytes_of(encodings, plan) == whole
     assert not list(folder.glob("stream-*"))
     assert not list(folder.glob("activations-*"))
     again = []
@@ -115,7 +102,7 @@ def test_activations_in_files_give_the_same_bytes(tmp_path):
     spilled = calibrate(
         TextCalibrator(text, context=CONTEXT, in_memory=0), plan, tmp_path / "spilled"
     )
-    assert results(kept, plan) == results(spilled, plan)
+    assert bytes_of(kept, plan) == bytes_of(spilled, plan)
     assert not list((tmp_path / "spilled").glob("activations-*"))
 
 
@@ -124,11 +111,11 @@ def test_several_configs_at_once_give_what_each_gives_alone(tmp_path):
     calibrator = TextCalibrator(write_text(tmp_path / "text.txt"), context=CONTEXT)
     names = ["uniform-d1", "uniform-d4"]
     both = plan_of(source, names)
-    together = results(calibrate(calibrator, both, tmp_path / "both"), both)
+    together = bytes_of(calibrate(calibrator, both, tmp_path / "both"), both)
     alone = {}
     for name in names:
         plan = plan_of(source, [name])
-        alone |= results(calibrate(calibrator, plan, tmp_path / name), plan)
+        alone |= bytes_of(calibrate(calibrator, plan, tmp_path / name), plan)
     assert together == alone
 
 

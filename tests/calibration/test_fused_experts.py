@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from support.calibrated import calibrate, plan_of
+from support.calibrated import bytes_of, calibrate, plan_of
 from support.fused_models import write_apart_and_fused, write_mixture
 from support.tiny_models import VOCABULARY
 from support.tiny_text import write_text, write_tokenizer
@@ -21,18 +21,6 @@ from tritllm.quantizer import decisions
 from tritllm.quantizer.configs import nested_config
 
 CONTEXT = 24
-
-
-def bytes_of(encodings, plan):
-    """Every array of every matrix by its name; None where it is data-free."""
-    found = {}
-    for config in plan.configs:
-        for matrix in plan.quantized:
-            tensor = encodings.encoded(matrix, config)
-            assert tensor is None or tensor.depth == config.depth_of(matrix.module)
-            parts = tensor and (tensor.weight, tensor.scale, tensor.codebook)
-            found[config.name, matrix.name] = parts and tuple(part.tobytes() for part in parts)
-    return found
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "granitemoehybrid", "llama4", "qwen3_vl_moe"])

@@ -54,7 +54,7 @@ def test_rows_apart_and_nothing_written_between(isa):
     """As callers with a buffer of their own ask for it."""
     weights = random_weights(6, 40, 33, 3)
     prepared, out = kernels.prepare(weights.tensor, isa=isa), np.full((40, 50), 7, np.float32)
-    kernels.decode_pointers(product_of(prepared, out[2:], stride=50), 33, 2, 39)
+    kernels.decode_pointers(product_of(prepared, out[2:]), 33, 2, 39)
     assert np.array_equal(out[2:39, :33], expected(weights, 3, np.float32)[2:39])
     out[2:39, :33] = 7
     assert np.all(out == 7)
@@ -62,13 +62,10 @@ def test_rows_apart_and_nothing_written_between(isa):
 
 def product_of(prepared, out, **changed):
     """What `decode` hands over, for all planes."""
-    fields = {
-        "prepared": prepared.memory.ctypes.data, "size": prepared.nbytes,
-        "rows": prepared.shape[0], "layout": prepared.layout, "depth": prepared.depth,
-        "steps": prepared.steps[-1:].ctypes.data, "y": out.ctypes.data,
-        "stride": prepared.shape[1], "dtype": 2,
-    }  # fmt: skip
-    return kernels.prepared.Product(**(fields | changed))
+    product = prepared.product(out)
+    for name, value in changed.items():
+        setattr(product, name, value)
+    return product
 
 
 def test_what_is_not_the_memory_is_refused(isa):

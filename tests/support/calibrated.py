@@ -30,3 +30,16 @@ def calibrate(calibrator: Any, plan: Plan, folder: Path) -> Any:
     """Run in a folder of its own, with one thread."""
     folder.mkdir(exist_ok=True)
     return calibrator.run(plan, folder, 1, None)
+
+
+def bytes_of(encodings: Any, plan: Plan) -> dict[tuple[str, str], tuple[bytes, ...] | None]:
+    """Every array of every matrix by config and module; None where it is data-free."""
+    found = {}
+    for config in plan.configs:
+        for matrix in plan.quantized:
+            digits = encodings.encoded(matrix, config)
+            assert digits is None or digits.depth == config.depth_of(matrix.module)
+            found[config.name, matrix.module] = digits and (
+                digits.weight.tobytes(), digits.scale.tobytes(), digits.codebook.tobytes()
+            )  # fmt: skip
+    return found

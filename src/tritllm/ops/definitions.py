@@ -128,6 +128,29 @@ class PreparedArguments(NamedTuple):
         )
 
 
+class DecodeArguments(NamedTuple):
+    """Those of `tritllm::dequantize_prepared`."""
+
+    prepared: torch.Tensor
+    steps: torch.Tensor
+    layout: int
+    depth: int
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    begin: int
+    end: int
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where they do not fit each other, memory's size aside."""
+        check_prepared(self.prepared, self.layout, self.depth)
+        check_steps(self.steps, None, self.out_features)
+        _refuse_unless(
+            0 <= self.begin <= self.end <= self.out_features,
+            f"rows {self.begin} to {self.end} are not among {self.out_features}",
+        )
+
+
 # --- What is refused ------------------------------------------------------------------------------
 
 
@@ -192,11 +215,6 @@ def check_prepared(prepared: torch.Tensor, layout: int, depth: int) -> None:
     )
 
 
-def check_rows(begin: int, end: int, rows: int) -> None:
-    """Raise ValueError where [begin, end) are not rows of so many."""
-    _refuse_unless(0 <= begin <= end <= rows, f"rows {begin} to {end} are not among {rows}")
-
-
 def check_input(x: torch.Tensor, in_features: int, bias: torch.Tensor | None, rows: int) -> None:
     """Raise ValueError or TypeError where x is not [..., K] or bias not [N], of a float dtype."""
     _refuse_unless(x.ndim > 0, "x is a number, expected [..., K]")
@@ -231,21 +249,10 @@ def _dequantize_fake(
     return planes.new_empty((planes.shape[1], in_features), dtype=dtype)
 
 
-def _dequantize_prepared_fake(
-    prepared: torch.Tensor,
-    steps: torch.Tensor,
-    layout: int,
-    depth: int,
-    in_features: int,
-    out_features: int,
-    dtype: torch.dtype,
-    begin: int,
-    end: int,
-) -> torch.Tensor:
-    check_prepared(prepared, layout, depth)
-    check_steps(steps, None, out_features)
-    check_rows(begin, end, out_features)
-    return prepared.new_empty((end - begin, in_features), dtype=dtype)
+def _dequantize_prepared_fake(*arguments: Any) -> torch.Tensor:
+    call = DecodeArguments(*arguments)
+    call.check()
+    return call.prepared.new_empty((call.end - call.begin, call.in_features), dtype=call.dtype)
 
 
 def _linear_fake(*arguments: Any) -> torch.Tensor:

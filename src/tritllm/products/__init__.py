@@ -12,6 +12,7 @@ from tritllm.native.structures import EXACT, GROUPS, PER_TOKEN, SUPERBLOCKS
 from tritllm.products.linear import linear, run_function, scratch_size, superblock_rows
 from tritllm.products.prepared import (
     Prepared,
+    check_memory,
     decode,
     decode_pointers,
     layout,
@@ -28,6 +29,7 @@ __all__ = [
     "PER_TOKEN",
     "SUPERBLOCKS",
     "Prepared",
+    "check_memory",
     "decode",
     "decode_pointers",
     "layout",

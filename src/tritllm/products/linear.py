@@ -10,9 +10,9 @@ import numpy as np
 
 from tritllm.native.arrays import address, aligned_bytes, dtype_number, with_dense_rows
 from tritllm.native.instruction_sets import isa_number
-from tritllm.native.library import check, library
-from tritllm.native.structures import BAD_ARGUMENT, GROUPS, Input, Product
-from tritllm.products.prepared import Prepared
+from tritllm.native.library import library
+from tritllm.native.structures import GROUPS, Input, Product
+from tritllm.products.prepared import Prepared, check_memory
 
 
 def linear(
@@ -33,10 +33,6 @@ def linear(
     prepared, TypeError for another dtype, RuntimeError without the library.
     """
     n, columns = prepared.shape
-    planes = prepared.depth if planes is None else planes
-    if not 1 <= planes <= prepared.depth:
-        raise ValueError(f"planes is {planes}, expected 1..{prepared.depth}")
-    dtype = dtype_number(x.dtype)
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"bias has shape {bias.shape}, expected ({n},)")
     if x.shape[-1:] != (columns,):
@@ -46,25 +42,13 @@ def linear(
     stride = rows.strides[0] // rows.itemsize if batch > 1 else columns
     held = None if bias is None else np.ascontiguousarray(bias)
     y = np.empty((batch, n), x.dtype)
+    product = prepared.product(y, planes)
+    if held is not None:
+        product.bias, product.bias_dtype = address(held), dtype_number(held.dtype)
     scratch = aligned_bytes(scratch_size(batch, columns, arithmetic))
-    product = Product(
-        prepared=address(prepared.memory),
-        size=prepared.memory.nbytes,
-        rows=n,
-        layout=prepared.layout,
-        depth=planes,
-        steps=address(prepared.steps[planes - 1]),
-        bias=None if held is None else address(held),
-        bias_dtype=dtype if held is None else dtype_number(held.dtype),
-        y=address(y),
-        stride=n,
-        dtype=dtype,
-    )
-    call = Input(address(rows), stride, batch, columns, dtype, arithmetic)
+    call = Input(address(rows), stride, batch, columns, product.dtype, arithmetic)
     status = run_function()(threads, call, address(scratch), product, 1)
-    if status == BAD_ARGUMENT:
-        raise ValueError("the memory is not that of a prepared matrix of this shape and depth")
-    check(status)
+    check_memory(status, product, columns)
     return y.reshape(*x.shape[:-1], n)
 
 

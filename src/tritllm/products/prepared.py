@@ -21,6 +21,7 @@ from tritllm.native.structures import (
     BAD_BYTE,
     BAD_PADDING,
     TILE,
+    UNSUPPORTED,
     Portable,
     PreparedHeader,
     Product,
@@ -53,6 +54,22 @@ class Prepared:
     def nbytes(self) -> int:
         """Bytes of memory."""
         return self.memory.nbytes
+
+    def product(self, y: np.ndarray, planes: int | None = None) -> Product:
+        """What the library takes for results y [n, width] of the top `planes` planes.
+
+        It holds addresses: y and this object must outlive it. Raises ValueError for planes outside
+        1..depth, TypeError for another dtype than float16, bfloat16 and float32.
+        """
+        planes = self.depth if planes is None else planes
+        if not 1 <= planes <= self.depth:
+            raise ValueError(f"planes is {planes}, expected 1..{self.depth}")
+        number = dtype_number(y.dtype)
+        return Product(
+            prepared=address(self.memory), size=self.nbytes, rows=self.shape[0],
+            layout=self.layout, depth=planes, steps=address(self.steps[planes - 1]),
+            y=address(y), stride=y.shape[1], bias_dtype=number, dtype=number,
+        )  # fmt: skip
 
 
 def size(
@@ -175,31 +192,12 @@ def decode(
     Raises ValueError for planes outside 1..depth, rows with a step and memory that is not prepared,
     TypeError for another dtype, RuntimeError without the library.
     """
-    planes = prepared.depth if planes is None else planes
-    if not 1 <= planes <= prepared.depth:
-        raise ValueError(f"planes is {planes}, expected 1..{prepared.depth}")
     n, columns = prepared.shape
     begin, end, step = rows.indices(n)
     if step != 1:
         raise ValueError(f"rows have a step of {step}, expected 1")
     out = np.empty((max(0, end - begin), columns), dtype)
-    decode_pointers(
-        Product(
-            prepared=address(prepared.memory),
-            size=prepared.memory.nbytes,
-            rows=n,
-            layout=prepared.layout,
-            depth=planes,
-            steps=address(prepared.steps[planes - 1]),
-            y=address(out),
-            stride=columns,
-            dtype=dtype_number(out.dtype),
-        ),
-        columns,
-        begin,
-        begin + len(out),
-        threads,
-    )
+    decode_pointers(prepared.product(out, planes), columns, begin, begin + len(out), threads)
     return out
 
 
@@ -210,6 +208,17 @@ def decode_pointers(product: Product, columns: int, begin: int, end: int, thread
     where it was prepared for an instruction set that cannot run here or without the library.
     """
     status = library().tritllm_linear_decode(threads, ctypes.byref(product), columns, begin, end)
+    check_memory(status, product, columns)
+
+
+def check_memory(status: int, product: Product, columns: int) -> None:
+    """Raise for a call's status that is not OK, by what was said of the memory of [rows, columns].
+
+    ValueError where the memory is not what the product's fields say, RuntimeError where it was
+    prepared for an instruction set that cannot run here.
+    """
+    if status == UNSUPPORTED:
+        raise RuntimeError("the memory was prepared for another machine's instruction set")
     if status == BAD_ARGUMENT:
         raise ValueError(
             f"prepared memory of {product.size} bytes is not that of a matrix "

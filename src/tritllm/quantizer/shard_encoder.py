@@ -5,16 +5,17 @@ several at a time, each by one, which then never wait for each other.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
 from tritllm.codec import TritTensor, encode_source
 from tritllm.errors import OutputError, SourceError
 from tritllm.format.dtypes import NUMPY_OF_SAFETENSORS
+from tritllm.quantizer.configs import Config
 from tritllm.quantizer.decisions import PlannedTensor
 from tritllm.quantizer.encodings import Encodings
 from tritllm.quantizer.matrices import SourceMatrix
@@ -24,6 +25,7 @@ from tritllm.quantizer.shard_reader import Item, Piece
 
 _SMALL_BYTES = TOGETHER_BYTES // 4  # of a part of the source that one thread encodes
 
+_Given = TypeVar("_Given")
 Encoded = list[dict[str, TritTensor]]  # of each matrix of a part, by config name
 
 
@@ -78,13 +80,8 @@ class ShardEncoder:
     def replaced(self, tensor: PlannedTensor) -> dict[str, np.ndarray]:
         """New values of a kept tensor, by config name."""
         found: dict[str, np.ndarray] = {}
-        if self._encodings is None:
-            return found
         entry = tensor.entry
-        for config in self._plan.configs:
-            values = self._encodings.replaced(tensor, config)
-            if values is None:
-                continue
+        for config, values in self._given(lambda e, config: e.replaced(tensor, config)):
             dtype = NUMPY_OF_SAFETENSORS.get(entry.dtype)
             if (values.shape, values.dtype) != (entry.shape, dtype):
                 raise self._damaged(entry.name, f"{values.dtype} {values.shape}")
@@ -93,17 +90,22 @@ class ShardEncoder:
 
     def _calibrated(self, matrix: SourceMatrix) -> dict[str, TritTensor]:
         found: dict[str, TritTensor] = {}
-        if self._encodings is None:
-            return found
-        for config in self._plan.configs:
-            encoded = self._encodings.encoded(matrix, config)
-            if encoded is None:
-                continue
+        for config, encoded in self._given(lambda e, config: e.encoded(matrix, config)):
             depth = config.depth_of(matrix.module)
             if (encoded.shape, encoded.depth) != (matrix.shape, depth):
                 raise self._damaged(matrix.name, f"{encoded.shape} at depth {encoded.depth}")
             found[config.name] = encoded
         return found
+
+    def _given(
+        self, ask: Callable[[Encodings, Config], _Given | None]
+    ) -> Iterator[tuple[Config, _Given]]:
+        """What the encodings have, for the configs under which they have something."""
+        if self._encodings is None:
+            return
+        for config in self._plan.configs:
+            if (found := ask(self._encodings, config)) is not None:
+                yield config, found
 
     def _damaged(self, name: str, what: str) -> OutputError:
         return OutputError(

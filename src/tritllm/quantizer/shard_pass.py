@@ -106,16 +106,16 @@ class ShardPass:
                 InOrder() as behind,
                 ShardEncoder(self.plan, self.out, self.threads, self.encodings) as encoder,
             ):
+                write_encoded = partial(
+                    self._write_encoded, items=items, reader=reader, behind=behind,
+                    committing=committing,
+                )  # fmt: skip
                 for item in items:
                     if isinstance(item, ShardBegins):
                         writing = self._begin(item.begun, files)
                         continue
                     while encoder.under_way and not encoder.takes(item):
-                        piece, encoded = encoder.next_result()
-                        decibels = self._write_encoded(
-                            piece, encoded, writing, items, reader, behind
-                        )
-                        yield self._note(piece, decibels, writing, behind, committing)
+                        yield write_encoded(*encoder.next_result(), writing)
                     if isinstance(item, ShardEnds):
                         end: Record = {"shard": writing.shard, "shard_sha256": item.sha256.result()}
                         writing.pending.append(end)
@@ -124,10 +124,7 @@ class ShardPass:
                         encoder.submit(writing.shard, item)
                     elif item.part.matrices:
                         encoded = encoder.encode(writing.shard, item)
-                        decibels = self._write_encoded(
-                            item, encoded, writing, items, reader, behind
-                        )
-                        yield self._note(item, decibels, writing, behind, committing)
+                        yield write_encoded(item, encoded, writing)
                     else:
                         self._take_kept(item, encoder, writing, items, behind)
                         if item.read_sha256 is not None:
@@ -154,21 +151,24 @@ class ShardPass:
         piece: Piece,
         encoded: Sequence[Mapping[str, TritTensor]],
         writing: _Writing,
+        *,
         items: ReadAhead[Item],
         reader: ShardReader,
         behind: InOrder,
-    ) -> dict[str, float]:
-        """Have results written; the SQNR in dB by config name."""
+        committing: InOrder,
+    ) -> Progress:
+        """Have the results of a piece written."""
         assert piece.read_sha256
         piece.read_sha256.result()  # hashed as well: the memory is free
         reader.reuse(piece.data)
         items.release(piece.data.nbytes)
         writing.record = self._new_record(piece, writing)
         behind.submit(writing.outputs.write_encoded, piece.part, encoded, writing.record, at_most=2)
-        return {
+        decibels = {
             config.name: min(each[config.name].sqnr_db or 0.0 for each in encoded)
             for config in self.plan.configs
         }
+        return self._note(piece, decibels, writing, behind, committing)
 
     def _take_kept(
         self,

@@ -16,19 +16,15 @@ import torch
 
 from tritllm import native, products
 from tritllm.format.trits import DEPTHS, ENTRIES
-from tritllm.native.library import check
-from tritllm.native.structures import (
-    ALIGNMENT,
-    BAD_ARGUMENT,
-    UNSUPPORTED,
-    Input,
-    Portable,
-    Product,
-)
+from tritllm.native.structures import Input, Portable, Product
 from tritllm.native.threads import use_openmp
 from tritllm.ops import mode
 from tritllm.ops.backends.backend import Backend, Prepared
-from tritllm.ops.backends.cpu_decoding import dequantize, dequantize_prepared
+from tritllm.ops.backends.cpu_decoding import (
+    dequantize,
+    dequantize_prepared,
+    prepared_address,
+)
 from tritllm.ops.definitions import Packed, PreparedArguments, check_packed, check_steps
 from tritllm.ops.dtypes import NUMBER_OF_TORCH
 
@@ -137,9 +133,7 @@ def linear_prepared(
                 x, prepared, steps, layout, depth, in_features, out_features, arithmetic, bias
             )._replace(part_rows=part_rows)
         )
-    address = prepared.data_ptr()
-    if not prepared.is_contiguous() or not address or address % ALIGNMENT:
-        raise ValueError(f"prepared memory is not contiguous and aligned to {ALIGNMENT} bytes")
+    address = prepared_address(prepared)
     x = x.contiguous()
     steps = steps.contiguous()
     batch = x.numel() // in_features
@@ -149,7 +143,7 @@ def linear_prepared(
     if bias is not None:
         bias = bias.contiguous()
         bias_at, bias_dtype = bias.data_ptr(), NUMBER_OF_TORCH[bias.dtype]
-    product = Product(
+    whole = product = Product(
         address, prepared.numel(), out_features, layout, depth, steps.data_ptr(), bias_at,
         y.data_ptr(), out_features, bias_dtype, dtype,
     )  # fmt: skip
@@ -157,7 +151,7 @@ def linear_prepared(
     if part_rows is not None:
         check_steps(steps, part_rows, out_features)
         element = 0 if bias is None else bias.element_size()
-        product = _parts(product, part_rows, y.element_size(), element)
+        product = _parts(whole, part_rows, y.element_size(), element)
         count = len(part_rows)
     if arithmetic == products.GROUPS and batch >= superblock_rows():
         arithmetic = products.SUPERBLOCKS
@@ -167,14 +161,7 @@ def linear_prepared(
         torch.get_num_threads(), call, scratch.data_ptr(), product, count
     )
     if status:
-        if status == UNSUPPORTED:
-            raise RuntimeError("the memory was prepared for another machine's instruction set")
-        if status == BAD_ARGUMENT:
-            raise ValueError(
-                f"prepared memory of {prepared.numel()} bytes is not that of a matrix "
-                f"[{out_features}, {in_features}] of depth {depth} in layout {layout}"
-            )
-        check(status)
+        products.check_memory(status, whole, in_features)
     return y
 
 

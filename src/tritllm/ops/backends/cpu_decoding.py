@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from tritllm import native, products
 from tritllm.codec import native_dequantize
 from tritllm.native.structures import ALIGNMENT, Product
 from tritllm.ops.backends import default
-from tritllm.ops.definitions import Packed, check_packed, check_prepared, check_rows, check_steps
+from tritllm.ops.definitions import DecodeArguments, Packed, check_packed
 from tritllm.ops.dtypes import NUMBER_OF_TORCH, NUMPY_OF_TORCH
 
 
@@ -50,30 +51,26 @@ def dequantize(
     return out.to(dtype)
 
 
-def dequantize_prepared(
-    prepared: torch.Tensor,
-    steps: torch.Tensor,
-    layout: int,
-    depth: int,
-    in_features: int,
-    out_features: int,
-    dtype: torch.dtype,
-    begin: int,
-    end: int,
-) -> torch.Tensor:
+def dequantize_prepared(*arguments: Any) -> torch.Tensor:
     """On torch's number of threads. The memory's header is held against the arguments."""
-    check_prepared(prepared, layout, depth)
-    check_steps(steps, None, out_features)
-    check_rows(begin, end, out_features)
+    call = DecodeArguments(*arguments)
+    call.check()
+    exact = call.dtype if call.dtype in NUMBER_OF_TORCH else torch.float32
+    out = torch.empty((call.end - call.begin, call.in_features), dtype=exact)
+    steps = call.steps.contiguous()
+    weights = Product(
+        prepared=prepared_address(call.prepared), size=call.prepared.numel(),
+        rows=call.out_features, layout=call.layout, depth=call.depth, steps=steps.data_ptr(),
+        y=out.data_ptr(), stride=call.in_features, dtype=NUMBER_OF_TORCH[exact],
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    products.decode_pointers(weights, call.in_features, call.begin, call.end, threads)
+    return out.to(call.dtype)
+
+
+def prepared_address(prepared: torch.Tensor) -> int:
+    """Of prepared memory. Raises ValueError where the library could not read it there."""
     address = prepared.data_ptr()
     if not prepared.is_contiguous() or not address or address % ALIGNMENT:
         raise ValueError(f"prepared memory is not contiguous and aligned to {ALIGNMENT} bytes")
-    exact = dtype if dtype in NUMBER_OF_TORCH else torch.float32
-    out = torch.empty((end - begin, in_features), dtype=exact)
-    steps = steps.contiguous()
-    weights = Product(
-        prepared=address, size=prepared.numel(), rows=out_features, layout=layout, depth=depth,
-        steps=steps.data_ptr(), y=out.data_ptr(), stride=in_features, dtype=NUMBER_OF_TORCH[exact],
-    )  # fmt: skip
-    products.decode_pointers(weights, in_features, begin, end, torch.get_num_threads())
-    return out.to(dtype)
+    return address
