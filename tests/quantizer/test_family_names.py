@@ -6,7 +6,7 @@ import pytest
 
 from tritllm.format.safetensors_header import TensorEntry
 from tritllm.quantizer.decisions import decide
-from tritllm.quantizer.families import EMBEDDING, READ_BY_MODEL, TOWER
+from tritllm.quantizer.kept_weights import EMBEDDING, READ_BY_MODEL, TOWER
 
 LAYER = "layers.0.self_attn.q_proj"
 ENCODER = "encoder.layers.0.mlp.fc1"

@@ -566,6 +566,73 @@ MODELS = {
             "audio_config": {},
         },
     ),
+    "nemotron_h": _causal(
+        "NemotronH",
+        "Nemotron Nano 2 and 3",
+        {
+            **{name: value for name, value in _TEXT.items() if name != "num_hidden_layers"},
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 32,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 48,
+            "moe_latent_size": 32,
+        },
+        full={"num_hidden_layers": None},
+    ),
+    "muse_spark": _generation(
+        "MuseSpark",
+        "Muse Spark",
+        {
+            "text_config": {
+                **_TEXT,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 48,
+                "moe_hidden_size": 32,
+            },
+            "vision_config": {**_SIZES, "patch_size": 4},
+            "audio_config": {
+                "hidden_sizes": [16, 32],
+                "depths": [1, 1],
+                "patch_sizes": [4, 4],
+                "num_hidden_layers": 2,
+                "out_hidden_size": 64,
+            },
+            "out_hidden_size": 64,
+            "projector_hidden_size": 64,
+            "image_token_id": _IMAGE,
+            "video_token_id": 93,
+            "audio_token_id": 94,
+        },
+        full={"text_config": {**_FEW, "num_local_experts": 32}},
+    ),
+    "step3p7": _generation(
+        "Step3p7",
+        "Step 3.5 and 3.7 Flash",
+        {
+            "text_config": {
+                **_TEXT,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 48,
+                "share_expert_dim": 48,
+                "sliding_window": 8,
+                "mlp_layer_types": ["dense", "sparse"],
+            },
+            "vision_config": {
+                **_PICTURES,
+                "hidden_size": 16,
+                "num_attention_heads": 1,
+                "mlp_ratio": 4.0,
+            },
+            "image_token_id": _IMAGE,
+        },
+        full={"text_config": {"num_hidden_layers": 12}},
+    ),
     "aria": _generation(
         "Aria",
         "Aria",
@@ -621,6 +688,31 @@ MODELS = {
 # These go the whole way only where docs/families.md is written (scripts/make_families_table.py):
 # the tests hold their names and coverage alone, for their layers are named as others' are.
 MORE_MODELS = {
+    "zaya": _causal(
+        "Zaya", "ZAYA1", {**_EXPERTS, "num_experts_per_tok": 1, "router_hidden_size": 32}
+    ),
+    "minimax_m3_vl": FamilyModel(
+        "MiniMax-M3",
+        "MiniMaxM3SparseForConditionalGeneration",
+        "MiniMaxM3VLConfig",
+        {
+            "text_config": {
+                **_LOCAL_EXPERTS,
+                "dense_intermediate_size": 96,
+                "shared_intermediate_size": 48,
+                "rotary_dim": 16,
+                "mlp_layer_types": ["dense", "sparse"],
+                "index_n_heads": 2,
+                "index_head_dim": 16,
+                "index_block_size": 4,
+                "index_topk_blocks": 2,
+            },
+            "vision_config": {**_PICTURES, "patch_size": 4},
+            "projector_hidden_size": 64,
+            "image_token_index": _IMAGE,
+        },
+        full={"text_config": {**_FEW, "num_local_experts": 32}},
+    ),
     "arcee": _causal("Arcee", "AFM-4.5B", _TEXT),
     "apertus": _causal("Apertus", "Apertus", _TEXT),
     "cwm": _causal("Cwm", "CWM", _TEXT),

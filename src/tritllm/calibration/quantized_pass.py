@@ -141,13 +141,15 @@ class QuantizedPass:
         inputs: Activations,
         compared: Activations,
     ) -> None:
-        """gate and up of an expert, then down, whose float input is of the float gate and up."""
+        """gate and up of an expert (or up alone), then down, whose float input is of their float
+        results.
+        """
         names, name = mixture.names, f"{module}.{number}"
         rows, shares = routes.of(number)
         expert: Any = self._part.root.get_submodule(name)
-        gate, up = expert.get_submodule(names.gate), expert.get_submodule(names.up)
-        weights = gate.weight.detach().clone(), up.weight.detach().clone()
-        for leaves in ((names.gate, names.up), (names.down,)):
+        first = [expert.get_submodule(leaf) for leaf in names.first]
+        weights = [layer.weight.detach().clone() for layer in first]
+        for leaves in (names.first, (names.down,)):
             modules = [f"{name}.{leaf}" for leaf in leaves if f"{name}.{leaf}" in self._planned]
             if not modules:
                 continue
@@ -160,8 +162,8 @@ class QuantizedPass:
                     x, wanted = x * share, wanted * share
                 if leaves == (names.down,):
                     with torch.no_grad():
-                        x = mixture.gated(number, gate(x), up(x))
-                        wanted = mixture.gated(number, wanted @ weights[0].T, wanted @ weights[1].T)
+                        x = mixture.gated(number, *(layer(x) for layer in first))
+                        wanted = mixture.gated(number, *(wanted @ weight.T for weight in weights))
                 if moments is None:
                     moments = Moments(x.shape[1], x.shape[1], self._device)
                 moments.add(x, wanted - x)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tritllm.errors import SourceError
 from tritllm.quantizer.decisions import EXCLUDED, PlannedTensor, reason_to_keep
-from tritllm.quantizer.families import EMBEDDING, FAMILIES, OUTPUT_LAYER, TOWER
+from tritllm.quantizer.families import FAMILIES
+from tritllm.quantizer.kept_weights import EMBEDDING, OUTPUT_LAYER, TOWER
 from tritllm.quantizer.plan import Plan
 
 LEAST = 0.5

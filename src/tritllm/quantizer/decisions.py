@@ -13,18 +13,17 @@ from typing import Any
 from tritllm.errors import SourceError, TritError
 from tritllm.format.modules import matches, unmatched
 from tritllm.format.safetensors_header import TensorEntry
-from tritllm.quantizer.families import (
+from tritllm.quantizer.families import FAMILIES, UNKNOWN_FAMILY
+from tritllm.quantizer.fused_experts import check_blocks, expert_matrices, expert_modules
+from tritllm.quantizer.kept_weights import (
     DTYPE_READ_BY_MODEL,
-    FAMILIES,
     KEPT_NAMES,
     NOT_LINEAR_REASONS,
     READ_BY_MODEL,
     RUN_AS_LINEAR,
     TOWER,
-    UNKNOWN_FAMILY,
     WEIGHT_READ_BY_MODEL,
 )
-from tritllm.quantizer.fused_experts import check_blocks, expert_matrices, expert_modules
 from tritllm.quantizer.matrices import SourceMatrix, whole_matrix
 from tritllm.quantizer.source import Source
 from tritllm.quantizer.tensor_checks import check_dtype, check_float, check_free_names

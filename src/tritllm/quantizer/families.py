@@ -8,20 +8,21 @@ share, and said to be unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tritllm.format.modules import matches
+from tritllm.quantizer.encoder_families import ENCODER_FAMILIES
+from tritllm.quantizer.family import Family
 from tritllm.quantizer.towers import (
     CLIP_TOWER,
-    ENCODER,
     GEMMA4_TOWERS,
     INTERN_TOWER,
     LLAMA4_TOWER,
+    MINIMAX_TOWERS,
     MLLAMA_TOWER,
+    MUSE_TOWERS,
     PIXTRAL_TOWER,
     PROJECTOR,
     QWEN_VISION,
     SMOL_TOWERS,
+    STEP_TOWERS,
     Tower,
 )
 
@@ -45,34 +46,11 @@ _PHI3 = r"(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
 _4H = r"mlp\.dense_(h_to_4h|4h_to_h)"
 
 
-@dataclass(frozen=True)
-class Family:
-    """How a family names its linear weights (a module's whole name) and stores them.
-
-    linear: regular expression of the modules to quantize.
-    transposed: whether they are stored as [in_features, out_features].
-    towers: parts that are quantized on request alone.
-    """
-
-    linear: str
-    transposed: bool = False
-    towers: tuple[Tower, ...] = ()
-
-    def tower_of(self, module: str) -> Tower | None:
-        """The tower that a module belongs to, if any."""
-        return next((tower for tower in self.towers if matches(module, (tower.glob,))), None)
-
-
 def _decoder(*parts: str) -> str:
     """Of the modules in the layers of a decoder named as Llama's."""
     return f"{_DECODER}({'|'.join(parts)})"
 
 
-_BERT = Family(
-    r"(\w+\.)?encoder\.layer\.\d+\.(attention\.self\.((query|key|value)(_proj)?|pos_(key|query)_proj)|attention\.output\.dense"
-    r"|intermediate\.dense|output\.dense)|(\w+\.)?pooler\.dense|cls\.predictions\.transform\.dense"
-    r"|lm_head\.dense"
-)
 _GPT2 = Family(rf"{_H}(attn\.c_(attn|proj)|mlp\.c_(fc|proj))", transposed=True)
 _LLAMA = Family(_decoder(_ATTENTION, _MLP))
 _MOE = Family(_decoder(_ATTENTION, _MLP, _EXPERTS))
@@ -81,23 +59,6 @@ _SPARSE = Family(_decoder(_ATTENTION, _MIXTRAL))
 _GLM = Family(_decoder(_ATTENTION, r"mlp\.(gate_up|down)_proj"))
 _BLOOM = Family(rf"{_H}(self_attention{_FUSED_QKV}|{_4H})")
 _MAMBA = Family(rf"(\w+\.)?layers\.\d+\.{_SSM}")
-_T5 = Family(
-    r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d+"
-    r"\.((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
-)
-_ENCODER_DECODER = Family(
-    r"(model\.)?(encoder|decoder)\.layers\.\d+"
-    r"\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
-)
-_VIT = Family(
-    r"(\w+\.)?(encoder\.layer\.\d+\.(attention\.attention\.(query|key|value)"
-    r"|attention\.output\.dense|intermediate\.dense|output\.dense|mlp\.(fc[12]|weights_(in|out)))"
-    rf"|layers?\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc[12]|{_UNIT}))|pooler\.dense)"
-)
-_TWO_TOWERS = Family(
-    rf"((text|vision)_model\.)?({ENCODER}|head\.mlp\.fc[12])|text_model\.head"
-    r"|(visual|text)_projection"
-)
 _QWEN_VL = Family(_LLAMA.linear, towers=(QWEN_VISION,))
 _QWEN3_NEXT = _decoder(_ATTENTION, _GATED_DELTA, _MLP, _EXPERTS)
 _FEED_FORWARD = rf"feed_forward\.((experts\.\d+|shared_expert)\.)?{_UNIT}"
@@ -148,20 +109,6 @@ FAMILIES = {
     **dict.fromkeys(("glm", "glm4"), _GLM),
     **dict.fromkeys(("falcon", "bloom"), _BLOOM),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
-    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
-    **dict.fromkeys(
-        ("whisper", "bart", "mbart", "m2m_100", "marian", "pegasus", "blenderbot"),
-        _ENCODER_DECODER,
-    ),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"), _BERT),
-    **dict.fromkeys(
-        (
-            "siglip", "siglip_vision_model", "siglip_text_model", "siglip2",
-            "siglip2_vision_model", "siglip2_text_model", "clip", "clip_vision_model",
-            "clip_text_model",
-        ),
-        _TWO_TOWERS,
-    ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _QWEN_VL),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), Family(_QWEN3_NEXT, towers=(QWEN_VISION,))),
     "gemma3": Family(_LLAMA.linear, towers=(CLIP_TOWER,)),
@@ -214,6 +161,32 @@ FAMILIES = {
         )
     ),
     "kimi_linear": Family(_KIMI_LINEAR),
+    "nemotron_h": Family(
+        r"(\w+\.)?layers\.\d+\.mixer\.(in_proj|out_proj|[qkvo]_proj"
+        r"|(experts\.\d+\.|shared_experts\.)?(up|down)_proj|fc[12]_latent_proj)"
+    ),
+    "zaya": Family(
+        _decoder(r"self_attn\.(qkv_proj\.(q_proj|k_proj|v_proj_(current|delayed))|o_proj)")
+    ),
+    "muse_spark": Family(
+        _decoder(_ATTENTION, r"self_attn\.gate_proj", r"mlp\.(pre|post)_expert_proj", _MLP),
+        towers=MUSE_TOWERS,
+    ),
+    # transformers joins the gates and ups of dense layers and shared experts while it loads.
+    "minimax_m3_vl": Family(
+        _decoder(
+            _ATTENTION,
+            r"self_attn\.index(_|er\.)[qk]_proj",
+            r"(mlp|block_sparse_moe)\.((shared_experts\.)?down_proj|experts\.\d+\.w[123])",
+        ),
+        towers=MINIMAX_TOWERS,
+    ),
+    "step3p7": Family(
+        _decoder(
+            _ATTENTION, r"self_attn\.g_proj", rf"(mlp|share_expert|mlp\.shared_experts)\.{_UNIT}"
+        ),
+        towers=STEP_TOWERS,
+    ),
     "olmo_hybrid": Family(_decoder(_ATTENTION, _MLP, r"linear_attn\.[qkvogab]_proj")),
     "nanochat": Family(_decoder(_ATTENTION, r"mlp\.fc[12]")),
     "phi": Family(_decoder(r"self_attn\.([qkv]_proj|dense)", r"mlp\.fc[12]")),
@@ -231,55 +204,7 @@ FAMILIES = {
         r"(transformer\.)?blocks\.\d+\.(attn\.(Wqkv|out_proj)|ffn\.(up|down)_proj)"
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _LFM2),
-    **dict.fromkeys(("vit", "dinov2", "dinov3_vit"), _VIT),
-    "distilbert": Family(
-        r"(distilbert\.)?transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])"
-        r"|vocab_transform"
-    ),
-    "modernbert": Family(r"(model\.)?layers\.\d+\.(attn|mlp)\.(Wqkv|Wi|Wo)|head\.dense"),
+    **ENCODER_FAMILIES,
 }  # fmt: skip
 
 UNKNOWN_FAMILY = Family(_decoder(_ATTENTION, _MLP, _EXPERTS, _MIXTRAL, _PHI3))
-
-EMBEDDING, OUTPUT_LAYER, ROUTER = "embedding", "lm_head", "MoE router"
-TOWER = "tower, kept unless --include means it"
-READ_BY_MODEL = "read by the model's own code"
-KEPT_NAMES = (  # regular expression of a module, and why its weight is kept
-    (r"(.*\.)?(lm_head|output_layer|embed_out|proj_out)", OUTPUT_LAYER),
-    (r"(.*\.)?(\w*embed\w*|wte|wpe)(\..*)?", EMBEDDING),
-    (r"(.*\.)?(shared|relative_attention_bias)", EMBEDDING),  # as T5 and BART name them
-    (r"(.*\.)?(\w*norm\w*|ln_\w+|LayerNorm)", "norm"),
-    (r"(.*\.)?(gate|router|shared_expert_gate|router\.(layer|proj))", ROUTER),
-)
-
-# Modules that transformers does not run as linear layers, or whose weight its models read or write
-# themselves: packed, they would stop the model, or silently give other results. By what a name is
-# kept for, by name in every family, and by name in some (regular expressions of whole names).
-NOT_LINEAR_REASONS = {EMBEDDING: "an embedding table", ROUTER: "a router of experts"}
-RUN_AS_LINEAR = r"(.*\.)?shared_expert_gate"  # kept as routers are, but linear layers
-_DT = r"(.*\.)?dt_proj"  # multiplied by the model or its kernels
-_POOLING = r"(.*\.)?head\.attention\.out_proj"  # torch's MultiheadAttention reads it
-WEIGHT_READ_BY_MODEL = {
-    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), _DT),
-    **dict.fromkeys(
-        (
-            "siglip",
-            "siglip2",
-            "siglip_vision_model",
-            "siglip2_vision_model",
-            "gemma3",
-            "lfm2_vl",
-        ),
-        _POOLING,
-    ),
-    "rwkv": r"(.*\.)?(attention\.output|feed_forward\.value)",  # rescaled in place
-}
-
-# Those whose weight models ask for its dtype alone, which becomes that of the activations.
-_WO, _HEAD = r"(.*\.)?wo", r"(.*\.)?lm_head"
-DTYPE_READ_BY_MODEL = {
-    **dict.fromkeys(
-        ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pix2struct"), _WO
-    ),
-    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "hy_v4", "xlstm"), _HEAD),
-}

@@ -31,6 +31,8 @@ class FusedExperts:
         `hidden_size` of the config tells.
     interleaved: whether the rows of two matrices alternate instead.
     below: what stands between group 1 and the number of the expert.
+    last: whether they give the experts' outputs, which are as wide as the inputs of the others.
+    width: the config's name of that width.
     """
 
     tensor: str
@@ -38,6 +40,8 @@ class FusedExperts:
     transposed: bool | None = False
     interleaved: bool = False
     below: str = ""
+    last: bool = False
+    width: str = "hidden_size"
 
 
 def _rows(
@@ -48,10 +52,11 @@ def _rows(
     transposed: bool | None = False,
     interleaved: bool = False,
     below: str = "",
-) -> tuple[FusedExperts, FusedExperts]:
+    width: str = "hidden_size",
+) -> tuple[FusedExperts, ...]:
     return (
-        FusedExperts(names[0], gate_up, transposed, interleaved, below),
-        FusedExperts(names[1], (down,), transposed, below=below),
+        FusedExperts(names[0], gate_up, transposed, interleaved, below, width=width),
+        FusedExperts(names[1], (down,), transposed, below=below, last=True, width=width),
     )
 
 
@@ -63,18 +68,26 @@ _GRANITE = _rows(
     below=".experts",
 )
 _ARIA = _rows(names=(r"(.*\.experts)\.fc1\.weight", r"(.*\.experts)\.fc2\.weight"), transposed=True)
+_STEP = tuple(
+    FusedExperts(
+        rf"(.*)\.moe\.{leaf}\.weight", (leaf,), below=".mlp.experts", last=leaf == "down_proj"
+    )
+    for leaf in ("gate_proj", "up_proj", "down_proj")
+)
 FUSED_EXPERTS: Mapping[str, tuple[FusedExperts, ...]] = {
     "gpt_oss": _rows(transposed=True, interleaved=True),
     **dict.fromkeys(("llama4", "llama4_text"), _rows(transposed=True)),
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
     **dict.fromkeys(("aria", "aria_text"), _ARIA),
     **dict.fromkeys(("qwen3_vl_moe", "qwen3_vl_moe_text"), _rows(transposed=None)),
+    "step3p7": _STEP,
+    "muse_spark": _rows(width="moe_hidden_size"),
     **dict.fromkeys(("mixtral", "phimoe", "minimax_m2"), _rows(("w1", "w3"), "w2")),
     **dict.fromkeys(
         (
             "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "olmoe",
             "deepseek_v2", "deepseek_v3", "glm4_moe", "glm4v_moe_text", "ernie4_5_moe", "dots1",
-            "granitemoe_swa", "mistral4", "hy_v4", "gemma4", "gemma4_text",
+            "granitemoe_swa", "mistral4", "hy_v4", "gemma4", "gemma4_text", "zaya",
         ),
         _rows(),
     ),
@@ -136,7 +149,7 @@ def check_blocks(
             # of [inner, hidden] and [hidden, inner]
             shapes[tensor.name] = (
                 tensor.shape[0],
-                first.shape if len(row.leaves) == 2 else first.shape[::-1],
+                first.shape[::-1] if row.last else first.shape,
             )
         if len(set(shapes.values())) > 1:
             told = ", ".join(
@@ -160,21 +173,21 @@ def _row_of(tensor: TensorEntry, model_type: str) -> tuple[FusedExperts, str] | 
 def _is_transposed(tensor: TensorEntry, row: FusedExperts, config: Mapping[str, Any]) -> bool:
     """Whether a tensor is [experts, in, out].
 
-    Raises SourceError where that cannot be told, or `hidden_size` contradicts the row.
+    Raises SourceError where that cannot be told, or the config's width contradicts the row.
     """
-    hidden, shape = config.get("hidden_size"), list(tensor.shape)
-    places = (2, 1) if len(row.leaves) == 2 else (1, 2)  # of `hidden_size` as [out, in], [in, out]
+    hidden, shape = config.get(row.width), list(tensor.shape)
+    places = (1, 2) if row.last else (2, 1)  # of the width as [out, in] and [in, out]
     if row.transposed is not None:
         if hidden not in (None, shape[places[row.transposed]]):
             place = ("second", "third")[places[row.transposed] - 1]
             raise SourceError(
-                f"tensor {tensor.name}: shape {shape}, and models of this type have hidden_size "
-                f"{hidden} in {place} place; is it transposed?"
+                f"tensor {tensor.name}: shape {shape}, and models of this type have "
+                f"{row.width} {hidden} in {place} place; is it transposed?"
             )
         return row.transposed
     if hidden not in shape[1:]:
         raise SourceError(
-            f"tensor {tensor.name}: shape {shape} has no hidden_size {hidden}, which would "
+            f"tensor {tensor.name}: shape {shape} has no {row.width} {hidden}, which would "
             "tell rows from columns"
         )
     return shape[places[0]] != hidden

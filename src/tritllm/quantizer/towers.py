@@ -65,3 +65,27 @@ GEMMA4_TOWERS = (
         r"|self_attn\.([qkv]_proj|post)|lconv1d\.linear_(start|end))\.linear",
     ),
 )
+MUSE_TOWERS = (
+    Tower(
+        "*vision*",
+        r"(model\.)?(vision_tower\.layers\.\d+\.(mlp\.fc[12]|attn\.([qkv]_proj|proj))"
+        r"|vision_adapter\.fc[12]|vision_projection)",
+    ),
+    Tower("*audio_tower*", r"(model\.)?audio_tower\.layers\.\d+\.conv_blocks\.\d+\.mlp\.fc[12]"),
+)
+MINIMAX_TOWERS = (
+    Tower(
+        "*vision_tower*",
+        rf"(model\.)?vision_tower\.((vision_model\.)?{ENCODER}"
+        r"|layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]))",
+    ),
+    PROJECTOR,
+)
+STEP_TOWERS = (
+    Tower(
+        "*vision_model*",
+        r"(model\.)?vision_model\.(transformer\.resblocks|layers)\.\d+\.((self_)?attn\.out_proj"
+        r"|mlp\.(c_fc|c_proj|fc[12]))",
+    ),
+    Tower("*projector*", r"vit_large_projector|(model\.)?multi_modal_projector"),
+)

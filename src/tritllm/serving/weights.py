@@ -19,7 +19,7 @@ from tritllm.format.parallel import Parts, column_parts, head_parts, row_parts
 from tritllm.format.safetensors_header import ITEM_BYTES, TensorEntry
 from tritllm.format.trits import GROUP
 from tritllm.quantizer.decisions import decide, reason_to_keep
-from tritllm.quantizer.families import EMBEDDING, OUTPUT_LAYER
+from tritllm.quantizer.kept_weights import EMBEDDING, OUTPUT_LAYER
 from tritllm.serving.cache import number
 from tritllm.serving.cuts import COLUMNS, HEADS, WHOLE, cut_of
 

@@ -66,10 +66,16 @@ def commit_of(config: Any) -> str | None:
     return commit
 
 
-def name_in_model(name: str, renamings: list[Any], model: Any, names: Any) -> str:
-    """What a model calls a checkpoint's tensor. names: those of the model's state."""
-    renamed: str = rename_source_key(name, renamings, [], model.base_model_prefix, names)[0]
-    return renamed
+def name_in_model(name: str, conversions: Iterable[Any], model: Any, names: Any) -> str:
+    """What a model calls a checkpoint's tensor, or what is made of it. names: those of the model's
+    state.
+    """
+    renamings: list[Any] = []
+    converters: list[Any] = []
+    for item in conversions:
+        (renamings if isinstance(item, WeightRenaming) else converters).append(item)
+    renamed = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
+    return str(renamed[0])
 
 
 def keep_in_float32(model: Any, patterns: Iterable[str]) -> None:

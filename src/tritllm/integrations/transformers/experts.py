@@ -18,63 +18,76 @@ import torch
 from torch import nn
 
 from tritllm.errors import TritError
-from tritllm.integrations.transformers.compat import WeightConverter, experts_gate
+from tritllm.integrations.transformers.compat import WeightConverter
+from tritllm.integrations.transformers.fused_modules import (
+    BIASES,
+    DOWN,
+    DOWN_BIAS,
+    GATE_UP_BIAS,
+    fused_leaves,
+    is_gated,
+    is_interleaved,
+    is_plain_gate,
+    is_transposed,
+    joined,
+)
 from tritllm.integrations.transformers.layers import float_weight
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.quantizer.fused_experts import FUSED_EXPERTS
 
-GATE_UP, DOWN = "gate_up_proj", "down_proj"
-BIASES = GATE_UP_BIAS, DOWN_BIAS = "gate_up_proj_bias", "down_proj_bias"
+_NORM = "post_expert_norm"
 _MERGES = {("MergeModulelist", "Concatenate"): 2, ("MergeModulelist",): 1}
 
 
 @dataclass(frozen=True)
 class ExpertNames:
-    """What a checkpoint calls an expert's three matrices: gate_proj, up_proj, down_proj."""
+    """What a checkpoint calls an expert's matrices: gate_proj and up_proj, or up_proj alone, which
+    take its input; and down_proj.
+    """
 
-    gate: str
-    up: str
+    first: tuple[str, ...]
     down: str
 
 
 class TritExpert(nn.Module):  # type: ignore[misc]
-    """One expert's three layers, under the checkpoint's names."""
+    """One expert's layers, under the checkpoint's names."""
 
     def __init__(self, names: ExpertNames, hidden: int, inner: int, like: torch.Tensor) -> None:
         super().__init__()
         self.names = names
         where: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
-        self.add_module(names.gate, nn.Linear(hidden, inner, **where))
-        self.add_module(names.up, nn.Linear(hidden, inner, **where))
+        for name in names.first:
+            self.add_module(name, nn.Linear(hidden, inner, **where))
         self.add_module(names.down, nn.Linear(inner, hidden, **where))
 
-    def forward(
-        self, x: torch.Tensor, gated: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, gated: Callable[..., torch.Tensor]) -> torch.Tensor:
         """down(gated(gate(x), up(x))), X [T, H] -> [T, H]."""
         layers = self._modules
         names = self.names
-        return layers[names.down](gated(layers[names.gate](x), layers[names.up](x)))
+        return layers[names.down](gated(*(layers[name](x) for name in names.first)))
 
 
 class TritExperts(nn.Module):  # type: ignore[misc]
-    """The experts of a block, in place of a module with fused `gate_up_proj` and `down_proj`.
+    """The experts of a block, in place of a module that has them fused.
 
     Called as that module is: hidden_states [T, H], top_k_index int [T, k], top_k_weights [T, k];
     returns [T, H]. An index of num_experts or above marks a token that no expert here takes. Biases
-    stay as that module has them, [experts, features]; so does the way in which it gates.
+    stay as that module has them, [experts, features]; so do the way in which it gates, and the norm
+    of what each expert gives.
     """
 
     def __init__(self, fused: Any, names: ExpertNames) -> None:
         super().__init__()
-        like = fused.gate_up_proj
-        experts, double, hidden = like.mT.shape if is_transposed(fused) else like.shape
+        like = fused.down_proj
+        experts, hidden, inner = like.mT.shape if is_transposed(fused) else like.shape
         for index in range(experts):
-            self.add_module(str(index), TritExpert(names, hidden, double // 2, like))
+            self.add_module(str(index), TritExpert(names, hidden, inner, like))
         self.names = names
         self.num_experts = experts
         if hasattr(fused, "act_fn"):
             self.act_fn = fused.act_fn
+        if hasattr(fused, _NORM):
+            self.add_module(_NORM, getattr(fused, _NORM))
         for leaf in BIASES:
             if (bias := getattr(fused, leaf, None)) is not None:
                 self.register_parameter(leaf, bias)
@@ -87,29 +100,36 @@ class TritExperts(nn.Module):  # type: ignore[misc]
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
         """Each token by the experts it chose, weighted and summed in the experts' order."""
-        out = torch.zeros_like(hidden_states)
+        # transformers sums experts without gates in the weights' dtype.
+        dtype = hidden_states.dtype if is_gated(self.fused) else top_k_weights.dtype
+        out = torch.zeros_like(hidden_states, dtype=dtype)
         for index in sorted(set(top_k_index.reshape(-1).tolist())):
             if index >= self.num_experts:
                 continue
             token, place = torch.where(top_k_index == index)
             result = self._run(index, hidden_states[token])
             result = result * top_k_weights[token, place, None]
-            out.index_add_(0, token, result.to(out.dtype))
-        return out
+            out.index_add_(0, token, result.to(dtype))
+        return out.to(hidden_states.dtype)
 
     def _run(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """One expert, with its biases. x [T, H] -> [T, H]."""
+        """One expert, with its biases and norm. x [T, H] -> [T, H]."""
         result: torch.Tensor = self.get_submodule(str(index))(x, partial(self.gated, index))
-        bias = self._parameters.get(DOWN_BIAS)
-        return result if bias is None else result + bias[index]
+        bias, norm = self._parameters.get(DOWN_BIAS), self._modules.get(_NORM)
+        if bias is not None:
+            result = result + bias[index]
+        return result if norm is None else norm(result)
 
-    def gated(self, index: int, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """What goes into an expert's last layer, of its gate and up layers' [T, I]."""
+    def gated(self, index: int, *results: torch.Tensor) -> torch.Tensor:
+        """What goes into an expert's last layer, of the first layers' [T, I]: gate's and up's, or
+        up's alone.
+        """
         fused, bias = self._fused[0], self._parameters.get(GATE_UP_BIAS)
         if bias is None and is_plain_gate(fused):
-            product: torch.Tensor = self.act_fn(gate) * up
-            return product
-        both = _joined(gate, up, is_interleaved(fused))
+            product: torch.Tensor = self.act_fn(results[0])
+            return product if len(results) == 1 else product * results[1]
+        gate, up = results
+        both = joined(gate, up, is_interleaved(fused))
         gated: torch.Tensor = fused._apply_gate(both if bias is None else both + bias[index])
         return gated
 
@@ -121,16 +141,17 @@ class TritExperts(nn.Module):  # type: ignore[misc]
 
     def matrices(self, leaf: str, fused: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """The name below this module, and the float weight [N, K], of all that a fused parameter
-        `leaf` holds: gate_up_proj or down_proj.
+        `leaf` holds.
         """
         stored = fused.mT if is_transposed(self._fused[0]) else fused
+        names = (self.names.down,) if leaf == DOWN else self.names.first
         for index, rows in enumerate(stored):
-            if leaf == DOWN:
-                yield f"{index}.{self.names.down}", rows
-                continue
-            halves = (rows[0::2], rows[1::2]) if is_interleaved(self._fused[0]) else rows.chunk(2)
-            for name, half in zip((self.names.gate, self.names.up), halves, strict=True):
-                yield f"{index}.{name}", half
+            if len(names) == 2 and is_interleaved(self._fused[0]):
+                parts: Sequence[torch.Tensor] = (rows[0::2], rows[1::2])
+            else:
+                parts = rows.chunk(len(names))
+            for name, part in zip(names, parts, strict=True):
+                yield f"{index}.{name}", part
 
     def to_fused(self, dtype: torch.dtype) -> nn.Module:
         """The block as transformers has it, with the experts' dequantized weights."""
@@ -143,14 +164,17 @@ class TritExperts(nn.Module):  # type: ignore[misc]
             stacked = torch.stack(experts)
             return nn.Parameter(stacked.mT.contiguous() if is_transposed(fused) else stacked)
 
-        names, every = self.names, range(self.num_experts)
-        fused.gate_up_proj = stack(
-            [
-                _joined(floats(i, names.gate).T, floats(i, names.up).T, is_interleaved(fused)).T
-                for i in every
-            ]
-        )
-        fused.down_proj = stack([floats(i, names.down) for i in every])
+        def first(index: int) -> torch.Tensor:
+            parts = [floats(index, leaf) for leaf in self.names.first]
+            if len(parts) == 1:
+                return parts[0]
+            return joined(parts[0].T, parts[1].T, is_interleaved(fused)).T
+
+        leaves = fused_leaves(fused)
+        assert leaves is not None
+        every = range(self.num_experts)
+        setattr(fused, leaves[0], stack([first(i) for i in every]))
+        setattr(fused, leaves[1], stack([floats(i, self.names.down) for i in every]))
         for leaf in BIASES:
             if leaf in self._parameters:
                 setattr(fused, leaf, nn.Parameter(self._parameters[leaf].detach().to(dtype)))
@@ -175,13 +199,6 @@ class TritSortedExperts(TritExperts):
         return torch.stack(out).view(hidden_states.shape)
 
 
-def _joined(gate: torch.Tensor, up: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """Gate and up, [..., I] each, as one [..., 2 I]."""
-    if interleaved:
-        return torch.stack((gate, up), dim=-1).flatten(-2)
-    return torch.cat((gate, up), dim=-1)
-
-
 def _as_floats(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight [N, K] of a packed or an ordinary layer."""
     if isinstance(layer, TritLinear):
@@ -198,18 +215,18 @@ def unfuse_experts(
     conversions: transformers' weight conversions of the model, which tell the checkpoint's names.
     fused: names of parameters of the model that a checkpoint has fused, which stay.
 
-    Raises TritError for experts that do more than gated two-layer experts do.
+    Raises TritError for experts that do more than two-layer experts do.
     """
     merges = _merges(conversions)
     used: list[Any] = []
     for name, module in list(model.named_modules()):
-        if not is_fused(module) or f"{name}.{GATE_UP}" in fused:
+        leaves = fused_leaves(module)
+        if leaves is None or f"{name}.{leaves[0]}" in fused:
             continue
-        gate_up, down = (_match(merges, f"{name}.{p}") for p in (GATE_UP, DOWN))
-        if gate_up is not None and down is not None:
-            (gate, up), (down_leaf,) = _leaves(gate_up), _leaves(down)
-            names: ExpertNames | None = ExpertNames(gate, up, down_leaf)
-            used += [gate_up, down]
+        first, down = (_match(merges, f"{name}.{leaf}") for leaf in leaves)
+        if first is not None and down is not None:
+            names: ExpertNames | None = ExpertNames(tuple(_leaves(first)), *_leaves(down))
+            used += [first, down]
         else:
             names = names_of_family(model)
         if names is not None:
@@ -220,11 +237,11 @@ def unfuse_experts(
 def unfused(name: str, module: Any, names: ExpertNames) -> TritExperts:
     """What takes the place of a module with fused experts, `name` in its model.
 
-    Raises TritError for experts that do more than gated two-layer experts do.
+    Raises TritError for experts that do more than two-layer experts do.
     """
-    if getattr(module, "has_post_expert_norm", False) or not (
-        hasattr(module, "_apply_gate") or hasattr(module, "act_fn")
-    ):
+    normed = getattr(module, "has_post_expert_norm", False)
+    known = hasattr(module, "_apply_gate") or hasattr(module, "act_fn")
+    if not known or normed != hasattr(module, _NORM):
         raise TritError(
             f"{name}: experts of class {type(module).__name__} cannot run packed; "
             "quantize with --exclude '*experts*', or load the dequantized model"
@@ -234,34 +251,13 @@ def unfused(name: str, module: Any, names: ExpertNames) -> TritExperts:
     return (TritExperts if by_token else TritSortedExperts)(module, names)
 
 
-def is_fused(module: nn.Module) -> bool:
-    """Whether a module holds its experts in two 3-D parameters, gates and ups in one of them."""
-    return all(
-        isinstance(parameter := getattr(module, leaf, None), torch.Tensor) and parameter.ndim == 3
-        for leaf in (GATE_UP, DOWN)
-    )
-
-
-def is_transposed(fused: Any) -> bool:
-    """Whether fused experts are [experts, in, out]."""
-    hidden: int = fused.down_proj.shape[2]  # or I, of which the other has 2 I
-    return fused.gate_up_proj.shape[1] == hidden
-
-
-def is_interleaved(fused: Any) -> bool:
-    """Whether the rows of gate and up alternate."""
-    return not getattr(fused, "is_concatenated", True)
-
-
-def is_plain_gate(fused: Any) -> bool:
-    """Whether fused experts gate by act_fn(gate) * up."""
-    return experts_gate(fused) in (None, "transformers.integrations.moe")
-
-
 def names_of_family(model: Any) -> ExpertNames | None:
     """The names by which experts of a fused source are packed; None where there is no rule."""
     rows = FUSED_EXPERTS.get(model.config.model_type)
-    return None if rows is None else ExpertNames(*rows[0].leaves, *rows[1].leaves)
+    if rows is None:
+        return None
+    first = [leaf for row in rows if not row.last for leaf in row.leaves]
+    return ExpertNames(tuple(first), *(leaf for row in rows if row.last for leaf in row.leaves))
 
 
 def _merges(conversions: Sequence[Any]) -> list[Any]:

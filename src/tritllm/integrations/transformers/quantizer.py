@@ -11,7 +11,6 @@ from transformers.quantizers.base import HfQuantizer
 
 from tritllm.errors import SourceError, TritError
 from tritllm.integrations.transformers.compat import (
-    WeightRenaming,
     attention_of,
     forget_conversions,
     forget_quantized,
@@ -121,9 +120,8 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
 
         if not all(file.endswith(".safetensors") for file in files):
             return {}
-        renamings = [item for item in conversions if isinstance(item, WeightRenaming)]
         state = model.state_dict()
-        return {name_in_model(n, renamings, model, state): n for n in fused_floats(files)}
+        return {name_in_model(n, conversions, model, state): n for n in fused_floats(files)}
 
     def _unfuse(self, model: Any, conversions: Sequence[Any], fused: Collection[str]) -> None:
         from tritllm.integrations.transformers.experts import unfuse_experts

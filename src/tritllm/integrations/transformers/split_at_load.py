@@ -7,14 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tritllm.integrations.transformers.experts import (
-    DOWN,
-    GATE_UP,
-    TritExperts,
-    is_fused,
-    names_of_family,
-    unfused,
-)
+from tritllm.integrations.transformers.experts import TritExperts, names_of_family, unfused
+from tritllm.integrations.transformers.fused_modules import DOWN, fused_leaves
 
 
 def split_experts(model: Any, fused: Collection[str]) -> set[str]:
@@ -24,15 +18,16 @@ def split_experts(model: Any, fused: Collection[str]) -> set[str]:
 
     fused: names of the model's parameters that the checkpoint has fused.
 
-    Raises TritError for experts that do more than gated two-layer experts do.
+    Raises TritError for experts that do more than two-layer experts do.
     """
     names = names_of_family(model)
     found: set[str] = set()
     for name, module in list(model.named_modules()):
-        if names is None or f"{name}.{GATE_UP}" not in fused or not is_fused(module):
+        leaves = fused_leaves(module)
+        if names is None or leaves is None or f"{name}.{leaves[0]}" not in fused:
             continue
         split = unfused(name, module, names)
-        for leaf in (GATE_UP, DOWN):
+        for leaf in leaves:
             split.register_parameter(leaf, getattr(module, leaf))
             found.add(f"{name}.{leaf}")
         model.set_submodule(name, split)
@@ -46,10 +41,10 @@ def fuse_again(model: Any, depths: Collection[str]) -> set[str]:
     """
     undone: set[str] = set()
     for name, module in list(model.named_modules()):
-        if not isinstance(module, TritExperts) or GATE_UP not in module._parameters:
+        if not isinstance(module, TritExperts) or DOWN not in module._parameters:
             continue
         layers = (n for n, layer in module.named_modules() if isinstance(layer, nn.Linear))
         if not any(f"{name}.{layer}" in depths for layer in layers):
             model.set_submodule(name, module.fused)
-            undone |= {f"{name}.{leaf}" for leaf in (GATE_UP, DOWN)}
+            undone |= {f"{name}.{leaf}" for leaf in fused_leaves(module.fused) or ()}
     return undone

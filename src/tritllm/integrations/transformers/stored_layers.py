@@ -33,8 +33,9 @@ def swap_stored_layers(
     where: dict[str, str] = {}
     for name, matrix in stored.items():
         key = name_in_model(name, renamings, model, names)
-        if key not in names:  # a head that this class of model has not
-            continue
+        if key not in names:
+            _check_not_joined(name, matrix.file, conversions, model, names)
+            continue  # a head that this class of model has not
         module = key.removesuffix(".weight")
         where[module] = f"{matrix.file}: tensor {name}"
         if is_read_by_model(module, model.config.model_type):
@@ -48,6 +49,17 @@ def swap_stored_layers(
         matrix.check(layer.out_features, layer.in_features)
         model.set_submodule(module, layer)
     return where
+
+
+def _check_not_joined(
+    name: str, file: str, conversions: Sequence[Any], model: Any, names: Mapping[str, Any]
+) -> None:
+    """Raise FormatError for a matrix that transformers would make another weight of."""
+    if (key := name_in_model(name, conversions, model, names)) in names:
+        raise FormatError(
+            f"{file}: tensor {name}: transformers makes {key} of it while it loads, and cannot of "
+            f"packed weights; quantize with --exclude '{name.removesuffix('.weight')}'"
+        )
 
 
 def check_depths_stored(

@@ -199,7 +199,7 @@ def _mixture(mlp: Any) -> Mixture:
     names = experts.names
     units = tuple(
         Unit(*(getattr(experts.get_submodule(str(i)), leaf)
-               for leaf in (names.gate, names.up, names.down)))
+               for leaf in (*names.first, names.down)))
         for i in range(experts.num_experts)
     )  # fmt: skip
     # Mixtral's router always normalizes.

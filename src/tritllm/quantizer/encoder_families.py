@@ -1,0 +1,54 @@
+"""The rows of FAMILIES that are no decoders alone: encoders, and encoders with decoders."""
+
+from __future__ import annotations
+
+from tritllm.quantizer.family import Family
+from tritllm.quantizer.towers import ENCODER
+
+_UNIT = r"(gate|up|down)_proj"
+
+_BERT = Family(
+    r"(\w+\.)?encoder\.layer\.\d+\.(attention\.self\.((query|key|value)(_proj)?|pos_(key|query)_proj)|attention\.output\.dense"
+    r"|intermediate\.dense|output\.dense)|(\w+\.)?pooler\.dense|cls\.predictions\.transform\.dense"
+    r"|lm_head\.dense"
+)
+_T5 = Family(
+    r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d+"
+    r"\.((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
+)
+_ENCODER_DECODER = Family(
+    r"(model\.)?(encoder|decoder)\.layers\.\d+"
+    r"\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
+)
+_VIT = Family(
+    r"(\w+\.)?(encoder\.layer\.\d+\.(attention\.attention\.(query|key|value)"
+    r"|attention\.output\.dense|intermediate\.dense|output\.dense|mlp\.(fc[12]|weights_(in|out)))"
+    rf"|layers?\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc[12]|{_UNIT}))|pooler\.dense)"
+)
+_TWO_TOWERS = Family(
+    rf"((text|vision)_model\.)?({ENCODER}|head\.mlp\.fc[12])|text_model\.head"
+    r"|(visual|text)_projection"
+)
+
+ENCODER_FAMILIES = {
+    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
+    **dict.fromkeys(
+        ("whisper", "bart", "mbart", "m2m_100", "marian", "pegasus", "blenderbot"),
+        _ENCODER_DECODER,
+    ),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "deberta-v2"), _BERT),
+    **dict.fromkeys(
+        (
+            "siglip", "siglip_vision_model", "siglip_text_model", "siglip2",
+            "siglip2_vision_model", "siglip2_text_model", "clip", "clip_vision_model",
+            "clip_text_model",
+        ),
+        _TWO_TOWERS,
+    ),
+    **dict.fromkeys(("vit", "dinov2", "dinov3_vit"), _VIT),
+    "distilbert": Family(
+        r"(distilbert\.)?transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])"
+        r"|vocab_transform"
+    ),
+    "modernbert": Family(r"(model\.)?layers\.\d+\.(attn|mlp)\.(Wqkv|Wi|Wo)|head\.dense"),
+}  # fmt: skip
