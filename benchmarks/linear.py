@@ -6,11 +6,11 @@ Decode is one batch row times each weight of a set that no cache holds, with the
 model's layers. "share" is the time that reading as many bytes as the packed arrays have takes, in
 the same loop, over ours: 100 % would be the packed file at the speed of memory. The reader is the C
 library's memchr, looking for a byte that is not there. "4 rows" is the time of four batch rows over
-that of one. The next table has memory of depth 4 read at fewer planes, over memory prepared from
-those alone. Prefill is 512 rows, weights as in the layer, by groups and by superblocks
-(TRITLLM_PREFILL), as a share of what the chip's int8 dot products reach on registers
-(int8_peak.cpp, built with the c++ on PATH). Where torch can be imported, bfloat16 `F.linear` is
-measured in the same run.
+that of one. The next table has memory of depth 4 with planes apart, of which fewer can be read,
+over memory prepared from those alone, which has planes together where the instruction set has that.
+Prefill is 512 rows, weights as in the layer, by groups and by superblocks (TRITLLM_PREFILL), as a
+share of what the chip's int8 dot products reach on registers (int8_peak.cpp, built with the c++ on
+PATH). Where torch can be imported, bfloat16 `F.linear` is measured in the same run.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, int], depth: int) 
     return TritTensor(weight, scale, np.tile(steps, (depth, 1)), shape[1])
 
 
-def layers(depth: int, nbytes: float) -> tuple[list[Layer], float]:
+def layers(depth: int, nbytes: float, planes_apart: bool = False) -> tuple[list[Layer], float]:
     """Layers whose packed arrays have `nbytes` at least, each in memory of its own; and the rate
     of preparing in bytes a second, one thread."""
     rng = np.random.default_rng(depth)
     made, seconds, total = {}, 0.0, 0
     for shape in SHAPES:
         tensor = random_tensor(rng, shape, depth)
-        kernels.prepare(tensor)  # memory that has been touched
+        kernels.prepare(tensor, planes_apart=planes_apart)  # memory that has been touched
         start = time.perf_counter()
-        prepared = kernels.prepare(tensor)
+        prepared = kernels.prepare(tensor, planes_apart=planes_apart)
         seconds += time.perf_counter() - start
         packed = np.concatenate([tensor.weight.ravel(), tensor.scale.ravel()])
         total += packed.nbytes
@@ -203,11 +203,11 @@ def decode_rows(arguments: argparse.Namespace, torch) -> None:
 
 
 def fewer_planes(arguments: argparse.Namespace) -> None:
-    """One memory of depth 4 against memory prepared from the planes that are read."""
+    """One memory of depth 4 against memory prepared from the planes that are read alone."""
     print("\n| planes read of 4 | threads | time over memory of those alone |")
     print("|---|---|---|")
-    deep, _ = layers(4, arguments.gb * 1e9)
-    for planes in (1, 2, 3):
+    deep, _ = layers(4, arguments.gb * 1e9, planes_apart=True)
+    for planes in (1, 2, 3, 4):
         rng = np.random.default_rng(planes)
         made = {shape: kernels.prepare(random_tensor(rng, shape, planes)) for shape in SHAPES}
         alone = []

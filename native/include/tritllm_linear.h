@@ -5,7 +5,8 @@
  * prepared as well, once for all products that share them:
  *
  *   portable.row_scales = tritllm_linear_row_scales(&portable)
- *   bytes = tritllm_linear_size(isa, N, K, depth, portable.row_scales)
+ *   portable.planes_together = tritllm_linear_planes_together(isa, depth)
+ *   bytes = tritllm_linear_size(isa, N, K, depth, portable.row_scales, portable.planes_together)
  *   tritllm_linear_prepare(isa, &portable, 0, N, prepared)
  *   bytes = tritllm_linear_activations_size(batch, K, arithmetic)
  *   tritllm_linear_begin(isa, &input, activations)
@@ -49,12 +50,14 @@ extern "C" {
 typedef struct {
     const uint8_t *weight; /* plane p of row n at weight + p * plane_stride + n * ceil(K / 5) */
     int64_t plane_stride;
-    const uint8_t *scale; /* row n at scale + n * ceil(3 G / 5) */
-    const float *steps;   /* 27 finite steps that apply at `depth` planes */
-    int64_t rows;         /* N */
-    int64_t columns;      /* K */
-    int32_t depth;        /* planes to read, 1..4 */
-    int32_t row_scales;   /* what tritllm_linear_row_scales says of the fields above; or 0 */
+    const uint8_t *scale;    /* row n at scale + n * ceil(3 G / 5) */
+    const float *steps;      /* 27 finite steps that apply at `depth` planes */
+    int64_t rows;            /* N */
+    int64_t columns;         /* K */
+    int32_t depth;           /* planes to read, 1..4 */
+    int32_t row_scales;      /* what tritllm_linear_row_scales says of the fields above; or 0 */
+    int32_t planes_together; /* what tritllm_linear_planes_together says; or 0 */
+    int32_t reserved;
 } tritllm_portable;
 
 /* Whether every row has one scale: 1 where depth is 1 and all scale indices of a row are equal, as in
@@ -62,10 +65,14 @@ typedef struct {
  * indices for each tile of rows in place of one for each of its blocks. */
 TRITLLM_API int tritllm_linear_row_scales(const tritllm_portable *portable);
 
-/* Bytes of prepared memory, a multiple of 64; -1 for an invalid shape or depth, or where the
- * instruction set cannot run here. */
+/* Whether memory of so many planes is smaller and faster to read with the planes of each weight
+ * together: 1 or 0. All of them are then read, never fewer. */
+TRITLLM_API int tritllm_linear_planes_together(int isa, int depth);
+
+/* Bytes of prepared memory, a multiple of 64; -1 for an invalid shape or depth, for planes together
+ * where the function above says 0, or where the instruction set cannot run here. */
 TRITLLM_API int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth,
-                                        int row_scales);
+                                        int row_scales, int planes_together);
 
 /* What codes are in the memory that tritllm_linear_prepare makes, as a number above 0: it depends
  * on the instruction set alone; -1 where that cannot run here. */
@@ -83,6 +90,8 @@ typedef struct {
     int32_t layout;
     int32_t depth;
     int32_t row_scales;
+    int32_t planes_together;
+    int32_t reserved;
 } tritllm_prepared;
 
 /* Says what `prepared` (of `size` bytes, which may be more than it needs) is. TRITLLM_OK where it
@@ -123,7 +132,8 @@ typedef struct {
     int64_t size;       /* bytes that the caller holds at `prepared` */
     int64_t rows;       /* N */
     int32_t layout;     /* as tritllm_linear_layout; 0: any */
-    int32_t depth;      /* planes to read, of those that were prepared; 0: all */
+    int32_t depth;      /* planes to read, of those that were prepared; 0: all. Fewer need planes
+                         * that are not together */
     const float *steps; /* 27 steps that apply at that depth; NULL: those of all planes */
     const void *bias;   /* N, or NULL */
     void *y;            /* [batch][N]: row b at element b * stride */

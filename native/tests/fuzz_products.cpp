@@ -111,9 +111,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     CHECK(valid || !repaired);
     float steps[27];
     for (int i = 0; i < 27; i++) steps[i] = 0.001f * float(i + 1) * float(i + 1);
-    tritllm_portable portable = {weight.data(), rows * width, scale.data(), steps,
-                                 rows,          columns,      depth,        0};
-
+    tritllm_portable portable = {
+        weight.data(), rows * width, scale.data(), steps, rows, columns, depth, 0, 0, 0};
     portable.row_scales = tritllm_linear_row_scales(&portable);
 
     std::vector<uint8_t> bias = input.take(flags & 16 ? rows * element_bytes(bias_dtype) : 0);
@@ -131,8 +130,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     std::vector<uint8_t> fused;
     for (int isa = TRITLLM_SCALAR; tritllm_isa_name(isa); isa++) {
         if (tritllm_isa_serving(isa, TRITLLM_PRODUCTS) != isa) continue;
-        const int64_t prepared_size =
-            tritllm_linear_size(isa, rows, columns, depth, portable.row_scales);
+        portable.planes_together = dtypes / 54 % 2 ? tritllm_linear_planes_together(isa, depth) : 0;
+        const int64_t prepared_size = tritllm_linear_size(
+            isa, rows, columns, depth, portable.row_scales, portable.planes_together);
         CHECK(prepared_size > 0);
         const Aligned prepared(prepared_size);
         const int status = tritllm_linear_prepare(isa, &portable, 0, rows, prepared.data);

@@ -28,10 +28,18 @@ int main() {
                 std::normal_distribution<float> normal;
                 for (auto &v : x) v = normal(rng);
 
-                const tritllm_portable portable = {
-                    weight.data(), rows * 140, scale.data(), steps.data(), rows, columns, depth, 0};
+                const tritllm_portable portable = {weight.data(),
+                                                   rows * 140,
+                                                   scale.data(),
+                                                   steps.data(),
+                                                   rows,
+                                                   columns,
+                                                   depth,
+                                                   0,
+                                                   0,
+                                                   0};
                 void *memory = std::aligned_alloc(
-                    64, size_t(tritllm_linear_size(avx512, rows, columns, depth, 0)));
+                    64, size_t(tritllm_linear_size(avx512, rows, columns, depth, 0, 0)));
                 if (tritllm_linear_prepare(avx512, &portable, 0, rows, memory)) return 1;
                 void *activations = std::aligned_alloc(
                     64, size_t(tritllm_linear_activations_size(batch, columns, arithmetic)));

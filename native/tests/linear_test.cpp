@@ -150,6 +150,14 @@ void compare_decoded(int isa, const Matrix &w, int threads) {
         }
 }
 
+void compare_all(int isa, const Matrix &w, std::mt19937 &rng) {
+    for (int threads : {1, 3}) compare_decoded(isa, w, threads);
+    for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
+        for (int arithmetic :
+             {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS, TRITLLM_PER_TOKEN})
+            compare(isa, w, batch, arithmetic, rng);
+}
+
 }  // namespace
 
 int main() {
@@ -161,13 +169,15 @@ int main() {
             for (const auto &shape : shapes)
                 for (const bool row_scales : {false, true}) {
                     if (row_scales && depth > 1) continue;
-                    const Matrix w(shape[0], shape[1], depth, rng, row_scales);
-                    for (int threads : {1, 3}) compare_decoded(isa, w, threads);
-                    for (int64_t batch : {1, 2, 3, 4, 5, 17, 100})
-                        for (int arithmetic : {TRITLLM_GROUPS, TRITLLM_EXACT, TRITLLM_SUPERBLOCKS,
-                                               TRITLLM_PER_TOKEN})
-                            compare(isa, w, batch, arithmetic, rng);
+                    Matrix w(shape[0], shape[1], depth, rng, row_scales);
+                    compare_all(isa, w, rng);
+                    w.planes_together = tritllm_linear_planes_together(isa, depth) != 0;
+                    if (w.planes_together) compare_all(isa, w, rng);
                 }
+        for (const int depth : {0, 1, 5})
+            CHECK(!tritllm_linear_planes_together(isa, depth) &&
+                  tritllm_linear_size(isa, 16, 96, depth, 0, 1) == -1);
+        CHECK(tritllm_linear_size(isa, 16, 96, 2, 0, 2) == -1);
         std::printf("%s agrees\n", tritllm_isa_name(isa));
     }
 }

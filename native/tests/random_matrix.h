@@ -24,7 +24,8 @@ Memory aligned(int64_t size) { return Memory(std::aligned_alloc(64, size_t(size)
 struct Matrix {
     int64_t rows, columns;
     int depth;
-    bool row_scales;  // every row has one
+    bool row_scales;               // every row has one
+    bool planes_together = false;  // in prepared memory
     std::vector<uint8_t> weight, scale, index;
     std::vector<int> level;
     std::vector<float> steps;
@@ -60,14 +61,20 @@ struct Matrix {
     }
 
     int64_t prepared_size(int isa) const {
-        return tritllm_linear_size(isa, rows, columns, depth, row_scales);
+        return tritllm_linear_size(isa, rows, columns, depth, row_scales, planes_together);
     }
 
     Memory prepare(int isa) const {
-        tritllm_portable portable = {weight.data(), rows * ((columns + 4) / 5),
-                                     scale.data(),  steps.data(),
-                                     rows,          columns,
-                                     depth,         row_scales};
+        tritllm_portable portable = {weight.data(),
+                                     rows * ((columns + 4) / 5),
+                                     scale.data(),
+                                     steps.data(),
+                                     rows,
+                                     columns,
+                                     depth,
+                                     row_scales,
+                                     planes_together,
+                                     0};
         CHECK(tritllm_linear_row_scales(&portable) == int(row_scales));
         const int64_t size = prepared_size(isa);
         CHECK(size > 0);
@@ -79,6 +86,7 @@ struct Matrix {
         CHECK(tritllm_linear_describe(memory.get(), size, &found) == TRITLLM_OK);
         CHECK(found.rows == rows && found.columns == columns && found.depth == depth);
         CHECK(found.row_scales == int(row_scales));
+        CHECK(found.planes_together == int(planes_together));
         CHECK(found.size == size && found.isa == isa && found.layout == tritllm_linear_layout(isa));
         CHECK(tritllm_linear_describe(memory.get(), size - 64, &found) == TRITLLM_BAD_ARGUMENT);
         return memory;

@@ -107,12 +107,11 @@ needs_kernels = pytest.mark.skipif(not native.available(), reason="no native ker
 class Memory:
     """A prepared matrix, and `linear_prepared` with it."""
 
-    def __init__(self, tensor: TritTensor, mode: str = "int8") -> None:
+    def __init__(self, tensor: TritTensor, mode: str = "int8", planes_apart: bool = False) -> None:
         self.tensor, self.arithmetic = tensor, modes.ARITHMETIC[mode]
         self.parts = arguments(tensor)
-        self.memory, self.layout = backends.prepare(
-            definitions.Packed(*self.parts, tensor.in_features)
-        )
+        made = backends.prepare(definitions.Packed(*self.parts, tensor.in_features), planes_apart)
+        self.memory, self.layout = made.memory, made.layout
 
     def arguments(self, x, bias=None, **changed):
         values = {
@@ -172,11 +171,12 @@ def test_native_takes_strided_empty_and_double_input():
 
 
 @needs_kernels
-def test_prepared_memory_is_decoded():
-    memory = Memory(matrix(33, 208, 3))
+@pytest.mark.parametrize("planes_apart", [False, True])
+def test_prepared_memory_is_decoded(planes_apart):
+    memory = Memory(matrix(33, 208, 3), planes_apart=planes_apart)
     opcheck(definitions.dequantize_prepared, memory.decoding(torch.float16))
     for dtype in (*DTYPES, torch.float64):
-        for planes in (1, 3):
+        for planes in (1, 3) if planes_apart else (3,):
             whole = definitions.dequantize(*arguments(memory.tensor, planes), 208, dtype)
             steps = arguments(memory.tensor, planes)[2]
             for begin, end in ((0, 33), (5, 20), (7, 7)):
@@ -329,10 +329,11 @@ def test_put_together_equals_three_layers(mode, dtype, monkeypatch):
             ours = definitions.linear(x, planes, scale, steps, bias, rows)
             theirs = [definitions.linear(x, *p, b) for p, b in zip(each, biases)]
         else:
-            memory, layout = backends.prepare(definitions.Packed(planes, scale, steps, 208, rows))
+            made = backends.prepare(definitions.Packed(planes, scale, steps, 208, rows))
             ours = definitions.linear_prepared(
-                x, memory, steps, layout, 2, 208, sum(rows), modes.ARITHMETIC[mode], bias, rows
-            )
+                x, made.memory, steps, made.layout, 2, 208, sum(rows), modes.ARITHMETIC[mode],
+                bias, rows,
+            )  # fmt: skip
             theirs = [Memory(part, mode)(x, b) for part, b in zip(parts, biases)]
         assert torch.equal(ours, torch.cat(theirs, dim=-1))
 

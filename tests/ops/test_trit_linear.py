@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tritllm import encode, native
+from tritllm import encode, native, products
 from tritllm.ops import changes
+from tritllm.ops.planes import reading_planes
 from tritllm.ops.trit_linear import TritLinear
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no native kernels")
@@ -118,3 +119,65 @@ def test_whoever_looks_at_operators_sees_them():
         with torch.autocast("cpu", torch.bfloat16):
             assert first(X).dtype == torch.bfloat16
         assert torch.equal(first(torch._neg_view(X)), first(-X))
+
+
+def test_fewer_planes_make_the_memory_again_once():
+    """With planes apart, which then serves every number of them; a shallower layer has its own."""
+    found, other = layer(3, depth=3), layer(3, depth=3)
+    together = products.planes_together(3)
+    assert found.planes_together == together
+    whole, before = found(X), found.prepared
+    memories = []
+    for planes in (2, 3, 1, 3):
+        found.planes = planes
+        memories.append(found.prepared)
+        assert not found.planes_together
+        shallow = TritLinear.from_tensor(found.tensor(), mode="exact")
+        shallow.keep_planes(planes)
+        assert torch.equal(found(X), shallow(X))
+        assert shallow.planes_together == (products.planes_together(planes))
+    assert all(memory is memories[0] for memory in memories)
+    assert (memories[0] is before) == (not together)
+    assert torch.equal(found(X), whole)
+    assert copy.deepcopy(found).prepare()
+    assert other.planes_together == together  # nobody asked it
+    switched = TritLinear.from_tensor(found.tensor(), mode="exact")
+    switched.planes = 2  # before there is any memory
+    assert switched.prepare()
+    assert not switched.planes_together
+
+
+def test_a_switch_among_many_layers_makes_memory_again_once():
+    layers = [layer(seed, depth) for seed, depth in ((1, 1), (2, 2), (3, 4))]
+    before = [each(X) for each in layers]
+    with reading_planes(layers, 2):
+        memory = [each.prepared for each in layers]
+        assert [each.planes for each in layers] == [1, 2, 2]
+        assert [each.planes_together for each in layers] == [
+            False, products.planes_together(2), False,
+        ]  # fmt: skip
+    changed = changes.count()
+    with reading_planes(layers, 3):
+        assert all(each.prepared is kept for each, kept in zip(layers, memory, strict=True))
+    assert changes.count() == changed
+    assert all(torch.equal(each(X), y) for each, y in zip(layers, before, strict=True))
+
+
+def test_bytes_that_are_no_trits_are_named_when_the_layer_runs():
+    """Not when it is told to read fewer planes, which prepares it again."""
+    found = layer(5, depth=3)
+    found.weight[0, 2, 3] = 250
+    found.planes = 2
+    with pytest.raises(ValueError, match="byte 250"):
+        found(X)
+
+
+def test_weights_are_decoded_of_either_memory():
+    found = layer(4, depth=4)
+    whole = found.tensor().decode(4)
+    for planes in (4, 2, 4):
+        found.planes = planes
+        expected = found.tensor().decode(planes)
+        for rows, block in found.weights().blocks(torch.float32):
+            assert np.array_equal(block.numpy(), expected[rows])
+    assert np.array_equal(expected, whole)

@@ -75,13 +75,14 @@ def run_many(prepared, x, threads, fields=None):
     bias_dtype=st.sampled_from([None, *DTYPES]),
     arithmetic=st.sampled_from([kernels.GROUPS, kernels.EXACT, kernels.PER_TOKEN]),
     threads=st.integers(1, 3),
+    planes_apart=st.booleans(),
 )
-@example(1, 1, 4, 0, 1, np.float32, None, kernels.GROUPS, 1)
-@example(16, 96, 2, 0, 1, np.float32, None, kernels.PER_TOKEN, 1)
-@example(17, 97, 3, 0, 2, np.float16, np.float16, kernels.EXACT, 2)
-@example(300, 300, 4, 3, 40, ml_dtypes.bfloat16, np.float32, kernels.GROUPS, 2)
+@example(1, 1, 4, 0, 1, np.float32, None, kernels.GROUPS, 1, False)
+@example(16, 96, 2, 0, 1, np.float32, None, kernels.PER_TOKEN, 1, True)
+@example(17, 97, 3, 0, 2, np.float16, np.float16, kernels.EXACT, 2, False)
+@example(300, 300, 4, 3, 40, ml_dtypes.bfloat16, np.float32, kernels.GROUPS, 2, True)
 def test_products_agree_with_the_reference(
-    isa, rows, columns, depth, drop, batch, dtype, bias_dtype, arithmetic, threads
+    isa, rows, columns, depth, drop, batch, dtype, bias_dtype, arithmetic, threads, planes_apart
 ):
     planes = max(1, depth - drop)
     w = random_weights(rows, rows, columns, depth)
@@ -93,7 +94,7 @@ def test_products_agree_with_the_reference(
         bias = activations(7, 1, rows, bias_dtype)[0]
         expected = expected + bias.astype(np.float64)
         bound = bound + 2.0**-23 * (np.abs(expected) + np.abs(bias.astype(np.float64)))
-    prepared = kernels.prepare(w.tensor, planes, threads, isa)
+    prepared = kernels.prepare(w.tensor, planes, threads, isa, planes_apart)
     assert (prepared.shape, prepared.depth) == ((rows, columns), planes)
     y = kernels.linear(prepared, x, bias, threads, arithmetic)
     assert y.dtype == x.dtype
@@ -162,7 +163,7 @@ def as_groups(w, x, bias, arithmetic, isa):
     two = np.concatenate([w.tensor.weight, w.tensor.weight])
     codebook = np.concatenate([w.tensor.codebook, w.tensor.codebook])
     tensor = dataclasses.replace(w.tensor, weight=two, codebook=codebook)
-    prepared = kernels.prepare(tensor, isa=isa)
+    prepared = kernels.prepare(tensor, isa=isa, planes_apart=True)
     return kernels.linear(prepared, x, bias, arithmetic=arithmetic, planes=1)
 
 
@@ -201,7 +202,7 @@ def test_one_memory_serves_every_depth(isa, arithmetic, batch):
     """Fewer planes than were prepared give what memory made of those alone gives, to the bit."""
     w = random_weights(9, 50, 700, 4)
     x = activations(2, batch, 700, np.float32)
-    prepared = kernels.prepare(w.tensor, isa=isa)
+    prepared = kernels.prepare(w.tensor, isa=isa, planes_apart=True)
     for planes in (1, 2, 3, 4):
         alone = kernels.linear(kernels.prepare(w.tensor, planes, isa=isa), x, arithmetic=arithmetic)
         found = kernels.linear(prepared, x, arithmetic=arithmetic, planes=planes)

@@ -53,7 +53,7 @@ def test_one_other_scale_is_one_too_many(isa, group):
     assert kernels.prepare(tensor, isa=isa).nbytes == kernels.size(40, 700, 1, isa)
 
 
-@pytest.mark.parametrize("at", [0, 8, 12, 16, 20, 24, 32, 40, 48])
+@pytest.mark.parametrize("at", [0, 8, 12, 16, 18, 19, 20, 24, 32, 40, 48])
 def test_a_changed_header_is_refused(isa, at):
     prepared = kernels.prepare(random_weights(2, 33, 70, 3).tensor, isa=isa)
     prepared.memory[at] ^= 1

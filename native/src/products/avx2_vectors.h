@@ -48,6 +48,33 @@ struct Avx2Products {
         }
     }
 
+    // Shifts are of 16 bits, so a mask takes off what came from the neighbour.
+    template <int D, int H>
+    static void codes(const uint8_t *unit, Bytes *w) {
+        const auto low = [&](int k, int bits) {
+            return _mm256_and_si256(load(unit + k * kUnit), _mm256_set1_epi8(char(bits)));
+        };
+        const auto high = [&](int k, int shift, int bits) {
+            return _mm256_and_si256(_mm256_srli_epi16(load(unit + k * kUnit), shift),
+                                    _mm256_set1_epi8(char(bits)));
+        };
+        if constexpr (D == 2) {
+            for (int i = 0; i < 4; i++) w[i] = H ? high(i, 4, 15) : low(i, 15);
+        } else if constexpr (H == 0) {
+            for (int i = 0; i < 4; i++) w[i] = low(i, D == 3 ? 31 : 127);
+        } else if constexpr (D == 3) {
+            w[0] = low(4, 31);
+            w[1] = _mm256_or_si256(high(0, 3, 0x1c), high(1, 6, 3));
+            w[2] = _mm256_or_si256(high(2, 3, 0x1c), high(3, 6, 3));
+            w[3] = _mm256_or_si256(high(4, 3, 0x1c), _mm256_or_si256(high(1, 4, 2), high(3, 5, 1)));
+        } else {
+            for (int i = 0; i < 3; i++) w[i] = low(4 + i, 127);
+            // The average of bytes shifts their sum, which is even here, by one.
+            w[3] = _mm256_srli_epi16(low(0, 128), 1);
+            for (int k = 1; k < 7; k++) w[3] = _mm256_avg_epu8(w[3], low(k, 128));
+        }
+    }
+
     static Bytes four(const int8_t *x) {
         int32_t word;
         std::memcpy(&word, x, 4);

@@ -3,6 +3,14 @@
 // Of a plane, a unit is a group of 16 columns, which are four steps of four: bits 2f, 2f + 1 of byte
 // 4 * r + c are the trit (0, 1, 2) of row r, column 4 * f + c.
 //
+// Planes together: a weight is its code level + L (0..8, 0..26 or 0..80), in 4, 5 or 7 bits. Eight
+// steps, which are two groups, share so many units; in a byte of them
+//   depth 2   unit k: code k in the low four bits, code k + 4 in the high four
+//   depth 3   unit k: code k in the low five bits; the high three bits of units 0, 2 and 4 are those of
+//             codes 5, 6 and 7, and of units 1 and 3: bits 7 and 6 the low ones of codes 5 and 6, bit 5
+//             of unit 1 is bit 1 and of unit 3 bit 0 of code 7
+//   depth 4   unit k: code k in the low seven bits, and on top bit k of code 7
+//
 // Scale indices, of five bits: byte 16 * h + r holds the low four bits of row r's groups 2h (below)
 // and 2h + 1 (above), bit g of byte 48 + r the top bit of group g.
 #pragma once
@@ -15,12 +23,29 @@ namespace {
 
 struct Fields {
     static constexpr uint32_t kLayout = kFields;
+    static constexpr bool kPlanesTogether = true;
 
     // The trits of 24 steps -> six units.
     static void pack_plane(const uint8_t (*step)[kUnit], uint8_t *out) {
         for (int g = 0; g < kBlockGroups; g++, step += kGroupSteps, out += kUnit)
             for (int i = 0; i < kUnit; i++)
                 out[i] = uint8_t(step[0][i] | step[1][i] << 2 | step[2][i] << 4 | step[3][i] << 6);
+    }
+
+    // The trits of 24 steps of each plane, the first one first -> a block with planes together.
+    static void pack_together(const uint8_t (*const *plane)[kUnit], int depth, uint8_t *out) {
+        for (int first = 0; first < kBlockSteps; first += kTogetherSteps) {
+            uint8_t code[kTogetherSteps][kUnit];
+            for (int k = 0; k < kTogetherSteps; k++)
+                for (int i = 0; i < kUnit; i++) {
+                    int sum = 0;
+                    for (int p = 0; p < depth; p++) sum = 3 * sum + plane[p][first + k][i];
+                    code[k][i] = uint8_t(sum);
+                }
+            for (int k = 0; k < together_units(depth); k++, out += kUnit)
+                for (int i = 0; i < kUnit; i++)
+                    out[i] = uint8_t(code[k][i] | spilled(code, depth, k, i));
+        }
     }
 
     static void pack_index(const uint8_t (*index)[kTileRows], uint8_t *out) {
@@ -32,6 +57,15 @@ struct Fields {
                     uint8_t((index[2 * h][r] & 15) | (index[2 * h + 1][r] & 15) << 4);
             out[kTileRows * (kBlockGroups / 2) + r] = top;
         }
+    }
+
+ private:
+    // What byte i of unit k holds above code k.
+    static int spilled(const uint8_t (*code)[kUnit], int depth, int k, int i) {
+        if (depth == 2) return code[4 + k][i] << 4;
+        if (depth == 4) return (code[7][i] >> k & 1) << 7;
+        const int of = code[5 + k / 2][i];  // 5, 5, 6, 6, 7
+        return k % 2 ? (of & 3) << 6 | (code[7][i] >> (k == 1) & 1) << 5 : of >> 2 << 5;
     }
 };
 

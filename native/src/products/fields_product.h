@@ -1,17 +1,16 @@
-// y = x W^T on the layout kFields, written once over the vectors of an instruction set. A vector V
-// holds V::kRows rows: bytes as in a unit, or one 32-bit lane a row. Of a group, four vectors hold
-// the codes of its 16 columns, four columns each; a code is level + L.
+// y = x W^T on the layout kFields, written once over the vectors V of an instruction set, of which
+// fields_tile.h says what they unpack.
 //
 // V multiplies four columns at a time, as V::Sums, which D (the depth) may decide how to add up:
 //   first<D>(w, x)   more<D>(sums, w, x)   total<D>(sums, offset): the dot product of the levels
-// V::Steps unpacks scale indices: the steps of two groups at a time. V::Lanes are the codec's.
+// V::Lanes are the codec's.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/int8.h"
 #include "decode_prepared.h"
-#include "fields.h"
+#include "fields_tile.h"
 #include "product_kernels.h"
 #include "superblocks.h"
 
@@ -49,60 +48,13 @@ inline void finish_tile(const Product &p, int64_t b, int64_t tile, const float *
     }
 }
 
-// --- A group: four vectors of codes --------------------------------------------------------------
-
-// Adds trits times 3**P and of the planes below.
-template <class V, int P>
-inline void add_trits(const uint8_t *const *unit, int64_t at, typename V::Bytes *w) {
-    typename V::Bytes lower[4];
-    V::template trits<P>(V::load(*unit + at), lower);
-    for (int i = 0; i < 4; i++) w[i] = V::add(w[i], lower[i]);
-    if constexpr (P > 0) add_trits<V, P - 1>(unit + 1, at, w);
-}
-
-// The codes at `at` in each of D planes.
-template <class V, int D>
-inline void unpack_group(const uint8_t *const *plane, int64_t at, typename V::Bytes *w) {
-    V::template trits<D - 1>(V::load(plane[0] + at), w);
-    if constexpr (D > 1) add_trits<V, D - 2>(plane + 1, at, w);
-}
-
-template <int D>
-using FieldsTile = TileStreams<kFields, D>;
-
-// 32 steps by tables of their bytes: entry i of table b is byte b of step i.
-struct StepBytes {
-    alignas(16) uint8_t table[4][32];
-
-    explicit StepBytes(const float *steps) {
-        for (int i = 0; i < 32; i++)
-            for (int b = 0; b < 4; b++) table[b][i] = uint8_t(bits_of(steps[i]) >> 8 * b);
-    }
-};
-
-// The steps of a block's six groups.
-template <class V>
-inline void unpack_steps(const uint8_t *index, const typename V::Steps &steps,
-                         float (*step)[kTileRows]) {
-    constexpr int kParts = kTileRows / V::kRows;
-    for (int pair = 0; pair < kBlockGroups / 2; pair++) {
-        typename V::Floats found[2][kParts];
-        steps.of_groups(index, pair, found);
-        for (int second = 0; second < 2; second++)
-            for (int part = 0; part < kParts; part++)
-                V::store(step[2 * pair + second] + part * V::kRows, found[second][part]);
-    }
-}
-
-constexpr int kFieldsPrefetch = 1024;  // bytes ahead in each stream
-
 // --- Few batch rows: weights go from memory to registers ------------------------------------------
 
-template <class V, int D, int M>
+template <class V, class Tile, int M>
 void fields_tile(const Product &p, const typename V::Steps &steps, const Activations &a, int64_t b,
                  int64_t tile) {
-    constexpr int kParts = kTileRows / V::kRows;
-    FieldsTile<D> at(p, tile);
+    constexpr int kParts = kTileRows / V::kRows, D = Tile::kDepth;
+    Tile at(p, tile);
     const int8_t *q[M];
     const int32_t *offset[M];
     const float *scale[M];
@@ -115,11 +67,11 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
     for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
         V::prefetch(at.index + kFieldsPrefetch);
         if (n == 0 || !p.row_scales) unpack_steps<V>(at.index, steps, step);
-        for (int g = 0; g < kBlockGroups; g++) {
-            for (int i = 0; i < D; i++) V::prefetch(at.plane[i] + kFieldsPrefetch + g * kUnit);
+        each_group<Tile>([&](int g, auto half) {
+            at.prefetch(g);
             typename V::Bytes w[kParts][4];
             for (int part = 0; part < kParts; part++)
-                unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w[part]);
+                at.template unpack<half>(g, part * 4 * V::kRows, w[part]);
             for (int m = 0; m < M; m++) {
                 typename V::Sums dot[kParts];
                 for (int i = 0; i < 4; i++) {
@@ -137,7 +89,7 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
                                     V::load_floats(step[g] + part * V::kRows), V::load_floats(to)));
                 }
             }
-        }
+        });
         for (int m = 0; m < M; m++) {
             q[m] += kBlockColumns;
             offset[m] += kBlockGroups;
@@ -149,15 +101,15 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
 
 constexpr int kFewRows = 4;
 
-template <class V, int D>
+template <class V, class Tile>
 void fields_decode(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     const typename V::Steps steps(p.steps);
     for (int64_t tile = begin; tile < end; tile++) switch (a.batch) {
             case 0: return;
-            case 1: fields_tile<V, D, 1>(p, steps, a, 0, tile); break;
-            case 2: fields_tile<V, D, 2>(p, steps, a, 0, tile); break;
-            case 3: fields_tile<V, D, 3>(p, steps, a, 0, tile); break;
-            default: fields_tile<V, D, kFewRows>(p, steps, a, 0, tile);
+            case 1: fields_tile<V, Tile, 1>(p, steps, a, 0, tile); break;
+            case 2: fields_tile<V, Tile, 2>(p, steps, a, 0, tile); break;
+            case 3: fields_tile<V, Tile, 3>(p, steps, a, 0, tile); break;
+            default: fields_tile<V, Tile, kFewRows>(p, steps, a, 0, tile);
         }
 }
 
@@ -172,20 +124,6 @@ struct FieldsPanel {
     alignas(64) float step[kPanelTiles][kPanelBlocks * kBlockGroups][kTileRows];
     alignas(64) float sum[kPanelTiles][kPanelBatch][kTileRows];
 };
-
-template <class V, int D>
-void unpack_block(const FieldsTile<D> &at, const typename V::Steps &steps, uint8_t (*code)[kUnit],
-                  float (*step)[kTileRows]) {
-    constexpr int kParts = kTileRows / V::kRows;
-    unpack_steps<V>(at.index, steps, step);
-    for (int g = 0; g < kBlockGroups; g++)
-        for (int part = 0; part < kParts; part++) {
-            typename V::Bytes w[4];
-            unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w);
-            for (int i = 0; i < 4; i++)
-                V::store(code[g * kGroupSteps + i] + part * 4 * V::kRows, w[i]);
-        }
-}
 
 // Batch rows b .. b + M - 1 on `count` unpacked blocks, block n on, of one tile.
 template <class V, int D, int M>
@@ -250,13 +188,8 @@ void fields_prefill(const Product &p, const Activations &a, int64_t begin, int64
                 std::memset(panel.sum[t], 0, size_t(rows) * sizeof panel.sum[t][0]);
             for (int64_t n = 0; n < p.blocks; n += kPanelBlocks) {
                 const int64_t count = std::min<int64_t>(kPanelBlocks, p.blocks - n);
-                for (int t = 0; t < tiles; t++) {
-                    FieldsTile<D> at(p, tile + t);
-                    at.advance(n);
-                    for (int64_t i = 0; i < count; i++, at.advance(1))
-                        unpack_block<V, D>(at, steps, panel.code[t] + i * kBlockSteps,
-                                           panel.step[t] + i * kBlockGroups);
-                }
+                for (int t = 0; t < tiles; t++)
+                    unpack_blocks<V, D>(p, steps, tile + t, n, count, panel.code[t], panel.step[t]);
                 for (int64_t b = 0; b < rows; b += kFewRows)
                     for (int t = 0; t < tiles; t++)
                         multiply_rows<V, D>(std::min<int64_t>(kFewRows, rows - b), panel.code[t],
@@ -272,7 +205,10 @@ void fields_prefill(const Product &p, const Activations &a, int64_t begin, int64
 
 template <class V, int D>
 void fields_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    (a.batch <= kFewRows ? fields_decode<V, D> : fields_prefill<V, D>)(p, a, begin, end);
+    if (a.batch > kFewRows) return fields_prefill<V, D>(p, a, begin, end);
+    if constexpr (D > 1)
+        if (p.planes_together) return fields_decode<V, TogetherTile<V, D>>(p, a, begin, end);
+    fields_decode<V, ApartTile<V, D>>(p, a, begin, end);
 }
 
 template <class V>
@@ -291,27 +227,23 @@ template <class V, int D>
 void fields_exact_tile(const Product &p, const typename V::Steps &steps, const Activations &a,
                        int64_t b, int64_t tile) {
     constexpr int kParts = kTileRows / V::kRows;
-    FieldsTile<D> at(p, tile);
+    alignas(64) uint8_t code[kBlockSteps][kUnit];
+    alignas(64) float step[kBlockGroups][kTileRows];
     const float *x = exact_row(a, b);
     typename V::Floats sum[kParts];
     for (int part = 0; part < kParts; part++) sum[part] = V::set(0.0f);
-    for (int64_t n = 0; n < p.blocks; n++, at.advance(1), x += kBlockColumns)
-        for (int pair = 0; pair < kBlockGroups / 2; pair++) {
-            typename V::Floats step[2][kParts];
-            steps.of_groups(at.index, pair, step);
-            for (int second = 0; second < 2; second++)
-                for (int part = 0; part < kParts; part++) {
-                    const int g = 2 * pair + second;
-                    typename V::Bytes w[4];
-                    unpack_group<V, D>(at.plane, g * kUnit + part * 4 * V::kRows, w);
-                    for (int i = 0; i < 4; i++)
-                        for (int c = 0; c < 4; c++) {
-                            const auto level = V::to_floats(V::byte(w[i], c, kMaxLevel[D]));
-                            sum[part] = V::fma(V::set(x[16 * g + 4 * i + c]),
-                                               V::mul(level, step[second][part]), sum[part]);
-                        }
+    for (int64_t n = 0; n < p.blocks; n++, x += kBlockColumns) {
+        unpack_blocks<V, D>(p, steps, tile, n, 1, code, step);
+        for (int s = 0; s < kBlockSteps; s++)
+            for (int part = 0; part < kParts; part++) {
+                const auto w = V::load(code[s] + part * 4 * V::kRows);
+                const auto of_group = V::load_floats(step[s / kGroupSteps] + part * V::kRows);
+                for (int c = 0; c < 4; c++) {
+                    const auto level = V::to_floats(V::byte(w, c, kMaxLevel[D]));
+                    sum[part] = V::fma(V::set(x[4 * s + c]), V::mul(level, of_group), sum[part]);
                 }
-        }
+            }
+    }
     float result[kTileRows];
     for (int part = 0; part < kParts; part++) V::store(result + part * V::kRows, sum[part]);
     finish_tile(p, b, tile, result);
@@ -336,10 +268,7 @@ struct FieldsEngine : V {
     template <int D>
     static void unpack(const Product &p, const typename V::Steps &steps, int64_t tile,
                        int64_t block, int count, uint8_t (*code)[kUnit], float (*step)[kTileRows]) {
-        FieldsTile<D> at(p, tile);
-        at.advance(block);
-        for (int i = 0; i < count; i++, at.advance(1))
-            unpack_block<V, D>(at, steps, code + i * kBlockSteps, step + i * kBlockGroups);
+        unpack_blocks<V, D>(p, steps, tile, block, count, code, step);
     }
     static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
                          int64_t rows, int64_t s, int64_t count) {

@@ -20,7 +20,7 @@ void finish_rows(const Product &p, const typename V::Steps &steps, const Activat
     constexpr int kParts = kTileRows / V::kRows;
     alignas(64) float result[kTileRows];
     typename V::Floats step[2][kParts];
-    steps.of_groups(FieldsTile<1>(p, tile).index, 0, step);
+    steps.of_groups(ApartTile<V, 1>(p, tile).index, 0, step);
     const auto scale = V::set(*scale_row(a, b));
     for (int part = 0; part < kParts; part++)
         V::store(result + part * V::kRows,
@@ -34,7 +34,7 @@ template <class V, int M>
 void rows_tile(const Product &p, const typename V::Steps &steps, const Activations &a, int64_t b,
                int64_t tile) {
     constexpr int kParts = kTileRows / V::kRows;
-    const uint8_t *unit = FieldsTile<1>(p, tile).plane[0];
+    const uint8_t *unit = ApartTile<V, 1>(p, tile).plane[0];
     const int8_t *q[M];
     typename V::Ints dot[M][kParts];
     for (int m = 0; m < M; m++) {
@@ -134,7 +134,7 @@ void rows_prefill(const Product &p, const Activations &a, int64_t begin, int64_t
             for (int64_t n = 0; n < p.blocks; n += kPanelBlocks) {
                 const int64_t groups = std::min<int64_t>(kPanelBlocks, p.blocks - n) * kBlockGroups;
                 for (int t = 0; t < tiles; t++) {
-                    FieldsTile<1> at(p, tile + t);
+                    ApartTile<V, 1> at(p, tile + t);
                     at.advance(n);
                     for (int64_t g = 0; g < groups; g++)
                         for (int part = 0; part < kParts; part++) {

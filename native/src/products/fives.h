@@ -19,6 +19,7 @@ namespace {
 
 struct Fives {
     static constexpr uint32_t kLayout = kFives;
+    static constexpr bool kPlanesTogether = false;
 
     // The trits of 24 steps -> five units.
     static void pack_plane(const uint8_t (*trit)[kUnit], uint8_t *out) {

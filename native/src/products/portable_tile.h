@@ -131,6 +131,22 @@ int prepare_row_indices(const tritllm_portable &source, int64_t row, uint8_t *ou
     return TRITLLM_OK;
 }
 
+// Block b of a span to the streams of planes, which are at `planes`, as block `at` of the matrix.
+template <class Layout>
+void pack_block(const tritllm_portable &source, const Span &span, int64_t b, int64_t at,
+                uint8_t *planes) {
+    const uint8_t (*plane[4])[kUnit];
+    for (int p = 0; p < source.depth; p++) plane[p] = span.unit[p] + b * kBlockSteps;
+    if constexpr (Layout::kPlanesTogether)
+        if (source.planes_together)
+            return Layout::pack_together(plane, source.depth,
+                                         planes + together_bytes(source.depth, 1, at));
+    const int64_t tiles = tiles_of(source.rows), blocks = blocks_of(source.columns);
+    for (int p = 0; p < source.depth; p++)
+        Layout::pack_plane(plane[p], planes + plane_bytes(Layout::kLayout, tiles, blocks) * p +
+                                         plane_bytes(Layout::kLayout, 1, at));
+}
+
 // Prepares tiles [begin, end) of the streams that begin at `memory`.
 template <class Layout, class Reader>
 int prepare_tiles(const tritllm_portable &source, int64_t begin, int64_t end, uint8_t *memory) {
@@ -157,10 +173,7 @@ int prepare_tiles(const tritllm_portable &source, int64_t begin, int64_t end, ui
                 if (!row_scales)
                     Layout::pack_index(span.index + b * kBlockGroups,
                                        memory + index_bytes(row_scales, 1, at));
-                for (int p = 0; p < source.depth; p++)
-                    Layout::pack_plane(span.unit[p] + b * kBlockSteps,
-                                       planes + plane_bytes(Layout::kLayout, tiles, blocks) * p +
-                                           plane_bytes(Layout::kLayout, 1, at));
+                pack_block<Layout>(source, span, b, at, planes);
             }
         }
     }

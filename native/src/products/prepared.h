@@ -1,5 +1,6 @@
 // What prepared memory looks like: a header, the steps, then streams of units of 64 bytes: the scale
-// indices of the matrix, its first plane, its second, ...
+// indices of the matrix, its first plane, its second, ...; or one stream in place of all planes,
+// where those of a weight lie together.
 //
 // A stream holds the matrix by tiles of 16 rows, and a tile by blocks of 96 columns (6 groups): so a
 // thread reads each stream from front to back, and a product of fewer planes than were prepared does
@@ -9,7 +10,8 @@
 //
 //   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512 VBMI. See fives.h.
 //   kFields  two bits a trit: unpacked by shifts, masks and tables of 16 entries, for everything
-//            else. See fields.h.
+//            else. See fields.h. Of depth 2 and more also with planes together: one number a weight,
+//            in 4, 5 or 7 bits, which take fewer bytes and less unpacking, but are read all or none.
 //
 // Where every row has one scale (tritllm_linear_row_scales), the stream of the scale indices has one
 // unit for each tile, which serves all of its blocks.
@@ -29,7 +31,8 @@ struct PreparedHeader {
     uint32_t version;
     uint32_t isa;
     uint16_t layout;
-    uint16_t row_scales;  // 0 or 1
+    uint8_t row_scales;       // 0 or 1
+    uint8_t planes_together;  // 0 or 1
     int32_t depth;
     int64_t rows;
     int64_t columns;
@@ -76,7 +79,7 @@ constexpr int kGroupSteps = kBlockSteps / kBlockGroups;  // and in a group
 enum Layout : uint32_t { kFives = 1, kFields = 2 };
 
 constexpr char kPreparedMagic[8] = {'t', 'r', 'i', 't', 'l', 'i', 'n', '1'};
-constexpr uint32_t kPreparedVersion = 3;
+constexpr uint32_t kPreparedVersion = 4;
 
 inline int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 inline int64_t blocks_of(int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns; }
@@ -90,6 +93,14 @@ inline int64_t index_bytes(bool row_scales, int64_t tiles, int64_t blocks) {
 }
 inline int64_t plane_bytes(uint32_t layout, int64_t tiles, int64_t blocks) {
     return tiles * blocks * plane_units(layout) * kUnit;
+}
+
+// Where planes lie together: units that eight steps share, and bytes of their stream's share.
+constexpr int kTogetherSteps = 8;
+constexpr int together_units(int depth) { return depth == 2 ? 4 : depth == 3 ? 5 : 7; }
+constexpr int kBlockTogether = kBlockSteps / kTogetherSteps;  // so many eights a block
+inline int64_t together_bytes(int depth, int64_t tiles, int64_t blocks) {
+    return tiles * blocks * kBlockTogether * together_units(depth) * kUnit;
 }
 
 constexpr char kActivationsMagic[8] = {'t', 'r', 'i', 't', 'a', 'c', 't', '1'};

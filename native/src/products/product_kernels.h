@@ -14,7 +14,7 @@
 // Weights and results as a kernel sees them; row ranges are in tiles.
 struct Product {
     const uint8_t *index;     // the streams of prepared.h: of the scale indices
-    const uint8_t *plane[4];  // and of the planes that are read
+    const uint8_t *plane[4];  // and of the planes that are read; the first of all, if together
     int64_t rows;
     int64_t blocks;
     const void *bias;
@@ -24,6 +24,7 @@ struct Product {
     int64_t stride;
     int32_t depth;                // planes that are read
     bool row_scales;              // every row has one scale, and depth is 1
+    bool planes_together;         // and depth is that of the memory
     alignas(64) float steps[32];  // 27, then zeros
 };
 
@@ -50,6 +51,7 @@ struct ProductKernels {
     // Rows [begin, end) of the weights in p.dtype, the first at `out`, p.stride elements a row.
     void (*decode)(const Product &p, int64_t columns, int64_t begin, int64_t end, void *out);
     int64_t superblock_rows;  // from so many batch rows on superblocks are the faster; 0: never
+    bool planes_together;     // whether memory may have the planes of a weight together
 };
 
 namespace {

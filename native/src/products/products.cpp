@@ -40,7 +40,8 @@ int open_prepared(const void *prepared, int64_t size, const PreparedHeader **hea
     *kernels = product_kernels(int(h->isa));
     if (!*kernels) return TRITLLM_UNSUPPORTED;
     if ((*kernels)->layout != h->layout ||
-        h->size != tritllm_linear_size(int(h->isa), h->rows, h->columns, h->depth, h->row_scales))
+        h->size != tritllm_linear_size(int(h->isa), h->rows, h->columns, h->depth, h->row_scales,
+                                       h->planes_together))
         return TRITLLM_BAD_ARGUMENT;
     *header = h;
     return TRITLLM_OK;
@@ -54,14 +55,16 @@ int open_product(const tritllm_product &product, int64_t columns, Product *p, in
     if (status != TRITLLM_OK) return status;
     const int depth = product.depth ? product.depth : h->depth;
     if (h->columns != columns || h->rows != product.rows || depth < 1 || depth > h->depth ||
-        (depth < h->depth && !product.steps) || (product.layout && h->layout != product.layout) ||
-        !valid_type(product.dtype) || (product.bias && !valid_type(product.bias_dtype)))
+        (depth < h->depth && (!product.steps || h->planes_together)) ||
+        (product.layout && h->layout != product.layout) || !valid_type(product.dtype) ||
+        (product.bias && !valid_type(product.bias_dtype)))
         return TRITLLM_BAD_ARGUMENT;
     *isa = int(h->isa);
     const int64_t blocks = blocks_of(h->columns), tiles = tiles_of(h->rows);
     p->index = reinterpret_cast<const uint8_t *>(h + 1);
     p->row_scales = h->row_scales != 0;
-    for (int i = 0; i < depth; i++)
+    p->planes_together = h->planes_together != 0;
+    for (int i = 0; i < (p->planes_together ? 1 : depth); i++)
         p->plane[i] = p->index + index_bytes(p->row_scales, tiles, blocks) +
                       i * plane_bytes(h->layout, tiles, blocks);
     p->rows = h->rows;
@@ -185,13 +188,23 @@ int tritllm_linear_row_scales(const tritllm_portable *portable) {
     return 1;
 }
 
-int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth, int row_scales) {
+int tritllm_linear_planes_together(int isa, int depth) {
+    const ProductKernels *k = product_kernels(isa);
+    return k && k->planes_together && depth > 1 && depth <= 4;
+}
+
+int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth, int row_scales,
+                            int planes_together) {
     const ProductKernels *k = product_kernels(isa);
     if (!k || depth < 1 || depth > 4 || !valid_shape(rows, columns)) return -1;
     if (row_scales != 0 && (row_scales != 1 || depth != 1)) return -1;
+    if (planes_together != 0 &&
+        (planes_together != 1 || !tritllm_linear_planes_together(isa, depth)))
+        return -1;
     const int64_t tiles = tiles_of(rows), blocks = blocks_of(columns);
     return int64_t(sizeof(PreparedHeader)) + index_bytes(row_scales != 0, tiles, blocks) +
-           depth * plane_bytes(k->layout, tiles, blocks);
+           (planes_together ? together_bytes(depth, tiles, blocks)
+                            : depth * plane_bytes(k->layout, tiles, blocks));
 }
 
 int tritllm_linear_layout(int isa) {
@@ -203,8 +216,9 @@ int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t be
                            void *prepared) {
     const ProductKernels *k = product_kernels(isa);
     if (!k) return TRITLLM_UNSUPPORTED;
-    const int64_t size = tritllm_linear_size(isa, portable->rows, portable->columns,
-                                             portable->depth, portable->row_scales);
+    const int64_t size =
+        tritllm_linear_size(isa, portable->rows, portable->columns, portable->depth,
+                            portable->row_scales, portable->planes_together);
     if (size < 0 || begin < 0 || begin > end || end > portable->rows || begin % kTileRows ||
         (end % kTileRows && end != portable->rows))
         return TRITLLM_BAD_ARGUMENT;
@@ -215,7 +229,8 @@ int tritllm_linear_prepare(int isa, const tritllm_portable *portable, int64_t be
         made.version = kPreparedVersion;
         made.isa = uint32_t(isa);
         made.layout = uint16_t(k->layout);
-        made.row_scales = uint16_t(portable->row_scales);
+        made.row_scales = uint8_t(portable->row_scales);
+        made.planes_together = uint8_t(portable->planes_together);
         made.depth = portable->depth;
         made.rows = portable->rows;
         made.columns = portable->columns;
@@ -233,8 +248,8 @@ int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared
     const ProductKernels *k;
     const int status = open_prepared(prepared, size, &h, &k);
     if (status == TRITLLM_OK)
-        *out = {h->rows,  h->columns,   h->size, int32_t(h->isa), int32_t(h->layout),
-                h->depth, h->row_scales};
+        *out = {h->rows,  h->columns,    h->size,           int32_t(h->isa), int32_t(h->layout),
+                h->depth, h->row_scales, h->planes_together};
     return status;
 }
 

@@ -200,4 +200,5 @@ extern const ProductKernels products_avx512 = {
     compute_rows_avx512,
     decode_prepared<Avx512Engine, Avx512>,
     kSuperblockRows,
+    false,
 };

@@ -46,6 +46,30 @@ struct NeonProducts {
         }
     }
 
+    template <int D, int H>
+    static void codes(const uint8_t *unit, Bytes *w) {
+        const auto at = [&](int k) { return load(unit + k * kUnit); };
+        const auto low = [&](int k, int bits) {
+            return vandq_u8(at(k), vdupq_n_u8(uint8_t(bits)));
+        };
+        if constexpr (D == 2) {
+            for (int i = 0; i < 4; i++) w[i] = H ? vshrq_n_u8(at(i), 4) : low(i, 15);
+        } else if constexpr (H == 0) {
+            for (int i = 0; i < 4; i++) w[i] = low(i, D == 3 ? 31 : 127);
+        } else if constexpr (D == 3) {  // the top bits of one, then those of the next, shifted in
+            w[0] = low(4, 31);
+            w[1] = vshrq_n_u8(vsriq_n_u8(at(0), at(1), 3), 3);
+            w[2] = vshrq_n_u8(vsriq_n_u8(at(2), at(3), 3), 3);
+            const Bytes four = vsriq_n_u8(at(4), vshlq_n_u8(at(1), 2), 3);
+            w[3] = vshrq_n_u8(vsriq_n_u8(four, vshlq_n_u8(at(3), 2), 4), 3);
+        } else {
+            for (int i = 0; i < 3; i++) w[i] = low(4 + i, 127);
+            Bytes tops = at(0);
+            for (int k = 1; k < 7; k++) tops = vsriq_n_u8(at(k), tops, 1);
+            w[3] = vshrq_n_u8(tops, 1);
+        }
+    }
+
     static int8x16_t four(const int8_t *x) {
         int32_t word;
         std::memcpy(&word, x, 4);

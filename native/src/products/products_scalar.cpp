@@ -38,6 +38,28 @@ struct Plain {
             for (int i = 0; i < 64; i++) w[f].v[i] = uint8_t((x.v[i] >> 2 * f & 3) * power[P]);
     }
 
+    template <int D, int H>
+    static void codes(const uint8_t *unit, Bytes *w) {
+        constexpr int bits = D == 2 ? 15 : D == 3 ? 31 : 127;
+        for (int k = 0; k < 4; k++)
+            for (int i = 0; i < 64; i++) {
+                const auto at = [&](int u) { return unit[u * kUnit + i]; };
+                if (D == 2) {
+                    w[k].v[i] = uint8_t(at(k) >> 4 * H & bits);
+                } else if (H == 0 || 4 + k < together_units(D)) {
+                    w[k].v[i] = uint8_t(at(4 * H + k) & bits);
+                } else if (D == 4) {
+                    int code = 0;
+                    for (int u = 0; u < 7; u++) code |= at(u) >> 7 << u;
+                    w[k].v[i] = uint8_t(code);
+                } else if (k < 3) {
+                    w[k].v[i] = uint8_t(at(2 * k - 2) >> 5 << 2 | at(2 * k - 1) >> 6);
+                } else {
+                    w[k].v[i] = uint8_t(at(4) >> 5 << 2 | (at(1) >> 5 & 1) << 1 | (at(3) >> 5 & 1));
+                }
+            }
+    }
+
     struct Four {
         int8_t v[4];
     };

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE = "d5b0b564a3b6efa3"
+INTERFACE = "06586e899a787dc9"
 """The hash of the headers that this table and `structures` were written for.
 
 It is the library's `tritllm_interface_hash()`. A changed header changes it, comments aside, and
@@ -40,7 +40,8 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "tritllm_dequantize": (_INT, (_INT, _POINTER, _INT64, _INT64)),
     # tritllm_linear.h
     "tritllm_linear_row_scales": (_INT, (_POINTER,)),
-    "tritllm_linear_size": (_INT64, (_INT, _INT64, _INT64, _INT, _INT)),
+    "tritllm_linear_planes_together": (_INT, (_INT, _INT)),
+    "tritllm_linear_size": (_INT64, (_INT, _INT64, _INT64, _INT, _INT, _INT)),
     "tritllm_linear_layout": (_INT, (_INT,)),
     "tritllm_linear_prepare": (_INT, (_INT, _POINTER, _INT64, _INT64, _POINTER)),
     "tritllm_linear_describe": (_INT, (_POINTER, _INT64, _POINTER)),

@@ -122,6 +122,8 @@ class Portable(ctypes.Structure):
         ("columns", _INT64),
         ("depth", _INT),
         ("row_scales", _INT),
+        ("planes_together", _INT),
+        ("reserved", _INT),
     )
 
 
@@ -136,6 +138,8 @@ class PreparedHeader(ctypes.Structure):
         ("layout", _INT),
         ("depth", _INT),
         ("row_scales", _INT),
+        ("planes_together", _INT),
+        ("reserved", _INT),
     )
 
 

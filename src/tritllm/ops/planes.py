@@ -12,11 +12,11 @@ from tritllm.ops.trit_linear import MOST, TritLinear
 def read_planes(layers: Iterable[TritLinear], planes: int) -> None:
     """Have layers read their top `planes` planes, or all where they hold fewer.
 
-    For models, which switch hundreds of layers at once, maybe for every token: a fraction of a
-    microsecond a layer, past nn.Module's slow way to attributes.
+    The first time that a layer is to read fewer, its memory may be made again (`TritLinear`). After
+    that a switch takes a fraction of a microsecond a layer.
     """
     for layer in layers:
-        layer.__dict__[MOST] = planes
+        layer.read(planes)
     changes.note_planes()
 
 

@@ -38,7 +38,9 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     gradients for x and bias; the packed weight is frozen.
 
     All `depth` planes are held and saved; the top `planes` of them are read, which can be set at
-    any time: a CPU's prepared memory serves all numbers, elsewhere torch decodes fewer than all.
+    any time. Off the CPU torch decodes fewer than all. A CPU's prepared memory may have the planes
+    of each weight together, which is smaller and faster where all are read (`planes_together`):
+    when fewer are first asked for, it is made again with planes apart, which serves all numbers.
 
     Where the layer's device has kernels and a layout of its own, memory in it (`prepared`) is made
     when the layer first runs, or by `prepare()` before. It is made again when what it was made from
@@ -77,6 +79,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         self._steps: tuple[torch.Tensor, ...] = ()  # the codebook's rows, views
         self._most = DEPTHS[-1]
         self._layout = 0
+        self._together = False  # what `prepare` made
+        self._apart = False  # fewer planes were asked for
         for name, shape in zip(
             PACKED, packed_shapes(out_features, in_features, depth), strict=True
         ):
@@ -116,8 +120,25 @@ class TritLinear(nn.Module):  # type: ignore[misc]
     def planes(self, planes: int) -> None:
         if planes not in range(1, self.depth + 1):
             raise TritError(f"planes {planes!r:.40} is not 1..{self.depth}")
-        self.__dict__[MOST] = planes
+        self.read(planes)
         changes.note_planes()
+
+    def read(self, planes: int) -> None:
+        """Read so many planes, or all where there are fewer; `planes` says it to others, too.
+
+        For models, which switch hundreds of layers at once, maybe for every token.
+        """
+        own = self.__dict__  # past nn.Module's slow way to attributes
+        own[MOST] = planes
+        if not own["_apart"] and planes < self.depth:
+            own["_apart"] = True
+            if self.planes_together:
+                self._prepare_if_valid()
+
+    @property
+    def planes_together(self) -> bool:
+        """Whether there is prepared memory of which all planes are read, or none."""
+        return self._together and self._buffers["prepared"] is not None
 
     @property
     def mode(self) -> str:
@@ -189,12 +210,13 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         planes, scale, codebook = self._packed()
         plain, made = type(planes) is torch.Tensor, None  # no DTensor, no fake
         if plain and self._mode != "torch":
-            made = backends.prepare(Packed(planes, scale, codebook[-1], self.in_features))
+            apart = self._apart or self._most < planes.shape[0]
+            made = backends.prepare(Packed(planes, scale, codebook[-1], self.in_features), apart)
         self._seen = seen_of(planes, scale, codebook)
         if made is None:
             return False
         self._steps = codebook.detach().contiguous().unbind()
-        self._layout = made.layout
+        self._layout, self._together = made.layout, made.planes_together
         self._keep(made.memory)
         changes.note()
         if planes.device.type == "cpu":

@@ -20,11 +20,16 @@ from tritllm.native.structures import (
     BAD_ARGUMENT,
     BAD_BYTE,
     BAD_PADDING,
+    OK,
     TILE,
     UNSUPPORTED,
     Portable,
     PreparedHeader,
     Product,
+)
+
+_ALL_OR_NONE = (
+    "cannot read {planes} of {depth} planes that were prepared together: prepare them apart"
 )
 
 
@@ -38,16 +43,18 @@ class Prepared:
         shape: (N, K).
         steps: float32 [d, 27]: row r - 1 holds the steps that apply where r planes are read.
         layout: what its codes are, as `layout(isa)`.
+        planes_together: whether the planes of a weight are one code, all of which are then read.
     """
 
     memory: np.ndarray
     shape: tuple[int, int]
     steps: np.ndarray
     layout: int
+    planes_together: bool
 
     @property
     def depth(self) -> int:
-        """Planes that it holds, 1..4: as many as that, or fewer, can be multiplied with."""
+        """Planes that it holds, 1..4."""
         return len(self.steps)
 
     @property
@@ -59,11 +66,14 @@ class Prepared:
         """What the library takes for results y [n, width] of the top `planes` planes.
 
         It holds addresses: y and this object must outlive it. Raises ValueError for planes outside
-        1..depth, TypeError for another dtype than float16, bfloat16 and float32.
+        1..depth, and fewer than depth where they lie together, TypeError for another dtype than
+        float16, bfloat16 and float32.
         """
         planes = self.depth if planes is None else planes
         if not 1 <= planes <= self.depth:
             raise ValueError(f"planes is {planes}, expected 1..{self.depth}")
+        if planes < self.depth and self.planes_together:
+            raise ValueError(_ALL_OR_NONE.format(planes=planes, depth=self.depth))
         number = dtype_number(y.dtype)
         return Product(
             prepared=address(self.memory), size=self.nbytes, rows=self.shape[0],
@@ -78,13 +88,18 @@ def size(
     depth: int,
     isa: str | None = None,
     row_scales: bool = False,
+    planes_apart: bool = False,
 ) -> int:
-    """Bytes of prepared memory; row_scales: of a matrix whose rows have one scale each, at depth 1.
+    """Bytes of prepared memory; row_scales: of a matrix whose rows have one scale each, at depth 1;
+    planes_apart: of memory of which fewer planes can be read.
 
     Raises ValueError for an invalid shape or depth.
     """
     number = isa_number(isa, "products")
-    found = library().tritllm_linear_size(number, out_features, in_features, depth, row_scales)
+    together = not planes_apart and planes_together(depth, isa)
+    found = library().tritllm_linear_size(
+        number, out_features, in_features, depth, row_scales, together
+    )
     if found < 0:
         raise ValueError(f"no matrix [{out_features}, {in_features}] of depth {depth}")
     return found
@@ -109,15 +124,25 @@ def layout(isa: str | None = None) -> int:
     return library().tritllm_linear_layout(isa_number(isa, "products"))
 
 
+def planes_together(depth: int, isa: str | None = None) -> bool:
+    """Whether `prepare` puts the planes of each weight together, unless it is to leave them apart.
+
+    It does where that is smaller or faster to read, which depends on the instruction set.
+    """
+    return bool(library().tritllm_linear_planes_together(isa_number(isa, "products"), depth))
+
+
 def prepare(
     tensor: TritTensor,
     planes: int | None = None,
     threads: int = 1,
     isa: str | None = None,
+    planes_apart: bool = False,
 ) -> Prepared:
     """Prepare a matrix, or its top `planes` planes.
 
-    tensor: anything with TritTensor's weight, scale, codebook and in_features.
+    tensor: anything with TritTensor's weight, scale, codebook and in_features. planes_apart: so
+    that products can read fewer planes than are prepared; else all are read (`planes_together`).
 
     Raises ValueError for planes outside 1..d, a byte above 242, padding that is not zero or steps
     that are not finite; RuntimeError without the library.
@@ -146,21 +171,33 @@ def prepare(
         address(weight), weight.strides[0], address(scale), address(codebook[-1]), rows, columns,
         planes,
     )  # fmt: skip
-    look(portable)
-    memory = aligned_bytes(size(rows, columns, planes, isa, bool(portable.row_scales)))
+    nbytes = look(portable, isa, planes_apart)
+    memory = aligned_bytes(nbytes)
     prepare_pointers(portable, address(memory), threads, isa)
-    return Prepared(memory, (rows, columns), codebook, layout(isa))
+    together = bool(portable.planes_together)
+    return Prepared(memory, (rows, columns), codebook, layout(isa), together)
 
 
-def look(portable: Portable) -> None:
-    """Set `row_scales`: whether every row has one scale, as matrices trained ternary do."""
+def look(portable: Portable, isa: str | None = None, planes_apart: bool = False) -> int:
+    """Decide on how its memory will be: the bytes that it takes.
+
+    Sets `row_scales`: whether every row has one scale, as matrices trained ternary do, and
+    `planes_together`, as the function of that name says, but not where they are to be apart.
+
+    Raises ValueError for an invalid shape or depth.
+    """
     portable.row_scales = library().tritllm_linear_row_scales(ctypes.byref(portable))
+    portable.planes_together = not planes_apart and planes_together(portable.depth, isa)
+    return size(
+        portable.rows, portable.columns, portable.depth, isa, bool(portable.row_scales),
+        planes_apart,
+    )  # fmt: skip
 
 
 def prepare_pointers(
     portable: Portable, memory: int, threads: int = 1, isa: str | None = None
 ) -> None:
-    """`prepare` on addresses, after `look`, into `size(...)` bytes. Raises as `prepare`."""
+    """`prepare` on addresses, after `look`, into as many bytes as it said. Raises as `prepare`."""
     native, number = library(), isa_number(isa, "products")
     statuses: list[int] = []
 
@@ -214,12 +251,19 @@ def decode_pointers(product: Product, columns: int, begin: int, end: int, thread
 def check_memory(status: int, product: Product, columns: int) -> None:
     """Raise for a call's status that is not OK, by what was said of the memory of [rows, columns].
 
-    ValueError where the memory is not what the product's fields say, RuntimeError where it was
-    prepared for an instruction set that cannot run here.
+    ValueError where the memory is not what the product's fields say or fewer planes are asked for
+    than lie together, RuntimeError where it was prepared for an instruction set that cannot run
+    here.
     """
     if status == UNSUPPORTED:
         raise RuntimeError("the memory was prepared for another machine's instruction set")
     if status == BAD_ARGUMENT:
+        found = PreparedHeader()
+        status = library().tritllm_linear_describe(
+            product.prepared, product.size, ctypes.byref(found)
+        )
+        if status == OK and found.planes_together and 0 < product.depth < found.depth:
+            raise ValueError(_ALL_OR_NONE.format(planes=product.depth, depth=found.depth))
         raise ValueError(
             f"prepared memory of {product.size} bytes is not that of a matrix "
             f"[{product.rows}, {columns}] of depth {product.depth} in layout {product.layout}"

@@ -9,7 +9,7 @@ import torch
 import transformers
 from support.tiny_models import VOCABULARY, quantize_tiny, some_ids
 
-from tritllm import TritError, quantize
+from tritllm import TritError, products, quantize
 from tritllm.integrations.transformers import Draft, load_model
 
 SETTINGS = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -162,6 +162,26 @@ def test_one_plane_has_no_fewer(load):
     assert torch.equal(model.generate(some_ids(1), draft=draft, **SETTINGS), plain)
     assert said == ["drafting is off: a model that reads 1 planes has no fewer to draft with"]
     assert draft.report.off == said[0]
+
+
+def test_auto_does_not_cost_the_memory_with_planes_together(load):
+    model, said = load(), []
+    layer = model.model.layers[0].mlp.up_proj
+    assert layer.planes_together == products.planes_together(4)
+    plain = model.generate(some_ids(1), **SETTINGS)
+    memory = layer.prepared
+    draft = Draft(model, "auto", say=said.append)
+    assert torch.equal(model.generate(some_ids(1), draft=draft, **SETTINGS), plain)
+    if products.planes_together(4):
+        assert said == [
+            "drafting is off: to read fewer planes this machine needs memory that is larger and "
+            "slower to read whole; planes=N takes it"
+        ]
+        assert draft.report.off == said[0]
+        assert draft.report.rounds == 0
+        assert layer.prepared is memory
+    else:
+        assert draft.report.rounds > 0
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,15 @@ def describe(device: str) -> str:
     return backend.describe() if backend else "torch, which decodes the weights at every call"
 
 
-def prepare(packed: Packed) -> Prepared | None:
+def prepare(packed: Packed, planes_apart: bool = False) -> Prepared | None:
     """Memory in the layout of the tensors' device; None where it has none, or cannot run it.
+
+    planes_apart: on a CPU fewer planes than these can then be read of it, at their cost. By default
+    the planes of a weight are together where that is smaller and faster.
 
     Raises ValueError for bytes that are no trits.
     """
     backend = _PREPARING.get(packed.planes.device.type)
     if backend is None or backend.prepare is None or not backend.available():
         return None
-    return backend.prepare(packed)
+    return backend.prepare(packed, planes_apart)

@@ -12,10 +12,15 @@ from tritllm.ops.definitions import Packed
 
 
 class Prepared(NamedTuple):
-    """A matrix in a device's own layout: memory uint8 [bytes], and the layout's number."""
+    """A matrix in a device's own layout: memory uint8 [bytes], and the layout's number.
+
+    planes_together: whether all planes are read or none, where memory with planes apart could also
+    be made.
+    """
 
     memory: torch.Tensor
     layout: int
+    planes_together: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,9 @@ class Backend:
         kernels: operator's name -> function of the operator's arguments.
         device: type of the devices for which `prepare` makes memory; None: it makes none.
         prepare: makes memory of portable tensors; None for what its layout has no
-            room for. It raises ValueError for bytes that are no trits and RuntimeError where it
-            cannot run.
+            room for. Its second argument asks for planes apart, of which fewer can then be read
+            where the device can do that. It raises ValueError for bytes that are no trits and
+            RuntimeError where it cannot run.
         describe: what computes packed layers on such a device, and why, in a line.
         available: whether `prepare` and what reads its memory can run here.
     """
@@ -36,6 +42,6 @@ class Backend:
     key: str
     kernels: dict[str, Callable[..., Any]]
     device: str | None = None
-    prepare: Callable[[Packed], Prepared | None] | None = None
+    prepare: Callable[[Packed, bool], Prepared | None] | None = None
     describe: Callable[[], str] = lambda: "torch"
     available: Callable[[], bool] = lambda: True

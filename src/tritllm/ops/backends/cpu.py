@@ -58,7 +58,7 @@ def describe() -> str:
 # --- Preparing ------------------------------------------------------------------------------------
 
 
-def _prepare(packed: Packed) -> Prepared:
+def _prepare(packed: Packed, planes_apart: bool) -> Prepared:
     check_packed(packed)
     planes, scale, steps, in_features, part_rows = packed
     use_openmp()
@@ -68,25 +68,21 @@ def _prepare(packed: Packed) -> Prepared:
     scale = scale.contiguous()
     if planes.stride()[1:] != (planes.shape[2], 1):  # the planes themselves may lie apart
         planes = planes.contiguous()
-    calls, begin = [], 0
+    calls, sizes, begin = [], [], 0
     for own, n in zip(steps, parts, strict=True):
         call = Portable(
             planes.data_ptr() + begin * planes.shape[2], planes.stride(0),
             scale.data_ptr() + begin * scale.shape[1], own.data_ptr(), n, in_features, depth,
         )  # fmt: skip
-        products.look(call)
+        sizes.append(products.look(call, planes_apart=planes_apart))
         calls.append(call)
         begin += n
-    sizes = [
-        products.size(call.rows, in_features, depth, row_scales=bool(call.row_scales))
-        for call in calls
-    ]
     memory = torch.empty(sum(sizes), dtype=torch.uint8)
     at = memory.data_ptr()
     for call, nbytes in zip(calls, sizes, strict=True):
         products.prepare_pointers(call, at, torch.get_num_threads())
         at += nbytes
-    return Prepared(memory, products.layout())
+    return Prepared(memory, products.layout(), bool(calls[0].planes_together))
 
 
 # --- Products -------------------------------------------------------------------------------------

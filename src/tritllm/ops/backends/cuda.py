@@ -63,8 +63,10 @@ def describe() -> str:
     return f"Triton {triton.__version__} kernels on {torch.cuda.get_device_name()}"
 
 
-def prepare(packed: Packed) -> Prepared | None:
-    """Memory in the kernels' layout; None for more parts than it has room for."""
+def prepare(packed: Packed, planes_apart: bool = False) -> Prepared | None:
+    """Memory in the kernels' layout, all planes of which are read; None for more parts than it has
+    room for.
+    """
     if len(packed.part_rows or ()) > layout.MOST_PARTS:
         return None
     return Prepared(layout.prepare(packed), layout.LAYOUT)

@@ -73,8 +73,10 @@ class Draft:
     Args:
         model: the packed model that generates.
         source: "planes=N" for N of its own planes; "auto" for the number of own planes that pays
-            most here, or none; or a model, such as `load_model` gives, which then shares the
-            first one's embeddings and output layer where they hold the same numbers.
+            most here, or none, which it is at once where trying would cost the memory with planes
+            together (`TritLinear.planes_together`); or a model, such as `load_model` gives, which
+            then shares the first one's embeddings and output layer where they hold the same
+            numbers.
         say: called with a line when "auto" gives up; prints to standard error by default.
 
     Raises TritError for planes that the model has not, or all it has, and for a model of another
@@ -102,8 +104,15 @@ class Draft:
             share_ends(model, source)
         self.pace = Pace(planes, may_stop=source == AUTO)
         self._rounds = self._drafted = self._accepted = self._rejected = 0
-        if source == AUTO and not self._choices:
+        if source != AUTO:
+            return
+        if not self._choices:
             self._turn_off(f"a model that reads {self._most} planes has no fewer to draft with")
+        elif any(layer.planes_together for layer in self._layers):
+            self._turn_off(
+                "to read fewer planes this machine needs memory that is larger and slower to read "
+                f"whole; {PLANES}N takes it"
+            )
 
     @property
     def config(self) -> Any:
