@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from tritllm.codec import TritTensor
-from tritllm.errors import TritError
 from tritllm.format.layout import CODEBOOK, packed_shapes
-from tritllm.format.trits import DEPTHS
 from tritllm.ops import backends, changes
 from tritllm.ops import mode as modes
 from tritllm.ops.backends import cpu
@@ -20,14 +18,13 @@ from tritllm.ops.definitions import Packed, linear, linear_prepared
 from tritllm.ops.gradients import goes_straight
 from tritllm.ops.numpy_arrays import torch_parts
 from tritllm.ops.per_token import rounded_per_token
+from tritllm.ops.planes import ReadsPlanes
 from tritllm.ops.tensor_versions import seen_of, uncounted
 from tritllm.ops.weight_blocks import Weights
 from tritllm.storage.mapped_pages import release_pages
 
-MOST = "_most"  # the attribute of a layer that says how many planes it reads, if it holds as many
 
-
-class TritLinear(nn.Module):  # type: ignore[misc]
+class TritLinear(ReadsPlanes):
     """y = x W^T + bias for packed W [out_features, in_features] = [N, K].
 
     Buffers, named and shaped as in the file (docs/format.md), and what `state_dict` holds:
@@ -77,10 +74,7 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         self._mode = modes.requested() if mode is None else modes.checked(mode, "mode")
         self._seen: Any = None  # what the packed tensors were when `prepare` last looked
         self._steps: tuple[torch.Tensor, ...] = ()  # the codebook's rows, views
-        self._most = DEPTHS[-1]
         self._layout = 0
-        self._together = False  # what `prepare` made
-        self._apart = False  # fewer planes were asked for
         for name, shape in zip(
             PACKED, packed_shapes(out_features, in_features, depth), strict=True
         ):
@@ -105,40 +99,6 @@ class TritLinear(nn.Module):  # type: ignore[misc]
                     device="meta", mode=mode)  # fmt: skip
         layer.weight, layer.weight_scale, layer.weight_codebook = torch_parts(tensor)
         return layer
-
-    @property
-    def depth(self) -> int:
-        """Trit planes that are held, and saved."""
-        return self._buffers["weight"].shape[0]
-
-    @property
-    def planes(self) -> int:
-        """Trit planes that are read, 1..depth; may be set. Raises TritError for another number."""
-        return min(self._most, self.depth)
-
-    @planes.setter
-    def planes(self, planes: int) -> None:
-        if planes not in range(1, self.depth + 1):
-            raise TritError(f"planes {planes!r:.40} is not 1..{self.depth}")
-        self.read(planes)
-        changes.note_planes()
-
-    def read(self, planes: int) -> None:
-        """Read so many planes, or all where there are fewer; `planes` says it to others, too.
-
-        For models, which switch hundreds of layers at once, maybe for every token.
-        """
-        own = self.__dict__  # past nn.Module's slow way to attributes
-        own[MOST] = planes
-        if not own["_apart"] and planes < self.depth:
-            own["_apart"] = True
-            if self.planes_together:
-                self._prepare_if_valid()
-
-    @property
-    def planes_together(self) -> bool:
-        """Whether there is prepared memory of which all planes are read, or none."""
-        return self._together and self._buffers["prepared"] is not None
 
     @property
     def mode(self) -> str:
@@ -210,8 +170,8 @@ class TritLinear(nn.Module):  # type: ignore[misc]
         planes, scale, codebook = self._packed()
         plain, made = type(planes) is torch.Tensor, None  # no DTensor, no fake
         if plain and self._mode != "torch":
-            apart = self._apart or self._most < planes.shape[0]
-            made = backends.prepare(Packed(planes, scale, codebook[-1], self.in_features), apart)
+            packed = Packed(planes, scale, codebook[-1], self.in_features)
+            made = backends.prepare(packed, self._needs_planes_apart())
         self._seen = seen_of(planes, scale, codebook)
         if made is None:
             return False

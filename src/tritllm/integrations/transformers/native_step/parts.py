@@ -25,7 +25,8 @@ from tritllm.integrations.transformers.native_step.families import (
 from tritllm.integrations.transformers.native_step.rotary import RotaryTables
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, watch
 from tritllm.ops import changes
-from tritllm.ops.trit_linear import MOST, TritLinear
+from tritllm.ops.planes import MOST
+from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
 _ADDRESS = torch.Tensor.data_ptr
