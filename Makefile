@@ -14,25 +14,32 @@ export TRITLLM_REQUIRE_NATIVE = 1
 # cmake, ninja, clang-format and, where the machine has no compiler, that one come from VENV.
 export PATH := $(abspath $(RUN)):$(PATH)
 
-.PHONY: demo test test-format test-types test-native test-python test-vllm test-wheels develop install clean
+.PHONY: demo test test-format test-types test-native test-native-built test-python test-vllm test-wheels develop install clean
 
 demo: install
 	"$(RUN)/tritllm" demo
 
-# The native checks wait for single programs, so pytest runs beside them.
-test: test-format test-types
-	$(MAKE) -j2 test-native test-python
+# Two goals at a time: what the tools alone can check goes on while pip installs the rest, and then
+# beside pytest.
+test: $(VENV)/.tools
+	"$(RUN)/python" checks/compiler.py --arm
+	$(MAKE) -j2 test-python test-format test-native test-types
 
-test-format: install
+test-format: $(VENV)/.tools
 	"$(RUN)/ruff" check .
 	"$(RUN)/ruff" format --check .
 	"$(RUN)/python" checks/text_files.py
+	"$(RUN)/python" checks/native.py format
 
 test-types: install
 	"$(RUN)/mypy"
 
-test-native: install
-	"$(RUN)/python" checks/native.py
+test-native: test-native-built install
+	"$(RUN)/python" checks/native.py plain
+
+# What compiles the native core itself, before anything is installed.
+test-native-built: $(VENV)/.tools
+	"$(RUN)/python" checks/native.py sanitized fuzz neon
 
 test-python: install
 	"$(RUN)/pytest" -n 2 --dist loadfile --durations 20
@@ -59,16 +66,19 @@ $(VENV)/.compiler: | $(VENV)/bin/python
 	"$(RUN)/python" checks/compiler.py
 	touch "$@"
 
-$(VENV)/.installed: $(SOURCES) $(SETTINGS) | $(VENV)/.compiler
-	$(PIP_INSTALL) '.[demo,test]'
+# What builds and formats the package; without build isolation, pip does not fetch it again.
+$(VENV)/.tools: $(SETTINGS) | $(VENV)/.compiler
+	$(PIP_INSTALL) clang-format cmake ninja pyyaml ruff scikit-build-core
+	touch "$@"
+
+$(VENV)/.installed: $(SOURCES) $(VENV)/.tools
+	$(PIP_INSTALL) --no-build-isolation '.[demo,test]'
 	touch "$@"
 
 develop: $(VENV)/.editable
 	cmake --build build/develop
 
-# Without build isolation, so that CMake's cache names tools that are still there afterwards.
-$(VENV)/.editable: $(SETTINGS) | $(VENV)/.compiler
-	$(PIP_INSTALL) cmake ninja scikit-build-core
+$(VENV)/.editable: $(VENV)/.tools
 	$(PIP_INSTALL) --no-build-isolation --config-settings build-dir=build/develop --editable '.[demo,test]'
 	touch "$@"
 

