@@ -1,14 +1,15 @@
 """The native step of a model's blocks beside its products alone, and attention beside memory.
 
-    python benchmarks/step.py [--shape 1.5b] [--depths 1 2 3 4] [--blocks 6] [--tokens 64 8192]
-        [--new 1 4] [--batch 1] [--threads 2] [--repeat 30]
+    python benchmarks/step.py [--shape 1.5b] [--depths 1 2 3 4] [--blocks 6] [--tokens 8192 32768]
+        [--caches float32 bfloat16 int8] [--new 1 4] [--batch 1] [--threads 2] [--repeat 30]
 
 Blocks have random weights, those of one memory each, so that no cache holds them all. The products
 alone are the same products in two calls of tritllm_linear_run (one a width of inputs), so that
 nothing stands between them. Of a mixture (--shape moe8 or moe64) they are those of as many experts
 as one token has; new tokens are random, and so is what they choose. "step" and "products" are the
-best of `--repeat` runs that take turns; "attention" is what the step takes longer over many tokens
-than over 64, as bytes of the cache a second.
+best of `--repeat` runs that take turns. Behind a number of tokens and a kind of cache stands what
+the step takes longer over them than over 64, in bytes of the cache a second, and as a share of what
+reading as many bytes with as many threads reaches (the C library's memchr, in the same turns).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from linear import random_tensor
+from linear import random_tensor, reader
 
 from tritllm import native
 from tritllm import products as kernels
@@ -32,6 +33,7 @@ from tritllm.native.structures import CACHE_GROUP, Input, Product
 from tritllm.step import native_step
 
 BFLOAT16, FLOAT32 = 1, 2
+CACHES = ("float32", "bfloat16", "int8")  # the first with blocks of that dtype, too
 FEW_TOKENS = 64
 UNIT = ("gate", "up", "down")
 
@@ -49,11 +51,12 @@ class Shape:
     chosen: int = 0
 
 
-# Those of Qwen2.5 models, and of mixtures of few and of many experts.
+# Those of Qwen2.5 models, of Llama 3, and of mixtures of few and of many experts.
 SHAPES = {
     "0.5b": Shape(896, 4864, 14, 2, 64),
     "1.5b": Shape(1536, 8960, 12, 2, 128),
     "7b": Shape(3584, 18944, 28, 4, 128),
+    "llama-8b": Shape(4096, 14336, 32, 8, 128),
     "moe8": Shape(2048, 3584, 16, 4, 128, 8, 2),
     "moe64": Shape(2048, 1024, 16, 4, 128, 64, 4),
 }
@@ -111,7 +114,11 @@ class Model:
                 epsilon=1e-6, scaling=s.head_dim**-0.5, input_norm=norm, post_norm=norm,
                 **weights(("q", "k", "v", "o"), True), **unit,
             ))  # fmt: skip
-        self.blocks = (native_step.Block * n_blocks)(*blocks)
+        self.blocks = {}
+        for dtype in (BFLOAT16, FLOAT32):
+            for block in blocks:
+                block.dtype = dtype
+            self.blocks[dtype] = (native_step.Block * n_blocks)(*blocks)
 
     def products(self, rows: int, threads: int) -> Callable[[], None]:
         """All products of `rows` rows, with as few calls as their widths allow."""
@@ -146,21 +153,24 @@ class Model:
         return run
 
     def step(
-        self, batch: int, new: int, tokens: int, threads: int, int8: bool = False
+        self, batch: int, new: int, tokens: int, threads: int, kind: str = "bfloat16"
     ) -> Callable[[], None]:
         """The step of `new` tokens of each of `batch` sequences that then have `tokens`."""
         s, rng = self.shape, np.random.default_rng(2)
-        rows, n_blocks = batch * new, len(self.blocks)
-        cache = np.zeros((2, n_blocks, batch, s.kv_heads, tokens, s.head_dim), np.uint16)
-        cache[:] = rng.integers(0x3C00, 0x4000, cache.shape[3:], np.uint16)
-        if int8:
-            cache = rng.integers(-127, 128, cache.shape[3:], np.int8) + np.zeros_like(
-                cache, np.int8
-            )
-        scales = np.full((*cache.shape[:-1], s.head_dim // CACHE_GROUP), 1e-2, np.float32)
-        start = rng.normal(size=(rows, s.hidden)).astype(ml_dtypes.bfloat16).view(np.uint16)
+        number = FLOAT32 if kind == "float32" else BFLOAT16
+        blocks, dtype = self.blocks[number], np.float32 if number == FLOAT32 else ml_dtypes.bfloat16
+        rows, n_blocks, int8 = batch * new, len(blocks), kind == "int8"
+        shape = (2, n_blocks, batch, s.kv_heads, tokens, s.head_dim)
+        cache = np.empty(shape, np.int8 if int8 else dtype)
+        cache[:] = (
+            rng.integers(-127, 128, shape[3:], np.int8)
+            if int8
+            else rng.uniform(0.01, 1, shape[3:]).astype(dtype)
+        )
+        scales = np.full((*shape[:-1], s.head_dim // CACHE_GROUP), 1e-2, np.float32)
+        start = rng.normal(size=(rows, s.hidden)).astype(dtype)
         hidden = start.copy()
-        cos = np.full((rows, s.head_dim), 0x3F80, np.uint16)
+        cos = np.ones((rows, s.head_dim), dtype)
         sin = np.zeros_like(cos)
         pointers = [(ctypes.c_void_p * n_blocks)(*(x.ctypes.data for x in part)) for part in cache]
         of_scales = [(ctypes.c_void_p * n_blocks)(*(x.ctypes.data for x in p)) for p in scales]
@@ -171,19 +181,19 @@ class Model:
             native_step.Vector(None, 0), 1e-6,
             *(ctypes.addressof(part) if int8 else None for part in of_scales),
         )  # fmt: skip
-        scratch = aligned_bytes(native_step.scratch_size(self.blocks, batch, new, tokens))
+        scratch = aligned_bytes(native_step.scratch_size(blocks, batch, new, tokens))
 
         def run() -> None:
             hidden[:] = start
-            native_step.llama_step(threads, self.blocks, call, scratch.ctypes.data)
+            native_step.llama_step(threads, blocks, call, scratch.ctypes.data)
 
         run.held = (cache, scales, cos, sin, pointers, of_scales, scratch)  # type: ignore[attr-defined]
         return run
 
-    def cache_bytes(self, batch: int, tokens: int, int8: bool) -> float:
+    def cache_bytes(self, batch: int, tokens: int, kind: str) -> int:
         """Of a block's keys and values."""
-        each = 1 + 4 / CACHE_GROUP if int8 else 2
-        return 2 * each * batch * self.shape.kv_heads * tokens * self.shape.head_dim
+        each = {"float32": 4, "bfloat16": 2, "int8": 1 + 4 / CACHE_GROUP}[kind]
+        return int(2 * each * batch * self.shape.kv_heads * tokens * self.shape.head_dim)
 
 
 def best(runs: list[Callable[[], None]], repeat: int) -> list[float]:
@@ -205,6 +215,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--tokens", type=int, nargs="*", default=[8192])
+    parser.add_argument("--caches", choices=CACHES, nargs="+", default=["bfloat16", "int8"])
     parser.add_argument("--new", type=int, nargs="*", default=[])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -216,8 +227,11 @@ def main() -> None:
         threads, batch = options.threads, options.batch
         runs = [model.products(batch, threads), model.step(batch, 1, FEW_TOKENS, threads)]
         runs += [model.step(batch, new, FEW_TOKENS, threads) for new in options.new]
-        long = [(tokens, int8) for tokens in options.tokens for int8 in (False, True)]
-        runs += [model.step(batch, 1, tokens, threads, int8) for tokens, int8 in long]
+        long = [(tokens, kind) for tokens in options.tokens for kind in options.caches]
+        for tokens, kind in long:
+            runs.append(model.step(batch, 1, tokens, threads, kind))
+            same = np.ones(options.blocks * model.cache_bytes(batch, tokens, kind), np.uint8)
+            runs.append(reader([same], threads))
         products, one, *others = (1e6 * t / options.blocks for t in best(runs, options.repeat))
         line = (
             f"d={depth} products {products:.0f} us a block, step {one:.0f} ({one / products:.2f})"
@@ -225,12 +239,15 @@ def main() -> None:
         for new in options.new:
             several = others.pop(0)
             line += f", {new} new {several:.0f} ({several / one:.2f})"
-        for tokens, int8 in long:
-            longer = others.pop(0)
-            rate = model.cache_bytes(batch, tokens, int8) / (longer - one) / 1e3
-            kind = "int8" if int8 else "bfloat16"
-            line += f", {tokens} tokens of {kind} +{longer - one:.0f} ({rate:.1f} GB/s)"
         print(line, flush=True)
+        for tokens, kind in long:
+            longer, read = others.pop(0) - one, others.pop(0)
+            rate = model.cache_bytes(batch, tokens, kind) / longer / 1e3
+            print(
+                f"    {tokens} tokens of {kind}: +{longer:.0f} us, {rate:.1f} GB/s, "
+                f"{read / longer:.0%} of a plain read",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -141,23 +141,22 @@ struct Lanes {
     static constexpr int kVectors = kCount / V::W;
 };
 
-// A token's keys or values, of type T.
+// A token's keys or values, of type T. kLine: elements of a cache line.
 template <class V, class T>
 struct Plain {
+    static constexpr int kLine = 64 / sizeof(T);
     const T *x;
 
     static Plain from(const void *data, const float *, int64_t at) {
         return {static_cast<const T *>(data) + at};
     }
     typename V::F load(int i) const { return V::load_as(x + i); }
-    void prefetch(int64_t ahead, int width) const {
-        for (int i = 0; i < width; i += int(64 / sizeof(T))) V::prefetch(x + ahead + i);
-    }
 };
 
 // The same, int8 with scales.
 template <class V>
 struct Scaled {
+    static constexpr int kLine = 64;
     const int8_t *x;
     const float *scale;
 
@@ -167,16 +166,15 @@ struct Scaled {
     typename V::F load(int i) const {
         return V::mul(V::load_as(x + i), V::set(scale[i / TRITLLM_CACHE_GROUP]));
     }
-    void prefetch(int64_t ahead, int width) const {
-        for (int i = 0; i < width; i += 64) V::prefetch(x + ahead + i);
-        V::prefetch(scale + ahead / TRITLLM_CACHE_GROUP);
-    }
 };
 
 // score[n][r] = q[r] * key[n] of K keys. q: [width / W][R][W], for loads at equal offsets in their
-// cache lines would have to wait for each other.
+// cache lines would have to wait for each other. What lies `ahead` elements further is fetched among
+// the products, line by line in the order of memory: many lines at once would wait for each other,
+// and processors read ahead only in order. Not by a function of its own, which gcc takes for one
+// that does nothing.
 template <class V, class X, int R, int K>
-void multiply_keys(const float *q, const X *key, int width, float *score) {
+void multiply_keys(const float *q, const X *key, int width, int64_t ahead, float *score) {
     using F = typename V::F;
     constexpr int kLanes = Lanes<V, R>::kCount, kFours = (R + 3) / 4;
     F dot[K][4 * kFours];
@@ -185,6 +183,8 @@ void multiply_keys(const float *q, const X *key, int width, float *score) {
     for (int i = 0; i < width; i += V::W, q += R * V::W) {
         F k[K];
         for (int n = 0; n < K; n++) k[n] = key[n].load(i);
+        if (i * K % X::kLine == 0)
+            for (int j = 0; j < K * V::W; j += X::kLine) V::prefetch(key->x + ahead + i * K + j);
         for (int r = 0; r < R; r++) {
             const F x = V::load(q + r * V::W);
             for (int n = 0; n < K; n++) dot[n][r] = V::fma(x, k[n], dot[n][r]);
@@ -198,7 +198,7 @@ void multiply_keys(const float *q, const X *key, int width, float *score) {
 // out[r] = out[r] * fade[r] + the sum over n of weight[n][r] * value[n], of I vectors from i on.
 template <class V, class X, int R, int I>
 void add_values(float *const *out, const float *fade, const float *weight, const X *value, int keys,
-                int i) {
+                int64_t ahead, int i) {
     using F = typename V::F;
     constexpr int kLanes = Lanes<V, R>::kCount;
     F sum[R][I];
@@ -208,6 +208,9 @@ void add_values(float *const *out, const float *fade, const float *weight, const
     for (int n = 0; n < keys; n++) {
         F v[I];
         for (int j = 0; j < I; j++) v[j] = value[n].load(i + j * V::W);
+        const int at = i * keys + n * I * V::W;
+        if (at % X::kLine == 0)
+            for (int j = 0; j < I * V::W; j += X::kLine) V::prefetch(value->x + ahead + at + j);
         for (int r = 0; r < R; r++) {
             const F w = V::set(weight[n * kLanes + r]);
             for (int j = 0; j < I; j++) sum[r][j] = V::fma(w, v[j], sum[r][j]);
@@ -234,6 +237,8 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t 
     constexpr int kTogether = R < 4 ? 4 : 2;                   // keys
     constexpr int kWide = R * 2 + 3 <= V::kRegisters ? 2 : 1;  // vectors of a value
     const int width = part.head_dim;
+    // What comes kKeys later; past the part's end that is another thread's, or nothing.
+    const int64_t ahead = kKeys * part.stride;
     const Queries queries{part};
     alignas(64) float q[R * kMostHeadDim];
     float *out[R];
@@ -256,16 +261,14 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t 
             if (part.mask && !part.mask[first + t]) continue;
             const int64_t at = (first + t) * part.stride;
             key[keys] = X::from(part.key, part.key_scale, at);
-            value[keys] = X::from(part.value, part.value_scale, at);
-            // What comes kKeys later; past the end that is another thread's, or nothing.
-            key[keys].prefetch(kKeys * part.stride, width);
-            value[keys++].prefetch(kKeys * part.stride, width);
+            value[keys++] = X::from(part.value, part.value_scale, at);
         }
         if (!keys) continue;
         int n = 0;
         for (; n + kTogether <= keys; n += kTogether)
-            multiply_keys<V, X, R, kTogether>(q, key + n, width, score + n * kLanes);
-        for (; n < keys; n++) multiply_keys<V, X, R, 1>(q, key + n, width, score + n * kLanes);
+            multiply_keys<V, X, R, kTogether>(q, key + n, width, ahead, score + n * kLanes);
+        for (; n < keys; n++)
+            multiply_keys<V, X, R, 1>(q, key + n, width, ahead, score + n * kLanes);
         for (int l = 0; l < kVectors; l++) {
             float *at = score + l * V::W;
             if (part.softcap != 0)
@@ -286,7 +289,7 @@ void attend_rows(const AttentionPart &part, int64_t row, int64_t first, int64_t 
             V::store(fade + l * V::W, by);
         }
         for (int i = 0; i < width; i += kWide * V::W)
-            add_values<V, X, R, kWide>(out, fade, score, value, keys, i);
+            add_values<V, X, R, kWide>(out, fade, score, value, keys, ahead, i);
     }
     for (int r = 0; r < R; r++) {
         out[r][width] = largest[r];
