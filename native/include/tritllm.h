@@ -117,7 +117,7 @@ TRITLLM_API int tritllm_sample(const float *largest, int64_t rows, int64_t colum
 TRITLLM_API int tritllm_gather(int isa, const tritllm_matrix *matrix,
                                const tritllm_sample_set *sample, float *magnitudes);
 
-/* scratch: [TRITLLM_GRID][TRITLLM_SAMPLE] floats. */
+/* scratch: TRITLLM_GRID * TRITLLM_SAMPLE floats; like magnitudes best at a multiple of 64 bytes. */
 TRITLLM_API int tritllm_fit(int isa, const float *magnitudes, const tritllm_sample_set *sample,
                             const float *published, int depth, float *scratch, float *codebook);
 

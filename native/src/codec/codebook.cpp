@@ -26,6 +26,13 @@ void log_spaced(float low, float high, int n, float *entries) {
     entries[n - 1] = high;
 }
 
+float largest_at_zero(float step, float inverse) {
+    float half = 0.5f * step;
+    while (half * inverse <= 0.5f) half = std::nextafter(half, 4.0f);
+    while (half * inverse > 0.5f) half = std::nextafter(half, 0.0f);
+    return half;
+}
+
 // The steps that the file will hold, on the scale of the magnitudes. A step that vanishes (of a
 // zero or subnormal matrix) decodes everything to 0, and so does 4 where magnitudes are below 2.
 void fill_steps(const float *codebook, int exponent, int depth, StepTable *table) {
@@ -38,10 +45,7 @@ void fill_steps(const float *codebook, int exponent, int depth, StepTable *table
         table->step[j] = step > 0 ? step : 4.0f;
         table->inverse[j] = 1.0f / table->step[j];
         table->reach[j] = level * table->step[j];
-        float half = 0.5f * table->step[j];
-        while (half * table->inverse[j] <= 0.5f) half = std::nextafter(half, 4.0f);
-        while (half * table->inverse[j] > 0.5f) half = std::nextafter(half, 0.0f);
-        table->half[j] = half;
+        table->half[j] = largest_at_zero(table->step[j], table->inverse[j]);
         if (j > 0 && table->step[j] < table->step[j - 1]) table->ascending = false;
     }
 }

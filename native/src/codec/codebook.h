@@ -23,5 +23,6 @@ constexpr int kBlock = TRITLLM_TILE;
 
 void summarize(const float *values, int64_t n, float *largest, int64_t *positive);
 void log_spaced(float low, float high, int n, float *entries);
+float largest_at_zero(float step, float inverse);  // StepTable's `half`
 void fill_steps(const float *codebook, int exponent, int depth, StepTable *table);
 void fill_midpoints(const float *codebook, MidpointTable *table);

@@ -7,18 +7,19 @@
 
 constexpr int kTileFloats = (TRITLLM_GROUP + 1) * TRITLLM_TILE;  // of tritllm_gather
 constexpr int kSampleTiles = TRITLLM_SAMPLE / TRITLLM_TILE;
+constexpr int kBooks = 4;  // codebooks that the fit compares at a time
 
 // The errors of the sampled groups on the grid of scales, as far as they have been needed.
 struct FitTable {
     const float *magnitudes;  // as tritllm_gather has them
     int64_t tiles;            // of them in use
     int depth;
-    float step[TRITLLM_GRID], inverse[TRITLLM_GRID],
-        reach[TRITLLM_GRID];      // ascending: see StepTable
+    float step[TRITLLM_GRID], inverse[TRITLLM_GRID], reach[TRITLLM_GRID];  // see StepTable
+    float half[TRITLLM_GRID];                                              // at depth 1
     int32_t first[kSampleTiles];  // of a tile, the first row that clips nothing, or TRITLLM_GRID
-    float *error;                 // [TRITLLM_GRID][TRITLLM_SAMPLE]
-    // Of each tile, how many of the 16 squared errors its sums have, in the order of their index.
-    uint8_t summed[TRITLLM_GRID][kSampleTiles];
+    uint8_t used[TRITLLM_GRID];   // whether some codebook had the row
+    int32_t low[kSampleTiles];    // of a tile, the row from which its errors at those are known
+    float *error;                 // [kSampleTiles][TRITLLM_GRID][TRITLLM_TILE]
 };
 
 struct CodecKernels {
@@ -31,7 +32,8 @@ struct CodecKernels {
                      const tritllm_target *targets);
     // Indexed by the element type of the matrix.
     void (*gather[3])(const tritllm_matrix &, const tritllm_sample_set &, float *magnitudes);
-    void (*least_errors)(FitTable &, const int32_t *rows, float *least);
+    void (*least_errors)(FitTable &, const int32_t (*rows)[TRITLLM_ENTRIES], int n,
+                         float (*least)[TRITLLM_SAMPLE]);
     // Indexed by the element type of the output.
     int (*decode[3])(const tritllm_packed &, int64_t begin, int64_t end);
     // Of the calibrated encoder.

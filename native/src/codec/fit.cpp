@@ -5,7 +5,6 @@
 #include <bitset>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "codebook.h"
 #include "cpu/ieee.h"
@@ -169,21 +168,21 @@ class Totals {
                 body_[n_body_++] = place[i];
     }
 
-    // Of n <= 4 codebooks, their ends given by grid rows.
+    // Of n <= kBooks codebooks, their ends given by grid rows.
     void operator()(const int (*ends)[2], int n, double *totals) {
-        const float *least[4] = {least_[0], least_[0], least_[0], least_[0]};
-        for (int c = 0; c < n; c++) {
-            int32_t rows[TRITLLM_ENTRIES];
-            for (int j = 0; j < TRITLLM_ENTRIES; j++) rows[j] = row_of(ends[c][0], ends[c][1], j);
-            kernels_.least_errors(table_, rows, least_[c]);
-            least[c] = least_[c];
-        }
-        double tail[4] = {}, body[4] = {};
+        int32_t rows[kBooks][TRITLLM_ENTRIES];
+        for (int c = 0; c < n; c++)
+            for (int j = 0; j < TRITLLM_ENTRIES; j++)
+                rows[c][j] = row_of(ends[c][0], ends[c][1], j);
+        kernels_.least_errors(table_, rows, n, least_);
+        const float *least[kBooks];
+        for (int c = 0; c < kBooks; c++) least[c] = least_[c < n ? c : 0];
+        double tail[kBooks] = {}, body[kBooks] = {};
         // Each sum in the order of the groups; those of several codebooks do not wait for each other.
         for (int i = 0; i < n_tail_; i++)
-            for (int c = 0; c < 4; c++) tail[c] += double(least[c][tail_[i]]);
+            for (int c = 0; c < kBooks; c++) tail[c] += double(least[c][tail_[i]]);
         for (int i = 0; i < n_body_; i++)
-            for (int c = 0; c < 4; c++) body[c] += double(least[c][body_[i]]);
+            for (int c = 0; c < kBooks; c++) body[c] += double(least[c][body_[i]]);
         for (int c = 0; c < n; c++) totals[c] = tail[c] + body_weight_ * body[c];
     }
 
@@ -193,7 +192,7 @@ class Totals {
     const double body_weight_;
     int n_tail_ = 0, n_body_ = 0;
     uint16_t tail_[TRITLLM_SAMPLE], body_[TRITLLM_SAMPLE];  // where each group's least error is
-    float least_[4][TRITLLM_SAMPLE];
+    float least_[kBooks][TRITLLM_SAMPLE];
 };
 
 void fill_table(const float *magnitudes, const tritllm_sample_set &sample, const float *grid,
@@ -207,6 +206,7 @@ void fill_table(const float *magnitudes, const tritllm_sample_set &sample, const
         table->step[i] = grid[i] / level;
         table->inverse[i] = 1.0f / table->step[i];
         table->reach[i] = level * table->step[i];
+        table->half[i] = depth == 1 ? largest_at_zero(table->step[i], table->inverse[i]) : 0;
     }
     for (int64_t tile = 0; tile < table->tiles; tile++) {
         const float *largest = magnitudes + tile * kTileFloats + TRITLLM_GROUP * TRITLLM_TILE;
@@ -214,7 +214,8 @@ void fill_table(const float *magnitudes, const tritllm_sample_set &sample, const
         table->first[tile] = int32_t(
             std::lower_bound(table->reach, table->reach + TRITLLM_GRID, top) - table->reach);
     }
-    std::memset(table->summed, 0, sizeof table->summed);
+    std::fill_n(table->used, TRITLLM_GRID, uint8_t(0));
+    std::fill_n(table->low, kSampleTiles, TRITLLM_GRID);
 }
 
 }  // namespace
@@ -239,9 +240,9 @@ void fit_codebook(const CodecKernels &kernels, const float *magnitudes,
     std::bitset<TRITLLM_GRID * TRITLLM_GRID> seen;  // none of them was better than the best so far
     for (int stride = 32; stride;) {
         const int low = ends[0][0], high = ends[0][1];
-        const int moves[4][2] = {
+        const int moves[kBooks][2] = {
             {low - stride, high}, {low + stride, high}, {low, high - stride}, {low, high + stride}};
-        int inside[4][2], n = 0;
+        int inside[kBooks][2], n = 0;
         for (const int *move : moves) {
             if (move[0] < 0 || move[0] > move[1] || move[1] >= TRITLLM_GRID) continue;
             if (seen[size_t(move[0] * TRITLLM_GRID + move[1])]) continue;
@@ -249,7 +250,7 @@ void fit_codebook(const CodecKernels &kernels, const float *magnitudes,
             inside[n][0] = move[0];
             inside[n++][1] = move[1];
         }
-        double error[4];
+        double error[kBooks];
         totals(inside, n, error);
         const int chosen = int(std::min_element(error, error + n) - error);
         if (n && error[chosen] < best) {

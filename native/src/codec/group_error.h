@@ -28,15 +28,18 @@ typename V::F level(typename V::F a, typename V::F inverse) {
     return kClip == kClips ? V::min(k, V::set(L)) : k;
 }
 
+// A magnitude less its level.
+template <class V, int L, Clip kClip>
+typename V::F deviation(typename V::F a, const Steps<V> &s) {
+    if (L == 1) return V::select(V::le(a, s.half), a, V::sub(a, s.step));
+    return V::sub(a, V::mul(level<V, L, kClip>(a, s.inverse), s.step));
+}
+
 template <class V, int L, Clip kClip = kClips>
 typename V::F group_error(const typename V::F *a, const Steps<V> &s) {
     typename V::F total = V::set(0);
     for (int i = 0; i < kGroup; i++) {
-        typename V::F e;
-        if (L == 1)
-            e = V::select(V::le(a[i], s.half), a[i], V::sub(a[i], s.step));
-        else
-            e = V::sub(a[i], V::mul(level<V, L, kClip>(a[i], s.inverse), s.step));
+        const typename V::F e = deviation<V, L, kClip>(a[i], s);
         total = V::add(total, V::mul(e, e));
     }
     return total;

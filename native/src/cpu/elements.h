@@ -5,11 +5,14 @@
 
 #include "tritllm.h"
 
-// For functions whose arrays are to stay in registers.
+// For functions whose arrays are to stay in registers, and for those that would take all of them
+// from their callers.
 #if defined(_MSC_VER)
 #define TRIT_INLINE __forceinline
+#define TRIT_NOINLINE __declspec(noinline)
 #else
 #define TRIT_INLINE inline __attribute__((always_inline))
+#define TRIT_NOINLINE __attribute__((noinline))
 #endif
 
 // Everything that the kernels of several instruction sets include lives in an anonymous namespace:

@@ -15,7 +15,7 @@ from tritllm.codec.groups import ordered_sum
 from tritllm.format.layout import packed_shapes
 from tritllm.format.trits import DEPTHS, ENTRIES, GROUP
 from tritllm.native import threads
-from tritllm.native.arrays import address, dtype_number, with_dense_rows
+from tritllm.native.arrays import address, aligned_bytes, dtype_number, with_dense_rows
 from tritllm.native.instruction_sets import isa_number
 from tritllm.native.library import check, library
 from tritllm.native.structures import GRID, SAMPLE, TILE, Matrix, SampleSet, Target
@@ -170,14 +170,14 @@ class _Call:
         if not sample.largest:
             return published
         native, shared = self.library, ctypes.byref(sample)
-        magnitudes = np.empty((GROUP + 1) * SAMPLE, np.float32)
+        magnitudes = aligned_bytes(4 * (GROUP + 1) * SAMPLE)
         check(
             native.tritllm_gather(self.isa, ctypes.byref(self.matrix), shared, address(magnitudes))
         )
         fitted = {depth: np.empty(ENTRIES, np.float32) for depth in published}
 
         def fit(depth: int) -> None:
-            arrays = published[depth], np.empty((GRID, SAMPLE), np.float32), fitted[depth]
+            arrays = published[depth], aligned_bytes(4 * GRID * SAMPLE), fitted[depth]
             initial, scratch, codebook = map(address, arrays)
             check(
                 native.tritllm_fit(
