@@ -3,9 +3,10 @@
     python checks/vllm_serving.py [--environment .venv-vllm] [--work build/vllm] [PART ...]
 
 Parts: `demo`, the demo model at one rank and at two; `load`, 32 requests at once, streaming and
-`vllm bench serve`; `experts`, a tiny mixture of experts with a packed output layer; `planes`, fewer
-planes by --hf-overrides; `refusals`, broken folders. Nothing is decided by timing: latencies are
-printed. The first run makes the environment (some minutes, 3.4 GB).
+`vllm bench serve`; `experts`, a tiny mixture of experts with a packed output layer; `fused`,
+mixtures whose source has the experts of a block in two tensors; `planes`, fewer planes by
+--hf-overrides; `refusals`, broken folders. Nothing is decided by timing: latencies are printed. The
+first run makes the environment (some minutes, 3.4 GB).
 
 Greedy tokens must be equal up to the first that differs, and there the reference must have had a
 tie: its logits of the two tokens less apart than a bound. The logarithms of the probabilities that
@@ -183,13 +184,28 @@ class Check:
             raise CheckError(f"{TOGETHER} requests at once gave {lengths} tokens")
         print(f"streaming: {len(pieces)} pieces make the text; {TOGETHER} requests at once: all")
 
-    def experts(self) -> None:
-        """Experts and an output layer that are packed, at one rank and at two."""
-        source = self.work / "tiny-experts"
+    def mixture(self, kind: str) -> Path:
+        """A tiny mixture at depth 2, its output layer packed as well."""
+        source = self.work / f"tiny-{kind}"
         if not source.exists():
             tiny = ROOT / "checks" / "tiny_experts.py"
-            run([self.programs / "python", tiny, DATA / "model", source], cwd=self.work)
-        folder = self.quantized("experts", source, *OUTPUT_LAYER)
+            run([self.programs / "python", tiny, DATA / "model", source, kind], cwd=self.work)
+        return self.quantized(kind, source, *OUTPUT_LAYER)
+
+    def fused(self) -> None:
+        """Experts whose source has those of a block in two tensors; gpt-oss's are refused."""
+        for kind in ("qwen3_moe_fused", "granitemoe"):
+            folder = self.mixture(kind)
+            with self.serve(folder / "model", "--dtype", "float32") as server:
+                reference = answers_of(server)
+            with self.serve(folder / "packed", "--dtype", "float32", linear="exact") as server:
+                compare(kind, reference, answers_of(server), TIES["float32"])
+        for kind, expected in (("gpt_oss", "biases"), ("llama4", "weighted inputs")):
+            self.refused(self.mixture(kind) / "packed", f"{expected}) cannot run packed in vLLM")
+
+    def experts(self) -> None:
+        """Experts and an output layer that are packed, at one rank and at two."""
+        folder = self.mixture("qwen3_moe")
         with self.serve(folder / "model", "--dtype", "float32") as server:
             reference = answers_of(server)
         for ranks in (1, 2):
@@ -232,15 +248,19 @@ class Check:
             shutil.rmtree(broken, ignore_errors=True)
             shutil.copytree(self.demo_folder() / "packed", broken)
             change(broken / "model.safetensors")
-            server = self.serve(broken)
-            if server.starts():
-                server.stop()
-                raise CheckError(f"{change.__name__}: the folder was served")
-            log = server.log.read_text("utf-8", "replace")
-            lines = [line for line in log.splitlines() if expected in line]
-            if not lines:
-                raise CheckError(f"{change.__name__}: {server.log} does not say {expected!r}")
-            print(f"refused: {lines[-1].strip()}", flush=True)
+            self.refused(broken, expected)
+
+    def refused(self, folder: Path, expected: str) -> None:
+        """The server of a folder ends with a line that says this, before it listens."""
+        server = self.serve(folder)
+        if server.starts():
+            server.stop()
+            raise CheckError(f"{folder} was served; expected a refusal: {expected}")
+        log = server.log.read_text("utf-8", "replace")
+        lines = [line for line in log.splitlines() if expected in line]
+        if not lines:
+            raise CheckError(f"{server.log} does not say {expected!r}")
+        print(f"refused: {lines[-1].strip()}", flush=True)
 
 
 def main() -> int:
@@ -250,6 +270,7 @@ def main() -> int:
         "demo": lambda: check.demo(),
         "load": lambda: check.load(),
         "experts": lambda: check.experts(),
+        "fused": lambda: check.fused(),
         "planes": lambda: check.planes(),
         "refusals": lambda: check.refusals(),
     }

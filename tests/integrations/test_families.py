@@ -22,6 +22,7 @@ PARTS = {
     "clip_text_model": "clip", "clip_vision_model": "clip", "siglip_text_model": "siglip",
     "siglip_vision_model": "siglip", "siglip2_text_model": "siglip2",
     "siglip2_vision_model": "siglip2", "gemma4_text": "gemma4", "aria_text": "aria",
+    "gemma3n": "gemma3n_text",
 }  # fmt: skip
 
 

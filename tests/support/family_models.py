@@ -70,6 +70,14 @@ _QWEN2 = {**_TEXT, "model_type": "qwen2"}
 _SMOL = {
     "text_config": _LLAMA, "vision_config": _PICTURES, "image_token_id": _IMAGE, "scale_factor": 2,
 }  # fmt: skip
+_WAVES = {
+    **_WORDS, "conv_dim": [16, 16], "conv_kernel": [4, 2], "conv_stride": [4, 2],
+    "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+_HEARS = {
+    "d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96,
+    "num_mel_bins": 16, "max_source_positions": 20,
+}  # fmt: skip
 _IMAGE_TOKENS = {"boi_token_index": 90, "eoi_token_index": 91, "image_token_index": _IMAGE}
 
 
@@ -98,6 +106,19 @@ def pictures(pixels: int = 32) -> dict[str, Any]:
 def sounds() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(9)
     return {"input_features": torch.randn(2, 16, 40, generator=generator)}
+
+
+def waves() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(9)
+    return {"input_values": torch.randn(2, 3200, generator=generator)}
+
+
+def frames() -> dict[str, Any]:
+    return {"input_features": sounds()["input_features"].mT}
+
+
+def spectrogram() -> dict[str, Any]:
+    return {"input_values": sounds()["input_features"].mT[:, :32]}
 
 
 def _with_image_tokens(tokens: int) -> dict[str, Any]:
@@ -688,6 +709,290 @@ MODELS = {
 # These go the whole way only where docs/families.md is written (scripts/make_families_table.py):
 # the tests hold their names and coverage alone, for their layers are named as others' are.
 MORE_MODELS = {
+    "mpnet": FamilyModel("MPNet, all-mpnet-base-v2", "MPNetForMaskedLM", "MPNetConfig", _BERT),
+    "electra": FamilyModel(
+        "ELECTRA", "ElectraForMaskedLM", "ElectraConfig", {**_BERT, "embedding_size": 64}
+    ),
+    "ernie": FamilyModel("ERNIE", "ErnieForMaskedLM", "ErnieConfig", _BERT),
+    "layoutlm": FamilyModel("LayoutLM", "LayoutLMForMaskedLM", "LayoutLMConfig", _BERT),
+    "layoutlmv3": FamilyModel(
+        "LayoutLMv3",
+        "LayoutLMv3ForTokenClassification",
+        "LayoutLMv3Config",
+        {
+            **_BERT,
+            "input_size": 32,
+            "patch_size": 16,
+            "coordinate_size": 8,
+            "shape_size": 16,
+            "max_2d_position_embeddings": 64,
+        },
+    ),
+    "longformer": FamilyModel(
+        "Longformer", "LongformerForMaskedLM", "LongformerConfig", {**_BERT, "attention_window": 4}
+    ),
+    "xlm-roberta-xl": FamilyModel(
+        "XLM-R XL", "XLMRobertaXLForMaskedLM", "XLMRobertaXLConfig", _BERT
+    ),
+    "albert": FamilyModel(
+        "ALBERT", "AlbertForMaskedLM", "AlbertConfig", {**_BERT, "embedding_size": 32}
+    ),
+    "wav2vec2": FamilyModel("Wav2Vec 2.0", "Wav2Vec2ForCTC", "Wav2Vec2Config", _WAVES, waves),
+    "hubert": FamilyModel("HuBERT", "HubertForCTC", "HubertConfig", _WAVES, waves),
+    "deit": FamilyModel("DeiT", "DeiTModel", "DeiTConfig", _PICTURES, pictures),
+    "beit": FamilyModel("BEiT", "BeitModel", "BeitConfig", _PICTURES, pictures),
+    "dinov2_with_registers": FamilyModel(
+        "DINOv2 with registers",
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersConfig",
+        _PICTURES,
+        pictures,
+    ),
+    "audio-spectrogram-transformer": FamilyModel(
+        "AST",
+        "ASTForAudioClassification",
+        "ASTConfig",
+        {
+            **_SIZES,
+            "num_mel_bins": 16,
+            "max_length": 32,
+            "patch_size": 8,
+            "frequency_stride": 8,
+            "time_stride": 8,
+        },
+        spectrogram,
+    ),
+    "swin": FamilyModel(
+        "Swin",
+        "SwinModel",
+        "SwinConfig",
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "embed_dim": 32,
+            "depths": [1, 1],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
+        pictures,
+    ),
+    "moonshine": _generation(
+        "Moonshine",
+        "Moonshine",
+        {
+            **_TEXT,
+            "encoder_num_hidden_layers": 2,
+            "decoder_num_hidden_layers": 2,
+            "encoder_num_attention_heads": 4,
+            "decoder_num_attention_heads": 4,
+            "encoder_num_key_value_heads": 4,
+            "decoder_num_key_value_heads": 4,
+            "decoder_start_token_id": 1,
+        },
+        inputs=waves,
+    ),
+    "t5gemma": _generation(
+        "T5Gemma",
+        "T5Gemma",
+        {
+            "encoder": {**_TEXT, "sliding_window": 8},
+            "decoder": {**_TEXT, "sliding_window": 8, "cross_attention_hidden_size": 64},
+            "vocab_size": VOCABULARY,
+        },
+    ),
+    "longt5": _generation("LongT5", "LongT5", {**_T5, "local_radius": 4}),
+    "blenderbot-small": _generation(
+        "BlenderbotSmall", "Blenderbot small", {**_SEQ2SEQ, "max_position_embeddings": 64}
+    ),
+    "plbart": _generation("PLBart", "PLBART", {**_SEQ2SEQ, "max_position_embeddings": 64}),
+    "speech_to_text": _generation(
+        "Speech2Text",
+        "S2T",
+        {
+            **_SEQ2SEQ,
+            "input_feat_per_channel": 16,
+            "conv_channels": 32,
+            "max_source_positions": 64,
+            "max_target_positions": 64,
+        },
+        inputs=frames,
+    ),
+    "codegen": _causal("CodeGen", "CodeGen", {**_GPT, "rotary_dim": 8}),
+    "xglm": _causal(
+        "XGLM",
+        "XGLM",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 64,
+            "ffn_dim": 96,
+            "num_layers": 2,
+            "attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
+        full={"num_layers": 4},
+    ),
+    "biogpt": _causal("BioGpt", "BioGPT", {**_WORDS, "max_position_embeddings": 64}),
+    "openai-gpt": FamilyModel("GPT", "OpenAIGPTLMHeadModel", "OpenAIGPTConfig", _GPT),
+    "gemma3n_text": FamilyModel(
+        "Gemma 3n",
+        "Gemma3nForCausalLM",
+        "Gemma3nTextConfig",
+        {
+            **_TEXT,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 16,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "intermediate_size": 96,
+        },
+    ),
+    "modernbert-decoder": FamilyModel(
+        "ModernBERT decoders", "ModernBertDecoderForCausalLM", "ModernBertDecoderConfig", _BERT
+    ),
+    "afmoe": _causal(
+        "Afmoe", "Trinity", {**_EXPERTS, "num_dense_layers": 1}, full={"num_experts": 16}
+    ),
+    "hy_v3": _causal(
+        "HYV3", "Hunyuan 3", {**_EXPERTS, "first_k_dense_replace": 1}, full={"num_experts": 16}
+    ),
+    "minimax": _causal(
+        "MiniMax",
+        "MiniMax-Text-01",
+        {**_LOCAL_EXPERTS, "layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+        full=_FEW_LOCAL,
+    ),
+    "cohere2_vision": _generation(
+        "Cohere2Vision",
+        "Command A Vision",
+        {
+            "text_config": {**_TEXT, "model_type": "cohere2"},
+            "vision_config": _SIGLIP,
+            "image_token_id": _IMAGE,
+            "alignment_intermediate_size": 64,
+        },
+    ),
+    "aya_vision": _generation(
+        "AyaVision",
+        "Aya Vision",
+        {
+            "text_config": {**_TEXT, "model_type": "cohere2"},
+            "vision_config": _SIGLIP,
+            "image_token_index": _IMAGE,
+            "alignment_intermediate_size": 64,
+        },
+        full={"vision_config": {"model_type": "siglip_vision_model"}},
+    ),
+    "vipllava": _generation(
+        "VipLlava",
+        "ViP-LLaVA",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _CLIP,
+            "image_token_index": _IMAGE,
+            "vision_feature_layers": [0, 1],
+        },
+    ),
+    "llava_next_video": _generation(
+        "LlavaNextVideo",
+        "LLaVA-NeXT-Video",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _CLIP,
+            "image_token_index": _IMAGE,
+            "video_token_index": 93,
+            "image_grid_pinpoints": [[32, 32]],
+        },
+    ),
+    "idefics2": _generation(
+        "Idefics2",
+        "Idefics2",
+        {
+            "text_config": {**_TEXT, "model_type": "mistral"},
+            "vision_config": _PICTURES,
+            "perceiver_config": {
+                "hidden_size": 64,
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 4,
+                "resampler_head_dim": 16,
+                "num_key_value_heads": 2,
+            },
+            "image_token_id": _IMAGE,
+        },
+    ),
+    "glm46v": _generation(
+        "Glm46V",
+        "GLM-4.6V-Flash",
+        _qwen_vl(
+            {"model_type": "glm4v_text"},
+            {"image_size": 16, "attention_bias": False, "model_type": "glm4v_vision"},
+        ),
+        inputs=qwen_picture,
+    ),
+    "glm_ocr": _generation(
+        "GlmOcr", "GLM-OCR", _qwen_vl({}, {"image_size": 16}), inputs=qwen_picture
+    ),
+    "qwen2_audio": _generation(
+        "Qwen2Audio",
+        "Qwen2-Audio",
+        {"text_config": _QWEN2, "audio_config": _HEARS, "audio_token_index": _IMAGE},
+    ),
+    "voxtral": _generation(
+        "Voxtral",
+        "Voxtral",
+        {
+            "text_config": _LLAMA,
+            "audio_config": {**_SIZES, "num_mel_bins": 16, "max_source_positions": 20},
+            "audio_token_id": _IMAGE,
+        },
+    ),
+    "qwen3_asr": _generation(
+        "Qwen3ASR",
+        "Qwen3-ASR",
+        {
+            "text_config": {**_TEXT, "model_type": "qwen3"},
+            "audio_config": {**_HEARS, "output_dim": 64, "downsample_hidden_size": 8},
+            "audio_token_id": _IMAGE,
+        },
+    ),
+    "got_ocr2": _generation(
+        "GotOcr2",
+        "GOT-OCR 2",
+        {
+            "text_config": _QWEN2,
+            "vision_config": {
+                **_SIZES,
+                "image_size": 32,
+                "patch_size": 16,
+                "output_channels": 16,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "mlp_dim": 96,
+            },
+            "image_token_index": _IMAGE,
+        },
+    ),
+    "paddleocr_vl": _generation(
+        "PaddleOCRVL",
+        "PaddleOCR-VL",
+        {
+            "text_config": {**_TEXT, "rope_parameters": _ROPE},
+            "vision_config": {**_SIZES, "image_size": 32, "patch_size": 16},
+            "image_token_id": _IMAGE,
+        },
+    ),
+    "lighton_ocr": _generation(
+        "LightOnOcr",
+        "LightOnOCR",
+        {
+            "text_config": {**_TEXT, "model_type": "qwen3"},
+            "vision_config": {**_PICTURES, "model_type": "pixtral"},
+            "image_token_id": _IMAGE,
+        },
+    ),
     "zaya": _causal(
         "Zaya", "ZAYA1", {**_EXPERTS, "num_experts_per_tok": 1, "router_hidden_size": 32}
     ),

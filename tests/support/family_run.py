@@ -28,7 +28,9 @@ from tritllm.quantizer.kept_weights import EMBEDDING, OUTPUT_LAYER
 
 DEPTHS = (1, 2, 3, 4)
 NATIVE_ERROR = 0.1  # of the norm, in bfloat16, each token by the experts that torch's run chose
-_NOT_LINEAR = r"(.*\.)?(A_log|probe|class_embedding|\w*conv\w*(\.weight)?|positional_embedding\w*)"
+_NOT_LINEAR = (
+    r"(.*\.)?(A_log|probe|class_embedding|\w*conv\w*(\.\d+)?(\.weight)?|positional_embedding\w*)"
+)
 _HOW = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 

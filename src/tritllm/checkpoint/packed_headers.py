@@ -22,7 +22,7 @@ class StoredMatrix:
     """The name and file of an X.weight, and its shape [d, N, ceil(K/5)].
 
     in_features: K, where a manifest told it; the shapes alone tell it only to a byte. transposed:
-    whether it told that the float model stores the weight as [in_features, out_features].
+    whether it told that the float model stores the weight as [in_features, out_features], alone.
     """
 
     name: str
@@ -79,8 +79,9 @@ def stored_in(files: ModelFiles) -> dict[str, StoredMatrix]:
     entries, file_of = _entries({f"{files.name}/{name}": h for name, h in headers.items()})
     matrices = _matrices(entries, file_of)
     for name, matrix in matrices.items():
-        told = {key: manifest["tensors"][name][key] for key in ("in_features", "transposed")}
-        matrices[name] = replace(matrix, **told)
+        record = manifest["tensors"][name]
+        transposed = record["transposed"] and "slice_of" not in record
+        matrices[name] = replace(matrix, in_features=record["in_features"], transposed=transposed)
     return matrices
 
 

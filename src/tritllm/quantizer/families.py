@@ -11,13 +11,18 @@ from __future__ import annotations
 from tritllm.quantizer.encoder_families import ENCODER_FAMILIES
 from tritllm.quantizer.family import Family
 from tritllm.quantizer.towers import (
+    AUDIO_TOWER,
     CLIP_TOWER,
     GEMMA4_TOWERS,
+    GOT_TOWERS,
+    IDEFICS_CONNECTOR,
     INTERN_TOWER,
+    LIGHTON_TOWERS,
     LLAMA4_TOWER,
     MINIMAX_TOWERS,
     MLLAMA_TOWER,
     MUSE_TOWERS,
+    PADDLE_TOWERS,
     PIXTRAL_TOWER,
     PROJECTOR,
     QWEN_VISION,
@@ -72,6 +77,10 @@ _GEMMA4 = (
     _decoder(_ATTENTION, _MLP, r"per_layer_(input_gate|projection)")
     + r"|((language_)?model\.)*per_layer_model_projection"
 )
+_GEMMA3N = (
+    f"{_GEMMA4}|{_decoder(r'laurel[.]linear_(left|right)')}"
+    r"|((language_)?model\.)*altup_projections\.\d+"
+)
 _KIMI_LINEAR = _decoder(
     _MLA,
     r"self_attn\.((forget_gate\.)?[fg]_[ab]|[bkv])_proj",
@@ -112,16 +121,33 @@ FAMILIES = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _QWEN_VL),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), Family(_QWEN3_NEXT, towers=(QWEN_VISION,))),
     "gemma3": Family(_LLAMA.linear, towers=(CLIP_TOWER,)),
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "paligemma"), _LLAVA),
+    **dict.fromkeys(
+        (
+            "llava", "llava_next", "llava_onevision", "paligemma", "llava_next_video", "vipllava",
+            "aya_vision", "cohere2_vision",
+        ),
+        _LLAVA,
+    ),
     "internvl": Family(_LLAMA.linear, towers=(INTERN_TOWER, PROJECTOR)),
     **dict.fromkeys(("smolvlm", "idefics3"), Family(_LLAMA.linear, towers=SMOL_TOWERS)),
+    "idefics2": Family(_LLAMA.linear, towers=(SMOL_TOWERS[0], IDEFICS_CONNECTOR)),
+    **dict.fromkeys(
+        ("qwen2_audio", "voxtral", "qwen3_asr"),
+        Family(_LLAMA.linear, towers=(AUDIO_TOWER, PROJECTOR)),
+    ),
+    "got_ocr2": Family(_LLAMA.linear, towers=GOT_TOWERS),
+    "paddleocr_vl": Family(_LLAMA.linear, towers=PADDLE_TOWERS),
+    "lighton_ocr": Family(_LLAMA.linear, towers=LIGHTON_TOWERS),
     "mllama": Family(
         _decoder(_ATTENTION, r"cross_attn\.[qkvo]_proj", _MLP), towers=(MLLAMA_TOWER, PROJECTOR)
     ),
-    "glm4v": Family(_GLM.linear, towers=(QWEN_VISION,)),
+    **dict.fromkeys(
+        ("glm4v", "glm46v", "glm_ocr"), Family(_GLM.linear, towers=(QWEN_VISION,))
+    ),
     "glm4v_moe": Family(_MOE.linear, towers=(QWEN_VISION,)),
     "gemma4": Family(_GEMMA4, towers=GEMMA4_TOWERS),
     "gemma4_text": Family(_GEMMA4),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), Family(_GEMMA3N)),
     "lfm2_vl": Family(_LFM2.linear, towers=(CLIP_TOWER, PROJECTOR)),
     "aria": Family(
         _MOE.linear,
@@ -188,6 +214,18 @@ FAMILIES = {
         towers=STEP_TOWERS,
     ),
     "olmo_hybrid": Family(_decoder(_ATTENTION, _MLP, r"linear_attn\.[qkvogab]_proj")),
+    "hy_v3": Family(_decoder(_ATTENTION, _MLP, _EXPERTS, rf"mlp\.shared_mlp\.{_UNIT}")),
+    "afmoe": Family(_decoder(_ATTENTION, r"self_attn\.gate_proj", _MLP, _EXPERTS)),
+    "minimax": Family(
+        _decoder(_ATTENTION, r"self_attn\.(qkv_proj|out_proj|output_gate)", _MIXTRAL)
+    ),
+    "modernbert-decoder": Family(
+        r"(model\.)?layers\.\d+\.(attn\.([qkv]_proj|Wo)|mlp\.W[io])|lm_head\.dense"
+    ),
+    **dict.fromkeys(
+        ("xglm", "biogpt"),
+        Family(rf"((model|biogpt)\.)?layers\.\d+\.({_OUT_PROJ}|fc[12])"),
+    ),
     "nanochat": Family(_decoder(_ATTENTION, r"mlp\.fc[12]")),
     "phi": Family(_decoder(r"self_attn\.([qkv]_proj|dense)", r"mlp\.fc[12]")),
     "phi3": Family(_decoder(_PHI3)),
@@ -196,7 +234,8 @@ FAMILIES = {
     "opt": Family(
         rf"(model\.)?decoder\.(project_(in|out)|layers\.\d+\.({_OUT_PROJ}|fc[12]))"
     ),
-    "gpt2": _GPT2,
+    **dict.fromkeys(("gpt2", "openai-gpt"), _GPT2),
+    "codegen": Family(rf"{_H}(attn\.(qkv|out)_proj|mlp\.fc_(in|out))"),
     "gpt_bigcode": Family(_GPT2.linear),
     "gpt_neo": Family(rf"{_H}(attn\.attention\.(q|k|v|out)_proj|mlp\.c_(fc|proj))"),
     "gptj": Family(rf"{_H}(attn\.(q|k|v|out)_proj|mlp\.fc_(in|out))"),

@@ -65,6 +65,38 @@ GEMMA4_TOWERS = (
         r"|self_attn\.([qkv]_proj|post)|lconv1d\.linear_(start|end))\.linear",
     ),
 )
+# Of Qwen's and Mistral's models that hear: Whisper's encoder.
+AUDIO_TOWER = Tower(
+    "*audio_tower*",
+    r"(model\.)?audio_tower\.(layers\.\d+\.(self_attn\.(q|k|v|out)_proj|fc[12])|conv_out|proj[12])",
+)
+GOT_TOWERS = (
+    Tower(
+        "*vision_tower*",
+        r"(model\.)?vision_tower\.layers\.\d+\.(attn\.(qkv|proj)|mlp\.lin[12])",
+    ),
+    Tower(PROJECTOR.glob, r"(model\.)?multi_modal_projector\.multimodal_projector"),
+)
+PADDLE_TOWERS = (
+    Tower("*visual*", rf"(model\.)?visual\.(vision_model\.)?{ENCODER}"),
+    Tower("*linear_?", r"mlp_AR\.linear_[12]|model\.projector\.linear_[12]"),
+)
+LIGHTON_TOWERS = (
+    Tower(
+        "*vision_encoder*",
+        rf"(model\.)?vision_encoder\.transformer\.layers\.\d+"
+        rf"\.(attention\.[qkvo]_proj|feed_forward\.{_UNIT})",
+    ),
+    Tower(
+        "*vision_projection*",
+        r"(model\.)?vision_projection\.(patch_merger\.merging_layer|linear_[12])",
+    ),
+)
+IDEFICS_CONNECTOR = Tower(
+    "*connector*",
+    rf"(model\.)?connector\.(modality_projection\.{_UNIT}|perceiver_resampler\.layers\.\d+"
+    rf"\.(self_attn\.[qkvo]_proj|mlp\.{_UNIT}))",
+)
 MUSE_TOWERS = (
     Tower(
         "*vision*",

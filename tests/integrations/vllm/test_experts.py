@@ -6,11 +6,14 @@ import itertools
 
 import pytest
 import torch
+from support import fused_experts
 from support.packed_matrices import random_matrix
 from support.vllm_layers import SUFFIXES, assert_close, finish, some_input, weight_of
 from torch.nn.functional import silu
 
+from tritllm import PackedCheckpoint, quantize
 from tritllm.errors import FormatError, TritError
+from tritllm.integrations.vllm.stored import read_stored
 from tritllm.ops.numpy_arrays import torch_parts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
@@ -29,13 +32,13 @@ def experts_of(inner: int, depths=(2, 2, 3), prefix: str = "mlp.experts"):
     return found
 
 
-def build(config, inner: int, **options):
+def build(config, inner: int, hidden: int = HIDDEN, experts: int = EXPERTS, **options):
     from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
 
     prefix = f"layers.{next(_names)}.mlp.experts"  # vLLM wants every name once
     config.stored = config.stored.renamed(lambda name: name.replace("mlp.experts", prefix))
     return FusedMoEFactory(
-        num_experts=EXPERTS, top_k=2, hidden_size=HIDDEN, intermediate_size=inner,
+        num_experts=experts, top_k=2, hidden_size=hidden, intermediate_size=inner,
         params_dtype=torch.float32, quant_config=config, prefix=prefix, **options,
     ).routed_experts  # fmt: skip
 
@@ -134,6 +137,36 @@ def test_the_operator_is_one_node_of_a_compiled_graph(config_of, tokens, monkeyp
     finish(layer)
     compiled = torch.compile(layer.forward_modular, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*tokens), layer.forward_modular(*tokens))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "granitemoe"])
+def test_experts_of_a_fused_source(tmp_path, as_rank, tokens, mode, kind):
+    """A folder that `quantize` made, loaded by the names of its files."""
+    from tritllm.integrations.transformers.config import TritConfig
+    from tritllm.integrations.vllm.config import TritVllmConfig
+
+    source = fused_experts.write_fused(tmp_path / "source", kind)
+    quantize(
+        str(source), ["uniform-d2"], tmp_path / "out", write=("packed",), allow_low_coverage=True
+    )
+    folder = tmp_path / "out" / "uniform-d2" / "packed"
+    config = TritVllmConfig(TritConfig())
+    config.stored = read_stored(str(folder), None)
+    before = f"model.layers.0.{fused_experts.LAYOUTS[kind].prefix}"
+    config.stored = config.stored.renamed(lambda name: name.replace(before, "mlp.experts"))
+    packed = PackedCheckpoint(folder)
+    found = {
+        name.removesuffix(".weight").replace(before, "mlp.experts"): packed.tensor(name)
+        for name in packed.quantized
+        if name.startswith(before)
+    }
+    hidden, inner, count = fused_experts.HIDDEN, fused_experts.INNER, fused_experts.EXPERTS
+    layer = build(config, inner, hidden=hidden, experts=count)
+    load(layer, found)
+    _, weights, ids = tokens
+    x, ids = some_input(hidden), ids % count
+    result = finish(layer).forward_modular(x, weights, ids)
+    assert_close(result, float_experts(found, x, weights, ids), mode)
 
 
 def refusal(call, kind) -> str:

@@ -9,9 +9,11 @@ from pkgutil import resolve_name
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import fused_experts
 from support.packed_matrices import random_matrix, store_matrices
 from support.vllm_layers import FUSED
 
+from tritllm import quantize
 from tritllm.errors import FormatError, TritError
 from tritllm.integrations.vllm.plugin import is_too_old, register
 from tritllm.integrations.vllm.stored import (
@@ -133,6 +135,16 @@ def test_a_model_that_stores_its_weights_transposed(tiny):
     message = line_of(lambda: read_stored(str(tiny("gpt2", 2) / "packed"), None))
     assert "model.safetensors: tensor transformer.h.0.attn.c_attn.weight" in message
     assert "serve the dequantized model" in message
+
+
+def test_experts_stored_transposed_are_read(tmp_path):
+    """Each is packed as [out, in]; only a whole matrix that is stored transposed is refused."""
+    source = fused_experts.write_fused(tmp_path / "source", "gpt_oss")
+    quantize(
+        str(source), ["uniform-d2"], tmp_path / "out", write=("packed",), allow_low_coverage=True
+    )
+    stored = read_stored(str(tmp_path / "out" / "uniform-d2" / "packed"), None)
+    assert len(stored.matrices) == 2 * 3 * fused_experts.EXPERTS
 
 
 def test_only_a_folder_can_be_verified():

@@ -95,10 +95,12 @@ class TritExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
             or layer.apply_router_weight_on_input
             or any(extra is not None for extra in extras)
         ):
+            more = [", biases"] if self.moe.has_bias else []
+            more += [", weighted inputs"] if layer.apply_router_weight_on_input else []
             raise TritError(
-                f"{where(self.down[0])}: experts of this kind ({activation}"
-                f"{', biases' if self.moe.has_bias else ''}) cannot run packed in vLLM; quantize "
-                "with --exclude '*experts*', or serve the dequantized model"
+                f"{where(self.down[0])}: experts of this kind ({activation}{''.join(more)}) cannot "
+                "run packed in vLLM; quantize with --exclude '*experts*', or serve the dequantized "
+                "model"
             )
 
     def process_weights_after_loading(self, layer: Any) -> None:
