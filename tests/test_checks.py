@@ -41,7 +41,7 @@ def own_tests(tmp_path):
     def run(*codes: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "support").mkdir()
         shutil.copy(ROOT / "tests/conftest.py", tmp_path)
-        for name in ("allowed_skips.py", "browser.py", "forked_programs.py"):
+        for name in ("allowed_skips.py", "browser.py", "fork_server.py", "forked_programs.py"):
             shutil.copy(ROOT / "tests/support" / name, tmp_path / "support")
         (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
         for number, code in enumerate(codes):
