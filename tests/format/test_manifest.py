@@ -103,7 +103,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(st.data())
 def test_mutations(data):
     """One value anywhere is replaced, removed, renamed, or has a neighbour added."""

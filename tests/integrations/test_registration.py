@@ -7,20 +7,30 @@ import sys
 import textwrap
 
 import pytest
+from support.forked_programs import forked_programs
 
 HEAD = "from tritllm.integrations.registration import register_with_libraries as register\n"
 
 
-@pytest.fixture
-def run(forked_program):
+# Most of what the table of quantizers imports; the table itself each program imports anew.
+AHEAD = """
+import transformers.models.auto.configuration_auto
+
+assert not {"transformers.quantizers", "tritllm"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
     """run(code, strict): what a program prints. strict: a RuntimeWarning is an error in it."""
+    with forked_programs(tmp_path_factory.mktemp("registration"), AHEAD) as forked:
 
-    def program(code: str, strict: bool = False) -> str:
-        done = forked_program(code, strict=strict)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        def program(code: str, strict: bool = False) -> str:
+            done = forked(code, strict=strict)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
 
-    return program
+        yield program
 
 
 def test_registering_imports_neither_torch_nor_transformers():
@@ -35,10 +45,11 @@ def test_registering_imports_neither_torch_nor_transformers():
     assert done.stdout == "1\nFalse False\n"
 
 
-def test_before_and_after_transformers(run):
+def test_before_and_after_transformers(run, forked_program):
     table = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as table\n"
     say = "print(table['tritllm'].__name__)"
-    assert run(HEAD + "register()\n" + table + say, strict=True) == ("TritQuantizer")
+    anew = forked_program(HEAD + "register()\n" + table + say, strict=True)  # transformers as well
+    assert (anew.returncode, anew.stdout.strip()) == (0, "TritQuantizer"), anew.stderr
     assert run(HEAD + table + "register(); register()\n" + say) == "TritQuantizer"
     ours_first = "import tritllm.integrations.transformers\n"
     assert run(HEAD + "register()\n" + ours_first + table + say) == "TritQuantizer"

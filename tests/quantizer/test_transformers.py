@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -154,7 +152,7 @@ for name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
-def test_the_packed_folder_does_not_load_silently(tmp_path):
+def test_the_packed_folder_does_not_load_silently(tmp_path, forked_program):
     """In a process without tritllm, transformers must stop, not go on with random weights."""
     kinds = ("llama", "qwen3_moe")
     arguments = []
@@ -162,9 +160,8 @@ def test_the_packed_folder_does_not_load_silently(tmp_path):
         build(kind).save_pretrained(tmp_path / kind)
         quantize(str(tmp_path / kind), ["uniform-d2"], tmp_path / f"{kind}-out", write=["packed"])
         arguments += [MODELS[kind][0], str(tmp_path / f"{kind}-out/uniform-d2/packed")]
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, check=True
-    )
+    done = forked_program(LOAD, *arguments)
+    assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
         [MODELS[kind][0], "raises"] for kind in kinds
     ]

@@ -26,6 +26,7 @@ for line in sys.stdin:
         os.environ.update(asked["environment"])
 {child}
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
 """
 
 
@@ -34,7 +35,8 @@ def fork_server(folder: Path, ahead: str, child: str, seconds: int) -> Iterator[
     """Yields ask(environment, **asked): what a child with these variables did.
 
     folder: for what a child prints. ahead: Python that runs once. child: Python that runs in each
-    fork, with `asked`, and ends it, best by os._exit: to take all the modules down takes seconds.
+    fork, with `asked`, and ends it, best by os._exit, as the server ends: to take all the modules
+    down takes seconds.
     """
     server = subprocess.Popen(
         [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,14 @@ os._exit(code)
 """
 
 
-@pytest.fixture(scope="session")
-def forked_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """forked_program(code, *arguments, folder=".", strict=False, **environment): its result.
+@contextmanager
+def forked_programs(place: Path, more: str = "") -> Iterator[Program]:
+    """Yields run(code, *arguments, folder=".", strict=False, **environment): a program's result.
 
-    folder: where it runs. strict: a RuntimeWarning is an error in it.
+    place: for what a program prints. more: Python that runs ahead as well. folder: where the
+    program runs. strict: a RuntimeWarning is an error in it.
     """
-    with fork_server(tmp_path_factory.mktemp("programs"), AHEAD, CHILD, 200) as ask:
+    with fork_server(place, AHEAD + more, CHILD, 200) as ask:
 
         def run(
             code: str,
@@ -64,4 +66,11 @@ def forked_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program
                 strict=strict,
             )
 
+        yield run
+
+
+@pytest.fixture(scope="session")
+def forked_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """What `forked_programs` yields."""
+    with forked_programs(tmp_path_factory.mktemp("programs")) as run:
         yield run
