@@ -7,6 +7,7 @@ must be allowed by tests/support/allowed_skips.py.
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -45,6 +46,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if STRICT:
         raise pytest.UsageError(f"TRITLLM_REQUIRE_NATIVE is set, but {native.load_error()}")
     config.addinivalue_line("filterwarnings", "ignore:tritllm runs its NumPy reference")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin every test, and the fixtures that it makes, with the same random numbers.
+
+    What a test draws without a seed of its own is then the same in whatever order tests run.
+    """
+    random.seed(0)
+    for name, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+        if name in sys.modules:
+            getattr(sys.modules[name], seed)(0)
 
 
 class _Skips:

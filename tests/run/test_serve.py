@@ -38,10 +38,13 @@ def server(speaking, tmp_path_factory):
 
     It drafts, which must change no answer, streamed or not.
     """
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("serve")
+    with socket.socket() as held:  # bound, and not listening: nobody else is given its port
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("localhost", 0))
+        yield from _served(speaking, tmp_path_factory.mktemp("serve"), held.getsockname()[1])
+
+
+def _served(speaking, folder, port):
     how = {"port": port, "draft": "planes=1"}
     code = f"from tritllm.run.serve import serve; serve({str(speaking)!r}, **{how})"
     environment = os.environ | {
@@ -63,7 +66,7 @@ def server(speaking, tmp_path_factory):
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         assert process.poll() is None, (log.seek(0), log.read())
         try:
             with urllib.request.urlopen(url, timeout=5):
