@@ -125,7 +125,8 @@ def replay(arguments: argparse.Namespace) -> None:
     packed_model.Candidates = Replay
     torch.set_num_threads(arguments.threads)
     options = {"dtype": "bfloat16", "lm_head_depth": arguments.lm_head_depth}
-    model = load_model(arguments.folder, **options)
+    # Drafts by own planes may make a model's memory again, so they have a model of their own.
+    model, own_planes = (load_model(arguments.folder, **options) for _ in range(2))
     records = json.loads(arguments.record.read_text())
     drafts: dict[str, Any] = {"without drafts": None}
     for name in records:
@@ -133,7 +134,7 @@ def replay(arguments: argparse.Namespace) -> None:
             continue
         second = name == "second"
         source = load_model(arguments.second, **options) if second else name
-        drafts[name] = Draft(model, source)
+        drafts[name] = Draft(model if second else own_planes, source)
     drafts["auto"] = None  # made anew in each pass, so that its trials count every time
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(3, model.config.vocab_size, (PROMPT + arguments.tokens + 9,),
@@ -147,10 +148,11 @@ def replay(arguments: argparse.Namespace) -> None:
             Replay.pairs, Replay.at = records.get(name, records.get("planes=2", [])), 37 * number
             if name == "auto" and not Replay.pairs:
                 continue
-            seconds = timed(model, prompt, truth, arguments.tokens, draft)
+            generating = model if draft is None else draft.model
+            seconds = timed(generating, prompt, truth, arguments.tokens, draft)
             if number:  # the first warms up
                 times[name].append(seconds)
-            elif name == "auto":
+            elif name == "auto" and not draft.pace.off:
                 print(f"  auto took {draft.pace.planes} planes")
     load = os.getloadavg()[0]
     print(f"{arguments.threads} threads, {arguments.tokens} tokens, load {load:.1f}")

@@ -61,7 +61,7 @@ def units_of(code: np.ndarray, depth: int) -> np.ndarray:
 def test_the_bytes_are_as_defined(together, depth):
     weights = random_weights(depth, 37, 205, depth)
     prepared = kernels.prepare(weights.tensor, isa=together, threads=2)
-    units = units_of(codes_of(weights, depth), depth)
+    units = np.moveaxis(units_of(codes_of(weights, depth), depth), 2, 0)  # three streams
     assert units.shape == (3, 3, 3, SHARED[depth], UNIT)
     index_bytes = 3 * 3 * UNIT
     assert prepared.memory[HEADER + index_bytes :].tobytes() == units.tobytes()

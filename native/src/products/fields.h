@@ -32,20 +32,19 @@ struct Fields {
                 out[i] = uint8_t(step[0][i] | step[1][i] << 2 | step[2][i] << 4 | step[3][i] << 6);
     }
 
-    // The trits of 24 steps of each plane, the first one first -> a block with planes together.
-    static void pack_together(const uint8_t (*const *plane)[kUnit], int depth, uint8_t *out) {
-        for (int first = 0; first < kBlockSteps; first += kTogetherSteps) {
-            uint8_t code[kTogetherSteps][kUnit];
-            for (int k = 0; k < kTogetherSteps; k++)
-                for (int i = 0; i < kUnit; i++) {
-                    int sum = 0;
-                    for (int p = 0; p < depth; p++) sum = 3 * sum + plane[p][first + k][i];
-                    code[k][i] = uint8_t(sum);
-                }
-            for (int k = 0; k < together_units(depth); k++, out += kUnit)
-                for (int i = 0; i < kUnit; i++)
-                    out[i] = uint8_t(code[k][i] | spilled(code, depth, k, i));
-        }
+    // The trits of each plane, the first one first, of eight steps -> the units that these share.
+    static void pack_together(const uint8_t (*const *plane)[kUnit], int first, int depth,
+                              uint8_t *out) {
+        uint8_t code[kTogetherSteps][kUnit];
+        for (int k = 0; k < kTogetherSteps; k++)
+            for (int i = 0; i < kUnit; i++) {
+                int sum = 0;
+                for (int p = 0; p < depth; p++) sum = 3 * sum + plane[p][first + k][i];
+                code[k][i] = uint8_t(sum);
+            }
+        for (int k = 0; k < together_units(depth); k++, out += kUnit)
+            for (int i = 0; i < kUnit; i++)
+                out[i] = uint8_t(code[k][i] | spilled(code, depth, k, i));
     }
 
     static void pack_index(const uint8_t (*index)[kTileRows], uint8_t *out) {

@@ -137,11 +137,15 @@ void pack_block(const tritllm_portable &source, const Span &span, int64_t b, int
                 uint8_t *planes) {
     const uint8_t (*plane[4])[kUnit];
     for (int p = 0; p < source.depth; p++) plane[p] = span.unit[p] + b * kBlockSteps;
-    if constexpr (Layout::kPlanesTogether)
-        if (source.planes_together)
-            return Layout::pack_together(plane, source.depth,
-                                         planes + together_bytes(source.depth, 1, at));
     const int64_t tiles = tiles_of(source.rows), blocks = blocks_of(source.columns);
+    if constexpr (Layout::kPlanesTogether)
+        if (source.planes_together) {
+            for (int i = 0; i < kTogetherStreams; i++)
+                Layout::pack_together(plane, i * kTogetherSteps, source.depth,
+                                      planes + together_bytes(source.depth, tiles, blocks) * i +
+                                          together_bytes(source.depth, 1, at));
+            return;
+        }
     for (int p = 0; p < source.depth; p++)
         Layout::pack_plane(plane[p], planes + plane_bytes(Layout::kLayout, tiles, blocks) * p +
                                          plane_bytes(Layout::kLayout, 1, at));

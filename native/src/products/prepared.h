@@ -1,6 +1,7 @@
 // What prepared memory looks like: a header, the steps, then streams of units of 64 bytes: the scale
-// indices of the matrix, its first plane, its second, ...; or one stream in place of all planes,
-// where those of a weight lie together.
+// indices of the matrix, its first plane, its second, ...; or, where the planes of a weight lie
+// together, three streams of them all: of the first, the second and the third two groups of every
+// block (processors fetch three streams ahead of their readers half as fast again as one).
 //
 // A stream holds the matrix by tiles of 16 rows, and a tile by blocks of 96 columns (6 groups): so a
 // thread reads each stream from front to back, and a product of fewer planes than were prepared does
@@ -95,12 +96,12 @@ inline int64_t plane_bytes(uint32_t layout, int64_t tiles, int64_t blocks) {
     return tiles * blocks * plane_units(layout) * kUnit;
 }
 
-// Where planes lie together: units that eight steps share, and bytes of their stream's share.
+// Where planes lie together: units that eight steps share, and bytes of a stream's share.
 constexpr int kTogetherSteps = 8;
+constexpr int kTogetherStreams = kBlockSteps / kTogetherSteps;
 constexpr int together_units(int depth) { return depth == 2 ? 4 : depth == 3 ? 5 : 7; }
-constexpr int kBlockTogether = kBlockSteps / kTogetherSteps;  // so many eights a block
 inline int64_t together_bytes(int depth, int64_t tiles, int64_t blocks) {
-    return tiles * blocks * kBlockTogether * together_units(depth) * kUnit;
+    return tiles * blocks * together_units(depth) * kUnit;
 }
 
 constexpr char kActivationsMagic[8] = {'t', 'r', 'i', 't', 'a', 'c', 't', '1'};

@@ -203,7 +203,7 @@ int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth, i
         return -1;
     const int64_t tiles = tiles_of(rows), blocks = blocks_of(columns);
     return int64_t(sizeof(PreparedHeader)) + index_bytes(row_scales != 0, tiles, blocks) +
-           (planes_together ? together_bytes(depth, tiles, blocks)
+           (planes_together ? kTogetherStreams * together_bytes(depth, tiles, blocks)
                             : depth * plane_bytes(k->layout, tiles, blocks));
 }
 
