@@ -2,7 +2,7 @@
 
     pip install gguf
     python benchmarks/llama_cpp.py --llama-bin LLAMA_BUILD/bin [--ik-bin IK_BUILD/bin] SCRATCH
-    ... [--threads 2] [--passes 2] [--long-tokens 8192]
+    ... [--threads 2] [--passes 2] [--long-tokens 8192] [--only d2 Q4_0]
 
 SCRATCH gets a random checkpoint of a Qwen2.5-1.5B's shape (32,000 tokens, an output matrix of its
 own) and what each side makes of it: packed folders of depth 1 to 4, and GGUFs with llama-quantize's
@@ -13,9 +13,10 @@ ternary models is measured on the same random weights: its speed does not depend
 Every measurement is a process of its own: `tritllm bench` with lm_head at depth 4, which
 llama-quantize's 6-bit output matrix comes nearest to, and llama-bench. All decode after a prompt of
 the same length, a warm-up first; the last passes decode after a prompt of `--long-tokens`, ours and
-what is nearest to its bits. Figures are the best pass. A ratio is of ours to the best of all types
-and settings of both engines whose layers have at least our bits a weight, less 3 %: Q6_K is as near
-to depth 4 as their types come.
+what is nearest to its bits, or those that `--only` names, which with `--passes 0` are all that is
+measured: the long prompt takes most of the time. Figures are the best pass. A ratio is of ours to
+the best of all types and settings of both engines whose layers have at least our bits a weight,
+less 3 %: Q6_K is as near to depth 4 as their types come.
 """
 
 from __future__ import annotations
@@ -93,8 +94,10 @@ class Contender:
         return f"{self.type}.gguf"
 
 
-def contenders(with_ik: bool) -> list[Contender]:
-    """In the order of a pass: those of about as many bits next to each other."""
+def contenders(with_ik: bool, only: Sequence[str]) -> list[Contender]:
+    """In the order of a pass: those of about as many bits next to each other; of these types, or
+    all where `only` is empty.
+    """
     found = []
     for group in (
         ("IQ2_BN", "TQ2_0", "d1", "TQ1_0"),
@@ -104,6 +107,8 @@ def contenders(with_ik: bool) -> list[Contender]:
         ("bfloat16",),
     ):
         for type_ in group:
+            if only and type_ not in only:
+                continue
             if type_ not in IK_ONLY:
                 found.append(Contender(type_))
             if with_ik and type_ in IK_TYPES:
@@ -239,6 +244,8 @@ def print_ratios(found: Found, bits: dict[Contender, float]) -> None:
     for what, goals in GOALS.items():
         for depth, goal in goals.items():
             us = Contender(depth)
+            if what not in found.get(us, ()):
+                continue
             rivals = [
                 which
                 for which, speeds in found.items()
@@ -249,7 +256,9 @@ def print_ratios(found: Found, bits: dict[Contender, float]) -> None:
                 print_ratio(what, us, best, found, goal)
     for what, goals in BFLOAT16_GOALS.items():
         for depth, goal in goals.items():
-            print_ratio(what, Contender(depth), Contender("bfloat16"), found, goal)
+            us, them = Contender(depth), Contender("bfloat16")
+            if what in found.get(us, ()) and what in found.get(them, ()):
+                print_ratio(what, us, them, found, goal)
 
 
 def print_ratio(what: str, us: Contender, them: Contender, found: Found, goal: float) -> None:
@@ -273,6 +282,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--long-tokens", type=int, default=8192, help="0 for no long context")
     parser.add_argument("--long-passes", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=[], help="depths and types to measure")
     parser.add_argument("--only-make", action="store_true", help="make the models and stop")
     arguments = parser.parse_args()
 
@@ -288,13 +298,13 @@ def main() -> None:
     settings = Settings(
         arguments.threads, arguments.prompt_tokens, arguments.new_tokens, arguments.long_tokens
     )
-    found: Found = {which: {} for which in contenders(programs.ik is not None)}
+    found: Found = {which: {} for which in contenders(programs.ik is not None, arguments.only)}
     bits = {which: bits_of(which, folder) for which in found}
     long_passes = arguments.long_passes if settings.long else 0
     for number in range(arguments.passes + long_passes):
         long = number >= arguments.passes
         for which, speeds in found.items():
-            if long and (which.ik or which.type not in LONG):
+            if long and (which.ik or which.type not in (arguments.only or LONG)):
                 continue
             print(f"pass {number + 1}: {which.name}", file=sys.stderr, flush=True)
             for what, speed in measure(which, programs, folder, settings, long).items():

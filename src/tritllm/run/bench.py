@@ -199,19 +199,18 @@ def _measure(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (1, prompt_tokens), generator=generator).to(model.device)
     count = new_tokens + 1
-    settings = generation_settings(
-        model, max_new_tokens=count, min_new_tokens=count, compiled=compiled
-    )
     # Once for the caches' sake, at length where a static cache's length is compiled in.
-    warm = count if compiled else 2
-    warm_settings = generation_settings(
-        model, max_new_tokens=warm, min_new_tokens=warm, compiled=compiled
-    )
-    for config, clock in ((warm_settings, TokenClock()), (settings, TokenClock())):
+    for length in (count if compiled else 2, count):
+        settings = generation_settings(model, max_new_tokens=length, compiled=compiled)
+        # No token has this number, so none ends the text. Least lengths (min_new_tokens) would
+        # search the whole vocabulary twice for every token, which nobody's generate does.
+        settings.eos_token_id = vocabulary
+        settings.pad_token_id = settings.pad_token_id or 0
+        clock = TokenClock()
         model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=config,
+            generation_config=settings,
             streamer=clock,
             draft=drafts,
         )

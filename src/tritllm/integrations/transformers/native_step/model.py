@@ -18,7 +18,6 @@ import torch
 from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache
 
-from tritllm.integrations.transformers.native_step.blocks import epsilon_of, vector
 from tritllm.integrations.transformers.native_step.cache import (
     CACHES,
     MOST_NEW_TOKENS,
@@ -124,8 +123,7 @@ class NativeStepModel(WatchedModule):
         if not _rotary_fits(rotary, hidden, parts.turned):
             return None
         hidden = hidden.contiguous()
-        final_norm = vector(self.norm.weight), epsilon_of(self.norm)
-        cache.step(blocks, final_norm, hidden, rotary, mask)
+        cache.step(blocks, parts.final_norm, hidden, rotary, mask)
         return hidden
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -13,7 +13,9 @@ from tritllm.integrations.transformers.compat import attention_of
 from tritllm.integrations.transformers.experts import TritExpert, TritExperts
 from tritllm.integrations.transformers.native_step.blocks import (
     can_be_native,
+    epsilon_of,
     native_blocks,
+    vector,
     vectors_of,
 )
 from tritllm.integrations.transformers.native_step.families import (
@@ -79,7 +81,8 @@ class Parts:
         self._linears = [linear.__dict__ for block in blocks for linear in block.linears()]
         self._find_blocks()
         self._vectors = [model.norm.weight, *(v for block in blocks for v in vectors_of(block))]
-        self._addresses = [vector.data_ptr() for vector in self._vectors]
+        self._addresses = [tensor.data_ptr() for tensor in self._vectors]
+        self.final_norm = vector(model.norm.weight), epsilon_of(model.norm)
 
     def _find_rotary(self, model: Any, blocks: list[Block]) -> bool:
         """Whether the positions of all layers are rotated by one table, or by two."""
