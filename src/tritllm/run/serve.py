@@ -83,11 +83,14 @@ def serve(
 
     from tritllm.integrations.transformers.compat import server_class
     from tritllm.integrations.transformers.config import reading
+    from tritllm.integrations.transformers.load_model import class_that_generates, packed_config
 
     set_threads(threads)
     quiet()
     register_with_libraries()
     check_packed(folder, planes)
+    with one_line(folder):
+        class_that_generates(folder, packed_config(folder))
     # Without one, the server would start and fail at every request.
     chats = bool(load_tokenizer(folder).chat_template)
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # the server looks at it, and fails else

@@ -25,7 +25,8 @@ def load_model(
     activations: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """AutoModelForCausalLM.from_pretrained of a packed folder or Hub id.
+    """from_pretrained of a packed folder or Hub id that generates text: of AutoModelForCausalLM, or
+    of AutoModelForImageTextToText where a model sees pictures, too.
 
     Args:
         folder: a packed folder, or a Hub id of one.
@@ -35,10 +36,8 @@ def load_model(
         activations: "per-token" rounds them to int8 as BitNet's models are trained to have them.
         kwargs: passed to from_pretrained (dtype, device_map, revision, ...).
 
-    Raises TritError where it is not a packed model, or breaks the format.
+    Raises TritError where it is not a packed model, breaks the format, or goes on with no text.
     """
-    from transformers import AutoModelForCausalLM
-
     from tritllm.integrations.transformers.hub_manifest import with_token
 
     config = packed_config(folder, **{n: kwargs[n] for n in _WHERE if n in kwargs})
@@ -47,7 +46,25 @@ def load_model(
     )
     config.quantization_config |= asked.get_loading_attributes()
     with with_token(kwargs.get("token")):
-        return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
+        return class_that_generates(folder, config).from_pretrained(folder, config=config, **kwargs)
+
+
+def class_that_generates(folder: str | Path, config: Any) -> Any:
+    """transformers' automatic class for a config. Raises TritError for a model that does not go on
+    with a text: encoders, and those that read one text and write another.
+    """
+    import transformers
+
+    architecture = (config.architectures or ["a model of this kind"])[0]
+    known = getattr(transformers, architecture, None)
+    if known is None or known.can_generate():
+        if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            return transformers.AutoModelForCausalLM
+        if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return transformers.AutoModelForImageTextToText
+    raise TritError(
+        f"{folder}: {architecture} does not go on with a text; run it in transformers by its class"
+    )
 
 
 def packed_config(folder: str | Path, **where: Any) -> Any:
