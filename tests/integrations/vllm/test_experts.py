@@ -192,7 +192,7 @@ def test_only_some_experts_are_packed(config_of):
 
 def test_experts_that_are_not_plainly_gated(config_of):
     message = refusal(lambda: build(config_of(experts_of(64)), 64, has_bias=True), TritError)
-    assert "experts.0.down_proj.weight" in message
+    assert "experts.0.gate_proj.weight" in message
     assert "biases" in message
 
 

@@ -102,13 +102,15 @@ class TritVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def _experts_method(self, layer: Any, prefix: str) -> Any:
         """The method of a block's experts, whose matrices have names of their own in the file."""
-        from tritllm.integrations.vllm.experts_method import TritExpertsMethod
+        from tritllm.integrations.vllm.experts_method import TritExpertsMethod, check_supported
 
         names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
         experts = range(layer.moe_config.num_logical_experts)
         gate_up = [f"{prefix}.{e}.{name}" for e in experts for name in names[:2]]
         first = self.stored.of_modules(gate_up)
         second = self.stored.of_modules([f"{prefix}.{e}.{names[2]}" for e in experts])
+        if first or second:
+            check_supported(layer, (first or second)[0])
         if bool(first) != bool(second):
             raise FormatError(
                 f"{where((first or second)[0])} is packed and other matrices of {prefix} are not, "

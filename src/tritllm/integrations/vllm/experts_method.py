@@ -56,10 +56,8 @@ class TritExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
     ) -> None:
         """Register the parameters that vLLM's loaders fill.
 
-        Raises TritError for experts that are not plainly gated, FormatError where a stored shape
-        does not follow from the model's.
+        Raises FormatError where a stored shape does not follow from the model's.
         """
-        self._check_supported(layer)
         inner = self.moe.intermediate_size
         for matrix in self.gate_up:
             matrix.check(inner, hidden_size)
@@ -84,24 +82,6 @@ class TritExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
             layer.register_parameter(f"{name}_weight_scale", scale)
             steps = StepsParameter(len(matrices), depth=depth, **common)
             layer.register_parameter(f"{name}_weight_codebook", steps)
-
-    def _check_supported(self, layer: Any) -> None:
-        """Raise TritError for experts that do more than plain gated ones."""
-        activation = layer.activation.value
-        extras = [layer.swiglu_limit, layer.swiglu_alpha, layer.swiglu_beta]
-        if (
-            activation not in ACTIVATIONS
-            or self.moe.has_bias
-            or layer.apply_router_weight_on_input
-            or any(extra is not None for extra in extras)
-        ):
-            more = [", biases"] if self.moe.has_bias else []
-            more += [", weighted inputs"] if layer.apply_router_weight_on_input else []
-            raise TritError(
-                f"{where(self.down[0])}: experts of this kind ({activation}{''.join(more)}) cannot "
-                "run packed in vLLM; quantize with --exclude '*experts*', or serve the dequantized "
-                "model"
-            )
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check what was loaded, and prepare each expert for the device; raises FormatError."""
@@ -138,6 +118,24 @@ class TritExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
             layer.w2_weight, layer.w2_weight_scale, layer.w2_weight_codebook, layer.w2_call,
             list(layer.columns.pads or (0, 0)),
         )  # fmt: skip
+
+
+def check_supported(layer: Any, matrix: StoredMatrix) -> None:
+    """Raise TritError for experts that do more than plain gated ones. matrix: one of theirs."""
+    moe, activation = layer.moe_config, layer.activation.value
+    extras = [layer.swiglu_limit, layer.swiglu_alpha, layer.swiglu_beta]
+    if (
+        activation not in ACTIVATIONS
+        or moe.has_bias
+        or layer.apply_router_weight_on_input
+        or any(extra is not None for extra in extras)
+    ):
+        more = [", biases"] if moe.has_bias else []
+        more += [", weighted inputs"] if layer.apply_router_weight_on_input else []
+        raise TritError(
+            f"{where(matrix)}: experts of this kind ({activation}{''.join(more)}) cannot run "
+            "packed in vLLM; quantize with --exclude '*experts*', or serve the dequantized model"
+        )
 
 
 def _place(layer: Any, expert: int) -> int:
