@@ -22,13 +22,16 @@
  * groups of the weights): s = max|x| / 127, q = rint(x * (127 / max|x|)). A group's dot product is
  * an exact integer, and y = sum over the groups, ascending, of float(dot) * s times step, then +
  * bias. TRITLLM_EXACT: y = the sum over k, ascending, of x times float32(level * step), then + bias.
- * TRITLLM_SUPERBLOCKS, for many batch rows: int8 with one scale for each 192 along K, of weights and
- * of activations (src/products/superblocks.h says how weights are rounded); the sums are those of
+ * TRITLLM_SUPERBLOCKS, for many batch rows: activations are int8 with one scale for each 192 along K,
+ * and so are weights where instructions add up whole vectors of products (AVX-VNNI, AVX-512, AMX:
+ * src/products/superblocks.h); elsewhere weights keep their levels, and their steps are integers
+ * times one scale for each 192 (src/products/level_superblocks.h). The sums are those of
  * TRITLLM_GROUPS with superblocks for groups. TRITLLM_PER_TOKEN: int8 with one scale for each batch
  * row, as BitNet's models are trained: q = rint(x * t) with t = 127 / max(|x|, 1e-5), and the sums are
  * those of TRITLLM_GROUPS with s = 1 / t; but where every row of W has one scale, y = float(dot) * s *
  * step of the whole row, then + bias. Each of these sums adds by fma, which rounds once, but
- * for the scalar set, which rounds the product and then the sum; so all other sets give equal bits.
+ * for the scalar set, which rounds the product and then the sum; so all other sets give equal
+ * bits, of superblocks those that round alike.
  * The result is rounded once to y's type. A group, superblock or batch row that holds a NaN makes the row's
  * results NaN.
  *

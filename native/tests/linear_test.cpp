@@ -2,6 +2,7 @@
 // defines, bit for bit, through the three calls, with memory of just the size that they ask for.
 #include <cmath>
 #include <cstring>
+#include <string>
 
 #include "random_matrix.h"
 
@@ -10,6 +11,11 @@ namespace {
 // Scalar code adds a rounded product, all others fuse.
 float add_product(int isa, float x, float y, float sum) {
     return isa == TRITLLM_SCALAR ? sum + x * y : std::fma(x, y, sum);
+}
+
+bool keeps_levels_in_superblocks(int isa) {
+    const std::string name = tritllm_isa_name(isa);
+    return name == "scalar" || name == "avx2" || name == "neon";
 }
 
 // Activations of one row in int8, as the header defines them: a scale for each `width` columns.
@@ -40,13 +46,14 @@ struct Row {
     std::vector<float> weight, step;
     std::vector<int> value;
 
-    Row(const Matrix &w, int64_t n, int arithmetic)
+    Row(int isa, const Matrix &w, int64_t n, int arithmetic)
         : width(arithmetic == TRITLLM_SUPERBLOCKS                 ? 192
                 : arithmetic == TRITLLM_PER_TOKEN && w.row_scales ? w.columns
                                                                   : 16),
           value(w.level.begin() + n * w.columns, w.level.begin() + (n + 1) * w.columns) {
         for (int64_t k = 0; k < w.columns; k++)
             weight.push_back(float(value[size_t(k)]) * w.step(n, k));
+        const bool keeps_levels = keeps_levels_in_superblocks(isa);
         const float most = float((std::pow(3, w.depth) - 1) / 2);
         for (int64_t s = 0; s < w.columns; s += width) {
             step.push_back(w.step(n, s));
@@ -54,11 +61,15 @@ struct Row {
             const int64_t end = std::min(s + width, w.columns);
             float top = 0;
             for (int64_t k = s; k < end; k++) top = std::max(top, w.step(n, k));
-            const float span = most * top, factor = span > 0 ? 32512 / span : 0;
-            step.back() = span / 127;
+            const float span = keeps_levels ? top : most * top;
+            const float largest = keeps_levels ? 2047 : 32512;
+            const float factor = span > 0 ? largest / span : 0;
+            step.back() = span / (keeps_levels ? 2047 : 127);
             for (int64_t k = s; k < end; k++) {
                 int &v = value[size_t(k)];
-                v = (v * int(std::nearbyint(w.step(n, k) * factor)) + 128) >> 8;
+                v *= int(std::nearbyint(w.step(n, k) * factor));
+                if (keeps_levels) continue;
+                v = (v + 128) >> 8;
                 CHECK(v >= -127 && v <= 127);
             }
         }
@@ -118,7 +129,7 @@ void compare(int isa, const Matrix &w, int64_t batch, int arithmetic, std::mt199
     for (int64_t b = 0; b < batch; b++)
         rounded.emplace_back(x.data() + b * w.columns, w.columns, arithmetic);
     for (int64_t n = 0; n < w.rows; n++) {
-        const Row row(w, n, arithmetic);
+        const Row row(isa, w, n, arithmetic);
         for (int64_t b = 0; b < batch; b++) {
             const float expected = defined(isa, row, x.data() + b * w.columns, rounded[size_t(b)],
                                            arithmetic == TRITLLM_EXACT) +

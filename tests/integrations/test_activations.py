@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tritllm import quantize
 from tritllm.evaluation.divergence import compare
 from tritllm.format.trits import DEPTHS
 from tritllm.integrations.transformers import TritLinear, load_model
+from tritllm.ops.backends import cpu
 
 DATA = Path(str(files("tritllm") / "demo_data"))
 TEXT_CHARACTERS = 8000  # of the held-out text: some 2200 tokens
@@ -46,9 +48,15 @@ def test_perplexity_is_that_of_the_dequantized_model(demo_model, token_ids, nati
     assert scores["int8"].perplexity == pytest.approx(scores["float"].perplexity, rel=5e-3)
 
 
+@pytest.mark.parametrize(("prefill", "most"), [("groups", 0.01), ("superblocks", 0.015)])
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_every_product_is_near_the_exact_one(demo_model, token_ids, native, depth):
+def test_every_product_is_near_the_exact_one(
+    demo_model, token_ids, native, monkeypatch, depth, prefill, most
+):
     """On the inputs that the layers have in the model; lm_head is packed, too."""
+    monkeypatch.setattr(
+        cpu, "superblock_rows", lambda: 1 if prefill == "superblocks" else sys.maxsize
+    )
     native("exact")
     model = load_model(
         demo_model / f"uniform-d{depth}/packed", dtype=torch.float32, lm_head_depth=4
@@ -60,7 +68,7 @@ def test_every_product_is_near_the_exact_one(demo_model, token_ids, native, dept
         model.get_submodule(name).mode = "int8"
     for name, product in products(model, inputs).items():
         error = (product - exact[name]).norm() / exact[name].norm()
-        assert 0 < error < 1e-2, (name, float(error))
+        assert 0 < error < most, (name, float(error))
 
 
 def activations(model, token_ids: list[int]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,8 @@ from support.weights import random_weights
 
 from tritllm import encode
 from tritllm import products as kernels
+from tritllm.codec import TritTensor
+from tritllm.format import trits
 from tritllm.native.arrays import address, aligned_bytes
 from tritllm.native.structures import OK, Input, Product
 from tritllm.products import reference
@@ -129,11 +131,26 @@ def test_long_rows(isa, columns, batch):
 def test_superblocks_agree_with_the_reference(isa, depth, columns, batch):
     w = random_weights(depth, 50, columns, depth)
     x = activations(columns, batch, columns, np.float32)
-    largest = (3**depth - 1) // 2
-    expected = reference.superblocks(*w.at(depth), x, largest)
+    if isa in reference.KEEP_LEVELS:
+        expected = reference.level_superblocks(*w.at(depth), x)
+    else:
+        expected = reference.superblocks(*w.at(depth), x, (3**depth - 1) // 2)
     prepared = kernels.prepare(w.tensor, isa=isa)
     y = kernels.linear(prepared, x, threads=2, arithmetic=kernels.SUPERBLOCKS)
     assert_close(y, expected, 2 * reference.bound(*w.at(depth), x))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_superblocks_do_not_overflow(isa, depth):
+    """The largest levels at the largest step times the largest activations, of all signs."""
+    signs = np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]]).repeat(8, 0)
+    level = (np.tile(signs, 288) * trits.max_level(depth)).astype(np.int8)
+    packed = trits.pack_trits(trits.levels_to_trits(level, depth))
+    scale = trits.pack_scale_index(np.zeros((32, 36), np.uint8))
+    tensor = TritTensor(packed, scale, np.ones((depth, 27), np.float32), 576)
+    x = np.tile(signs, 288).astype(np.float32) * 127
+    y = kernels.linear(kernels.prepare(tensor, isa=isa), x, arithmetic=kernels.SUPERBLOCKS)
+    np.testing.assert_allclose(y, x @ level.T.astype(np.float32), rtol=1e-6)
 
 
 @pytest.mark.parametrize("arithmetic", [*REFERENCE, kernels.SUPERBLOCKS])

@@ -92,9 +92,12 @@ struct Avx2Products {
     template <int D>
     static Sums more(Sums sum, Bytes w, Bytes x) {
         const __m256i next = first<D>(w, x);
-        __m256i added = D < 4 ? _mm256_add_epi16(sum, next) : _mm256_add_epi32(sum, next);
+        return now(D < 4 ? _mm256_add_epi16(sum, next) : _mm256_add_epi32(sum, next));
+    }
+    // In this order: a tree of sums takes more registers.
+    static __m256i now(__m256i added) {
 #if defined(__GNUC__)
-        __asm__("" : "+x"(added));  // in this order: a tree of sums takes more registers
+        __asm__("" : "+x"(added));
 #endif
         return added;
     }
@@ -103,13 +106,29 @@ struct Avx2Products {
         return _mm256_add_epi32(D < 4 ? in_32_bits(sum) : sum, _mm256_set1_epi32(offset));
     }
 
-    // Of superblocks: signed by signed bytes. A pair of 127s, 2 * 127 * 127 = 32,258, fits 16 bits.
-    static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
-    static Ints set(int32_t x) { return _mm256_set1_epi32(x); }
-    static Ints dot(Ints sum, Bytes w, Bytes x) {
-        return _mm256_add_epi32(
-            sum, in_32_bits(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))));
+    // Of superblocks (level_superblocks.h): activations are unsigned, q + 128, as vpmaddubsw wants its
+    // left operand. Up to depth 3 the 16 columns of a row, in its two sums of 16 bits, are up to
+    // 8 * 13 * 255 = 26,520; at depth 4 pairs, up to 2 * 40 * 255 = 20,400, are scaled at once.
+    static constexpr bool kLevelSuperblocks = true;
+    static constexpr int kSuperRows = 3, kSuperBias = 128;
+    template <int D>
+    static constexpr int kSuperRun = D < 4 ? 4 : 1;
+    static Bytes levels(Bytes codes, int middle) {
+        return _mm256_sub_epi8(codes, _mm256_set1_epi8(char(middle)));
     }
+    static Ints to_ints(Floats x) { return _mm256_cvtps_epi32(x); }
+    static Ints multiplier(Ints m) {  // twice
+        return _mm256_blend_epi16(m, _mm256_slli_epi32(m, 16), 0xaa);
+    }
+    static Ints times(Ints x, int by) { return _mm256_mullo_epi32(x, _mm256_set1_epi32(by)); }
+    static Sums first_levels(Bytes w, Bytes x) { return _mm256_maddubs_epi16(x, w); }
+    static Sums more_levels(Sums sum, Bytes w, Bytes x) {
+        return now(_mm256_add_epi16(sum, _mm256_maddubs_epi16(x, w)));
+    }
+    static Ints scaled(Ints dot, Sums sum, Ints m) {
+        return _mm256_add_epi32(dot, _mm256_madd_epi16(sum, m));
+    }
+    static Ints set(int32_t x) { return _mm256_set1_epi32(x); }
 
     // Of rows with one scale.
     static Sums none() { return _mm256_setzero_si256(); }

@@ -32,6 +32,8 @@ struct Avx512Vnni {
 struct Avx512Engine {
     static constexpr int kBias = Avx512Vnni::kBias;
     using Steps = StepRegisters;
+    template <int D>
+    using Panel = SuperPanel;
 
     template <int D>
     static void unpack(const Product &p, const Steps &steps, int64_t tile, int64_t block, int count,

@@ -7,12 +7,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/int8.h"
 #include "decode_prepared.h"
 #include "fields_tile.h"
+#include "level_superblocks.h"
 #include "product_kernels.h"
-#include "superblocks.h"
 
 namespace {
 
@@ -266,12 +267,16 @@ void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t
 template <class V>
 struct FieldsEngine : V {
     template <int D>
+    using Panel = std::conditional_t<V::kLevelSuperblocks, LevelPanel<D>, SuperPanel>;
+
+    template <int D>
     static void unpack(const Product &p, const typename V::Steps &steps, int64_t tile,
                        int64_t block, int count, uint8_t (*code)[kUnit], float (*step)[kTileRows]) {
         unpack_blocks<V, D>(p, steps, tile, block, count, code, step);
     }
-    static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
-                         int64_t rows, int64_t s, int64_t count) {
+    template <class Panel>
+    static void multiply(Panel &panel, int tiles, const Activations &a, int64_t first, int64_t rows,
+                         int64_t s, int64_t count) {
         multiply_super_panel<V>(panel, tiles, a, first, rows, s, count);
     }
     static void finish(const Product &p, int64_t b, int64_t tile, const float *sum) {

@@ -89,10 +89,21 @@ struct NeonProducts {
         return vaddq_s32(sum, vdupq_n_s32(offset));
     }
 
-    // Of superblocks: signed by signed bytes.
-    static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
+    // Of superblocks (level_superblocks.h).
+    static constexpr bool kLevelSuperblocks = true;
+    static constexpr int kSuperRows = 4, kSuperBias = 0;
+    template <int D>
+    static constexpr int kSuperRun = 4;
+    static Bytes levels(Bytes codes, int middle) {
+        return vsubq_u8(codes, vdupq_n_u8(uint8_t(middle)));
+    }
+    static Ints to_ints(Floats x) { return vcvtnq_s32_f32(x); }
+    static Ints multiplier(Ints m) { return m; }
+    static Ints times(Ints x, int by) { return vmulq_n_s32(x, by); }
+    static Sums first_levels(Bytes w, int8x16_t x) { return first<1>(w, x); }
+    static Sums more_levels(Sums sum, Bytes w, int8x16_t x) { return more<1>(sum, w, x); }
+    static Ints scaled(Ints dot, Sums sum, Ints m) { return vmlaq_s32(dot, sum, m); }
     static Ints set(int32_t x) { return vdupq_n_s32(x); }
-    static Ints dot(Ints sum, Bytes w, int8x16_t x) { return more<1>(sum, w, x); }
 
     // Of rows with one scale.
     static Sums none() { return vdupq_n_s32(0); }

@@ -83,17 +83,39 @@ struct Plain {
         for (auto &v : sum.v) v += offset;
         return sum;
     }
-    // Of superblocks: signed by signed bytes.
-    static constexpr int kBias = 0, kSuperTiles = 1, kSuperRows = 4;
+    // Of superblocks (level_superblocks.h).
+    static constexpr bool kLevelSuperblocks = true;
+    static constexpr int kSuperRows = 4, kSuperBias = 0;
+    template <int D>
+    static constexpr int kSuperRun = 4;
+    static Bytes levels(Bytes codes, int middle) {
+        for (auto &v : codes.v) v = uint8_t(v - middle);
+        return codes;
+    }
+    static Ints to_ints(const Floats &x) {
+        Ints r;
+        for (int i = 0; i < 16; i++) r.v[i] = round_to_int(x.v[i]);
+        return r;
+    }
+    static Ints multiplier(const Ints &m) { return m; }
+    static Ints times(Ints x, int by) {
+        for (auto &v : x.v) v *= by;
+        return x;
+    }
+    static Sums first_levels(const Bytes &w, const Four &x) { return more_levels({}, w, x); }
+    static Sums more_levels(Sums sum, const Bytes &w, const Four &x) {
+        for (int r = 0; r < 16; r++)
+            for (int c = 0; c < 4; c++) sum.v[r] += int8_t(w.v[4 * r + c]) * x.v[c];
+        return sum;
+    }
+    static Ints scaled(Ints dot, const Sums &sum, const Ints &m) {
+        for (int r = 0; r < 16; r++) dot.v[r] += sum.v[r] * m.v[r];
+        return dot;
+    }
     static Ints set(int32_t x) {
         Ints r;
         for (auto &v : r.v) v = x;
         return r;
-    }
-    static Ints dot(Ints sum, const Bytes &w, const Four &x) {
-        for (int r = 0; r < 16; r++)
-            for (int c = 0; c < 4; c++) sum.v[r] += int8_t(w.v[4 * r + c]) * x.v[c];
-        return sum;
     }
 
     // Of rows with one scale.

@@ -46,15 +46,29 @@ void quantize_superblocks(const void *x, int64_t columns, int64_t blocks, uint8_
     }
 }
 
-// Codes (level + L) of a superblock and its steps -> w + bias in place, and the weights' scales.
-template <int D, int kBias>
-void round_superblock(uint8_t (*code)[kUnit], const float (*step)[kTileRows], float *scale) {
-    float top[kTileRows] = {}, factor[kTileRows];
+// The largest magnitude of a superblock's steps, of each row.
+inline void largest_steps(const float (*step)[kTileRows], float *top) {
+    std::fill_n(top, kTileRows, 0.0f);
     for (int g = 0; g < kSuperGroups; g++)
         for (int r = 0; r < kTileRows; r++) {
             const float magnitude = std::fabs(step[g][r]);
             top[r] = magnitude > top[r] ? magnitude : top[r];
         }
+}
+
+struct SuperPanel {
+    alignas(64) uint8_t weight[2][kPanelSupers * kSuperSteps][kUnit];
+    alignas(64) float scale[2][kPanelSupers][kTileRows];
+    alignas(64) float sum[2][kPanelBatch][kTileRows];
+};
+
+// Codes (level + L) of superblock n of tile t and its steps -> w + bias in place, and their scales.
+template <class Engine, int D>
+void round_superblock(SuperPanel &panel, int t, int64_t n, const float (*step)[kTileRows]) {
+    auto code = panel.weight[t] + n * kSuperSteps;
+    float *const scale = panel.scale[t][n];
+    float top[kTileRows], factor[kTileRows];
+    largest_steps(step, top);
     for (int r = 0; r < kTileRows; r++) {
         const float span = float(kMaxLevel[D]) * top[r];
         factor[r] = span > 0 ? 32512.0f / span : 0.0f;
@@ -70,16 +84,10 @@ void round_superblock(uint8_t (*code)[kUnit], const float (*step)[kTileRows], fl
             for (int j = 0; j < kUnit; j++) {
                 const auto level = int16_t(code[i][j] - kMaxLevel[D]);
                 const auto rounded = int16_t(level * multiplier[j] + 128);
-                code[i][j] = uint8_t((rounded >> 8) + kBias);
+                code[i][j] = uint8_t((rounded >> 8) + Engine::kBias);
             }
     }
 }
-
-struct SuperPanel {
-    alignas(64) uint8_t weight[2][kPanelSupers * kSuperSteps][kUnit];
-    alignas(64) float scale[2][kPanelSupers][kTileRows];
-    alignas(64) float sum[2][kPanelBatch][kTileRows];
-};
 
 // Rows row .. row + M - 1 of the panel's sums, which are batch rows `first` later, by superblocks s ..
 // s + count - 1 and tiles t .. t + T - 1.
@@ -146,14 +154,14 @@ void multiply_super_panel(SuperPanel &panel, int tiles, const Activations &a, in
     }
 }
 
-// Engine: a V whose multiply takes any number of batch rows of the panel, unpack<D> the codes and
+// Engine: a V whose multiply takes any number of batch rows of its Panel<D>, unpack<D> the codes and
 // steps of up to a superblock's blocks, and finish sixteen results.
 template <class Engine, int D>
 void superblocks_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    SuperPanel panel;
+    typename Engine::template Panel<D> panel;
     alignas(64) float step[kSuperGroups][kTileRows];
     const typename Engine::Steps steps(p.steps);
-    const int64_t most = panel_rows(p.blocks, kSuperBytes, 16);
+    const int64_t most = panel_rows(p.blocks, kSuperBytes, 48);
     const int64_t supers = supers_of(p.blocks);
     for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
         const int64_t rows = std::min(most, a.batch - first_row);
@@ -176,7 +184,7 @@ void superblocks_depth(const Product &p, const Activations &a, int64_t begin, in
                                 step[held * kBlockGroups], 0,
                                 size_t(kSuperBlocks - held) * kBlockGroups * sizeof step[0]);
                         }
-                        round_superblock<D, Engine::kBias>(code, step, panel.scale[t][n]);
+                        round_superblock<Engine, D>(panel, t, n, step);
                     }
                 Engine::multiply(panel, tiles, a, first_row, rows, s, count);
             }

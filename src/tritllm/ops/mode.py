@@ -12,11 +12,13 @@ It is what a TritLinear takes when it is made; `TritLinear.mode` changes it for 
 
 TRITLLM_PREFILL says what int8 products of many rows do on a CPU, from the first of them on:
 
-* `auto` (the default): superblocks where those are faster (AVX-VNNI, AVX-512 and AMX, from 48 rows
-  on), else groups;
+* `auto` (the default): superblocks where those are faster (AVX2, AVX-VNNI, AVX-512 and AMX, from 48
+  rows on), else groups;
 * `groups`: activations have a scale every 16 columns and weights are what the file says, as for few
   rows: more accurate;
-* `superblocks`: both are rounded to int8 with one scale for each row and 192 columns.
+* `superblocks`: activations are rounded to int8 with one scale for each row and 192 columns; so are
+  weights with AVX-VNNI, AVX-512 and AMX, elsewhere they keep their levels and the scales of 192
+  columns are rounded to 12 bits.
 """
 
 from __future__ import annotations

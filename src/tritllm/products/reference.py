@@ -139,9 +139,44 @@ def superblocks(
     level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray, largest: int
 ) -> np.ndarray:
     """As `quantized`, with weights and activations rounded by superblocks of 192 columns."""
-    activations = quantize_superblocks(x)
     w, scale = round_weights(level, index, steps, largest)
-    dots = np.einsum("bsi,nsi->bns", activations.q.astype(np.int32), w.astype(np.int32))
+    return _sum_of_superblocks(w.astype(np.int32), scale, x)
+
+
+LARGEST_MULTIPLIER = 2047
+KEEP_LEVELS = ("scalar", "avx2", "neon")  # instruction sets whose superblocks round steps alone
+
+
+def round_steps(index: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale indices [N, G], steps float32 [27] -> m int32 [N, S, 12] and its scale float32 [N, S].
+
+    top = max |step| of a superblock's groups, m = rint(step * (2047 / top)), scale = top / 2047.
+    """
+    n, share = len(index), SUPERBLOCK // GROUP
+    groups = np.zeros((n, -(-index.shape[1] // share) * share), np.float32)
+    groups[:, : index.shape[1]] = steps[index]
+    groups = groups.reshape(n, -1, share)
+    top, largest = np.abs(groups).max(axis=2), np.float32(LARGEST_MULTIPLIER)
+    factor = np.where(top > 0, largest / np.where(top > 0, top, 1), np.float32(0))
+    return np.rint(groups * factor[..., None]).astype(np.int32), top / largest
+
+
+def level_superblocks(
+    level: np.ndarray, index: np.ndarray, steps: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """As `superblocks`, where weights keep their levels and steps are rounded (KEEP_LEVELS)."""
+    m, scale = round_steps(index, steps)
+    n, supers, share = m.shape
+    padded = np.zeros((n, supers * SUPERBLOCK), np.int32)
+    padded[:, : level.shape[1]] = level
+    w = padded.reshape(n, supers, share, GROUP) * m[..., None]
+    return _sum_of_superblocks(w.reshape(n, supers, SUPERBLOCK), scale, x)
+
+
+def _sum_of_superblocks(w: np.ndarray, scale: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Of integer weights int32 [N, S, 192] and their scales [N, S]."""
+    activations = quantize_superblocks(x)
+    dots = np.einsum("bsi,nsi->bns", activations.q.astype(np.int32), w)
     terms = dots.astype(np.float32) * activations.scale[:, None, :] * scale[None]
     return np.cumsum(terms, axis=2, dtype=np.float32)[..., -1]
 
