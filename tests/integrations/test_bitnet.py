@@ -104,7 +104,7 @@ def test_tokens_are_those_of_transformers(folder, form):
 def test_without_kernels_the_bits_are_those_of_transformers(folder, monkeypatch, form):
     """The same operations in the same order, where its weights are not multiplied by a scale."""
     place = folder(form)
-    monkeypatch.setattr(backends, "prepare", lambda packed: None)
+    monkeypatch.setattr(backends, "prepare", lambda *_: None)
     ours = logits(load_model(packed_of(place), dtype="bfloat16", **PER_TOKEN))
     assert torch.equal(ours, logits(theirs(place)))
 

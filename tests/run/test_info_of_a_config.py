@@ -223,4 +223,4 @@ def test_an_unknown_cache_is_said(config, run):
 
 def test_a_model_with_nothing_to_quantize(config):
     with pytest.raises(TritError, match="no linear weight recognised"):
-        info(config(model_type="codegen"))
+        info(config(model_type="ctrl"))

@@ -26,7 +26,7 @@ _CUTS = (  # ends of modules' names; the first that means a module counts, and o
         r"|(SelfAttention|EncDecAttention)\.o"
         r"|((self_)?attention|self_attn|output)\.dense"
         r"|down_proj|w2|wo|mlp\.Wo|c_proj|fc2|linear_fc2|lin2|fc_out|dense_4h_to_h"
-        r"|output_linear|linear_2|merger\.mlp\.2|x_proj",
+        r"|output_linear|linear_2|merger\.mlp\.2|x_proj|(pre|post)_expert_proj",
         COLUMNS,
     ),
 )
