@@ -99,7 +99,7 @@ struct Plain {
     }
     static Ints multiplier(const Ints &m) { return m; }
     static Ints times(Ints x, int by) {
-        for (auto &v : x.v) v *= by;
+        for (auto &v : x.v) v = int32_t(uint32_t(v) * uint32_t(by));
         return x;
     }
     static Sums first_levels(const Bytes &w, const Four &x) { return more_levels({}, w, x); }
@@ -108,8 +108,10 @@ struct Plain {
             for (int c = 0; c < 4; c++) sum.v[r] += int8_t(w.v[4 * r + c]) * x.v[c];
         return sum;
     }
+    // Steps that no file holds, of damaged memory, may take it past 31 bits; as vectors do, it wraps.
     static Ints scaled(Ints dot, const Sums &sum, const Ints &m) {
-        for (int r = 0; r < 16; r++) dot.v[r] += sum.v[r] * m.v[r];
+        for (int r = 0; r < 16; r++)
+            dot.v[r] = int32_t(uint32_t(dot.v[r]) + uint32_t(sum.v[r]) * uint32_t(m.v[r]));
         return dot;
     }
     static Ints set(int32_t x) {
