@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {"intermediate_size": 192, "moe_intermediate_size": 96, "num_experts": 8},
     ),
-    "granitemoe": ("GraniteMoeConfig", {**_INNER, "num_attention_heads": 4}),
+    "granitemoe": ("GraniteMoeConfig", _INNER),
     "gpt_oss": ("GptOssConfig", _INNER),
     "llama4": ("Llama4TextConfig", {**_INNER, "intermediate_size_mlp": 192}),
 }

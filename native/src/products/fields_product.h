@@ -82,13 +82,10 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
                                       : V::template first<D>(w[part][i], x);
                 }
                 const auto s = V::set(scale[m][g]);
-                for (int part = 0; part < kParts; part++) {
-                    float *to = sum[m] + part * V::kRows;
-                    const auto level_dot = V::template total<D>(dot[part], offset[m][g]);
-                    V::store(to,
-                             V::fma(V::mul(V::to_floats(level_dot), s),
-                                    V::load_floats(step[g] + part * V::kRows), V::load_floats(to)));
-                }
+                for (int part = 0; part < kParts; part++)
+                    add_scaled<V>(sum[m] + part * V::kRows,
+                                  V::template total<D>(dot[part], offset[m][g]), s,
+                                  step[g] + part * V::kRows);
             }
         });
         for (int m = 0; m < M; m++) {
@@ -155,13 +152,10 @@ void multiply_panel(const uint8_t (*code)[kUnit], const float (*step)[kTileRows]
         }
         for (int m = 0; m < M; m++) {
             const auto s = V::set(scale[m][g]);
-            for (int part = 0; part < kParts; part++) {
-                float *sum = sums[m] + part * V::kRows;
-                const auto level_dot = V::template total<D>(dot[m][part], offset[m][g]);
-                V::store(sum,
-                         V::fma(V::mul(V::to_floats(level_dot), s),
-                                V::load_floats(step[g] + part * V::kRows), V::load_floats(sum)));
-            }
+            for (int part = 0; part < kParts; part++)
+                add_scaled<V>(sums[m] + part * V::kRows,
+                              V::template total<D>(dot[m][part], offset[m][g]), s,
+                              step[g] + part * V::kRows);
         }
     }
 }

@@ -95,12 +95,9 @@ void multiply_levels(LevelPanel<D> &panel, int t, const Activations &a, const Su
         }
         for (int m = 0; m < M; m++) {
             const auto activation = V::set(superblock_scale(a, b + m)[s + n]);
-            for (int part = 0; part < kParts; part++) {
-                float *sum = panel.sum[t][row + m] + part * V::kRows;
-                V::store(sum, V::fma(V::mul(V::to_floats(dot[m][part]), activation),
-                                     V::load_floats(panel.scale[t][n] + part * V::kRows),
-                                     V::load_floats(sum)));
-            }
+            for (int part = 0; part < kParts; part++)
+                add_scaled<V>(panel.sum[t][row + m] + part * V::kRows, dot[m][part], activation,
+                              panel.scale[t][n] + part * V::kRows);
         }
     }
 }

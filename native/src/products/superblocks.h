@@ -46,6 +46,14 @@ void quantize_superblocks(const void *x, int64_t columns, int64_t blocks, uint8_
     }
 }
 
+// Adds an integer dot product times the scale of its activations, times that of each row of weights.
+template <class V>
+inline void add_scaled(float *sum, typename V::Ints dot, typename V::Floats activation,
+                       const float *weight) {
+    V::store(sum, V::fma(V::mul(V::to_floats(dot), activation), V::load_floats(weight),
+                         V::load_floats(sum)));
+}
+
 // The largest magnitude of a superblock's steps, of each row.
 inline void largest_steps(const float (*step)[kTileRows], float *top) {
     std::fill_n(top, kTileRows, 0.0f);
@@ -116,12 +124,9 @@ void multiply_superblocks(SuperPanel &panel, int t, const Activations &a, int64_
         for (int m = 0; m < M; m++) {
             q[m] += kSuperColumns;
             const auto activation = V::set(superblock_scale(a, first + row + m)[s + n]);
-            for (int i = 0; i < kVectors; i++) {
-                float *sum = panel.sum[tile(i)][row + m] + lane(i);
-                V::store(sum, V::fma(V::mul(V::to_floats(dot[m][i]), activation),
-                                     V::load_floats(panel.scale[tile(i)][n] + lane(i)),
-                                     V::load_floats(sum)));
-            }
+            for (int i = 0; i < kVectors; i++)
+                add_scaled<V>(panel.sum[tile(i)][row + m] + lane(i), dot[m][i], activation,
+                              panel.scale[tile(i)][n] + lane(i));
         }
     }
 }

@@ -95,13 +95,17 @@ def size(
 
     Raises ValueError for an invalid shape or depth.
     """
-    number = isa_number(isa, "products")
     together = not planes_apart and planes_together(depth, isa)
-    found = library().tritllm_linear_size(
-        number, out_features, in_features, depth, row_scales, together
-    )
+    return _size(isa, out_features, in_features, depth, row_scales, together)
+
+
+def _size(
+    isa: str | None, rows: int, columns: int, depth: int, row_scales: int, together: int
+) -> int:
+    number = isa_number(isa, "products")
+    found = library().tritllm_linear_size(number, rows, columns, depth, row_scales, together)
     if found < 0:
-        raise ValueError(f"no matrix [{out_features}, {in_features}] of depth {depth}")
+        raise ValueError(f"no matrix [{rows}, {columns}] of depth {depth}")
     return found
 
 
@@ -188,9 +192,9 @@ def look(portable: Portable, isa: str | None = None, planes_apart: bool = False)
     """
     portable.row_scales = library().tritllm_linear_row_scales(ctypes.byref(portable))
     portable.planes_together = not planes_apart and planes_together(portable.depth, isa)
-    return size(
-        portable.rows, portable.columns, portable.depth, isa, bool(portable.row_scales),
-        planes_apart,
+    return _size(
+        isa, portable.rows, portable.columns, portable.depth, portable.row_scales,
+        portable.planes_together,
     )  # fmt: skip
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from tritllm.quantizer.family import Family
-from tritllm.quantizer.towers import ENCODER
-
-_UNIT = r"(gate|up|down)_proj"
+from tritllm.quantizer.towers import ENCODER, UNIT
 
 _BERT = Family(
     r"(\w+\.)?encoder\.layer\.\d+\.(attention\.self\.((query|key|value)(_proj|_global)?"
@@ -37,12 +35,12 @@ _ENCODER_DECODER = Family(
 )
 _GATED_ENCODER_DECODER = Family(
     rf"(model\.)?(encoder|decoder)\.layers\.\d+"
-    rf"\.((self|encoder|cross)_attn\.[qkvo]_proj|mlp\.(fc[12]|{_UNIT}))"
+    rf"\.((self|encoder|cross)_attn\.[qkvo]_proj|mlp\.(fc[12]|{UNIT}))"
 )
 _VIT = Family(
     r"(\w+\.)?(encoder\.layer\.\d+\.(attention\.attention\.(query|key|value)"
     r"|attention\.output\.dense|intermediate\.dense|output\.dense|mlp\.(fc[12]|weights_(in|out)))"
-    rf"|layers?\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc[12]|{_UNIT}))|pooler\.dense)"
+    rf"|layers?\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc[12]|{UNIT}))|pooler\.dense)"
 )
 _TWO_TOWERS = Family(
     rf"((text|vision)_model\.)?({ENCODER}|head\.mlp\.fc[12])|text_model\.head"

@@ -28,6 +28,7 @@ from tritllm.quantizer.towers import (
     QWEN_VISION,
     SMOL_TOWERS,
     STEP_TOWERS,
+    UNIT,
     Tower,
 )
 
@@ -43,9 +44,8 @@ _GATED_DELTA = r"linear_attn\.(in_proj_(qkvz|ba|qkv|z|b|a)|out_proj)"
 _SSM = r"(mixer|mamba)\.(in_proj|x_proj|out_proj)"
 _OUT_PROJ = r"self_attn\.(q|k|v|out)_proj"
 _FUSED_QKV = r"\.(query_key_value|dense)"
-_UNIT = r"(gate|up|down)_proj"
-_MLP = rf"mlp\.{_UNIT}"
-_EXPERTS = rf"mlp\.(experts\.\d+|shared_experts?)\.{_UNIT}"
+_MLP = rf"mlp\.{UNIT}"
+_EXPERTS = rf"mlp\.(experts\.\d+|shared_experts?)\.{UNIT}"
 _MIXTRAL = r"block_sparse_moe\.experts\.\d+\.w[123]"
 _PHI3 = r"(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
 _4H = r"mlp\.dense_(h_to_4h|4h_to_h)"
@@ -66,7 +66,7 @@ _BLOOM = Family(rf"{_H}(self_attention{_FUSED_QKV}|{_4H})")
 _MAMBA = Family(rf"(\w+\.)?layers\.\d+\.{_SSM}")
 _QWEN_VL = Family(_LLAMA.linear, towers=(QWEN_VISION,))
 _QWEN3_NEXT = _decoder(_ATTENTION, _GATED_DELTA, _MLP, _EXPERTS)
-_FEED_FORWARD = rf"feed_forward\.((experts\.\d+|shared_expert)\.)?{_UNIT}"
+_FEED_FORWARD = rf"feed_forward\.((experts\.\d+|shared_expert)\.)?{UNIT}"
 _JAMBA = Family(_decoder(_ATTENTION, _SSM, _FEED_FORWARD))
 _LFM2 = Family(
     _decoder(_OUT_PROJ, r"conv\.(in|out)_proj", r"feed_forward\.(experts\.\d+\.)?w[123]")
@@ -84,7 +84,7 @@ _GEMMA3N = (
 _KIMI_LINEAR = _decoder(
     _MLA,
     r"self_attn\.((forget_gate\.)?[fg]_[ab]|[bkv])_proj",
-    rf"(mlp|block_sparse_moe)\.(shared_experts\.)?{_UNIT}",
+    rf"(mlp|block_sparse_moe)\.(shared_experts\.)?{UNIT}",
     _MIXTRAL,
 )
 
@@ -182,7 +182,7 @@ FAMILIES = {
     "hy_v4": Family(
         _decoder(
             rf"{_MLA}|self_attn\.(linear_gate|gate_proj)",  # as a file has it, and transformers
-            rf"mlp\.(shared_experts\.)?(linear_gate|{_UNIT})",
+            rf"mlp\.(shared_experts\.)?(linear_gate|{UNIT})",
             _EXPERTS,
         )
     ),
@@ -209,12 +209,12 @@ FAMILIES = {
     ),
     "step3p7": Family(
         _decoder(
-            _ATTENTION, r"self_attn\.g_proj", rf"(mlp|share_expert|mlp\.shared_experts)\.{_UNIT}"
+            _ATTENTION, r"self_attn\.g_proj", rf"(mlp|share_expert|mlp\.shared_experts)\.{UNIT}"
         ),
         towers=STEP_TOWERS,
     ),
     "olmo_hybrid": Family(_decoder(_ATTENTION, _MLP, r"linear_attn\.[qkvogab]_proj")),
-    "hy_v3": Family(_decoder(_ATTENTION, _MLP, _EXPERTS, rf"mlp\.shared_mlp\.{_UNIT}")),
+    "hy_v3": Family(_decoder(_ATTENTION, _MLP, _EXPERTS, rf"mlp\.shared_mlp\.{UNIT}")),
     "afmoe": Family(_decoder(_ATTENTION, r"self_attn\.gate_proj", _MLP, _EXPERTS)),
     "minimax": Family(
         _decoder(_ATTENTION, r"self_attn\.(qkv_proj|out_proj|output_gate)", _MIXTRAL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_UNIT = r"(gate|up|down)_proj"
+UNIT = r"(gate|up|down)_proj"
 ENCODER = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"  # CLIP's, SigLIP's
 
 
@@ -33,7 +33,7 @@ CLIP_TOWER = Tower(
 PIXTRAL_TOWER = Tower(
     "*vision_tower*",
     rf"(model\.)?vision_tower\.transformer\.layers\.\d+"
-    rf"\.(attention\.[qkvo]_proj|feed_forward\.{_UNIT})",
+    rf"\.(attention\.[qkvo]_proj|feed_forward\.{UNIT})",
 )
 LLAMA4_TOWER = Tower(
     "*vision_model*",
@@ -57,7 +57,7 @@ MLLAMA_TOWER = Tower(
 GEMMA4_TOWERS = (
     Tower(
         "*vision_tower*",
-        rf"(model\.)?vision_tower\.encoder\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.{_UNIT})\.linear",
+        rf"(model\.)?vision_tower\.encoder\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.{UNIT})\.linear",
     ),
     Tower(
         "*audio_tower*",
@@ -85,7 +85,7 @@ LIGHTON_TOWERS = (
     Tower(
         "*vision_encoder*",
         rf"(model\.)?vision_encoder\.transformer\.layers\.\d+"
-        rf"\.(attention\.[qkvo]_proj|feed_forward\.{_UNIT})",
+        rf"\.(attention\.[qkvo]_proj|feed_forward\.{UNIT})",
     ),
     Tower(
         "*vision_projection*",
@@ -94,8 +94,8 @@ LIGHTON_TOWERS = (
 )
 IDEFICS_CONNECTOR = Tower(
     "*connector*",
-    rf"(model\.)?connector\.(modality_projection\.{_UNIT}|perceiver_resampler\.layers\.\d+"
-    rf"\.(self_attn\.[qkvo]_proj|mlp\.{_UNIT}))",
+    rf"(model\.)?connector\.(modality_projection\.{UNIT}|perceiver_resampler\.layers\.\d+"
+    rf"\.(self_attn\.[qkvo]_proj|mlp\.{UNIT}))",
 )
 MUSE_TOWERS = (
     Tower(

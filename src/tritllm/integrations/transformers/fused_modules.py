@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from tritllm.integrations.transformers.compat import experts_gate
 
@@ -25,11 +24,6 @@ def fused_leaves(module: Any) -> tuple[str, str] | None:
     if not has(DOWN) or has("gate_proj"):
         return None
     return next(((first, DOWN) for first in (GATE_UP, UP) if has(first)), None)
-
-
-def is_fused(module: nn.Module) -> bool:
-    """Whether a module holds its experts so."""
-    return fused_leaves(module) is not None
 
 
 def is_gated(fused: Any) -> bool:
