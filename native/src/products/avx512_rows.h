@@ -78,7 +78,7 @@ struct VnniRows {
             for (int t = 0; t < T; t++) w[t] = _mm512_load_si512(panel.unit[t0 + t][s]);
             for (int m = 0; m < M; m++) {
                 const __m512i x = broadcast(q[m] + 4 * s);
-                for (int t = 0; t < T; t++) dot[m][t] = _mm512_dpbusd_epi32(dot[m][t], w[t], x);
+                for (int t = 0; t < T; t++) dot[m][t] = add_products(dot[m][t], w[t], x);
             }
         }
         for (int m = 0; m < M; m++)

@@ -19,7 +19,7 @@ struct Avx512Vnni {
     static Bytes load(const uint8_t *p) { return _mm512_load_si512(p); }
     static Bytes four(const int8_t *x) { return broadcast(x); }
     static Ints set(int32_t x) { return _mm512_set1_epi32(x); }
-    static Ints dot(Ints sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+    static Ints dot(Ints sum, Bytes w, Bytes x) { return add_products(sum, w, x); }
     static Floats set(float x) { return _mm512_set1_ps(x); }
     static Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
     static Floats mul(Floats x, Floats y) { return _mm512_mul_ps(x, y); }
@@ -32,6 +32,7 @@ struct Avx512Vnni {
 struct Avx512Engine {
     static constexpr int kBias = Avx512Vnni::kBias;
     using Steps = StepRegisters;
+    static constexpr int64_t kSuperBytes = 8 << 20;
     template <int D>
     using Panel = SuperPanel;
 
@@ -42,6 +43,31 @@ struct Avx512Engine {
         at.advance(block);
         for (int i = 0; i < count; i++, at.advance(1))
             unpack_block<D>(steps, at, code + i * kBlockSteps, step + i * kBlockGroups);
+    }
+    // Bytes 0 and 2 of a row's four, then 1 and 3, as words; vpmulhrsw of 128 times a level by m is
+    // (level * m + 128) >> 8.
+    template <int D>
+    static void round(uint8_t (*code)[kUnit], const float *step, const float *factor) {
+        const __m512 shift = _mm512_set1_ps(12582912.0f);  // as in round_to_int
+        const __m512 wide = _mm512_mul_ps(_mm512_load_ps(step), _mm512_load_ps(factor));
+        const __m512i m = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(wide, shift)),
+                                           _mm512_castps_si512(shift));
+        const __m512i low = _mm512_set1_epi32(0xffff);
+        const __m512i twice =  // m | m << 16
+            _mm512_ternarylogic_epi32(low, m, _mm512_slli_epi32(m, 16), 0xca);
+        const __m512i middle = _mm512_set1_epi16(128 * kMaxLevel[D]);
+        const __m512i place = _mm512_set1_epi16(0x7f80), even = _mm512_set1_epi16(255);
+        const auto rounded = [&](__m512i codes) {
+            return _mm512_mulhrs_epi16(_mm512_sub_epi16(_mm512_and_si512(codes, place), middle),
+                                       twice);
+        };
+        for (int i = 0; i < kGroupSteps; i++) {
+            const __m512i x = _mm512_load_si512(code[i]);
+            const __m512i a = rounded(_mm512_slli_epi16(x, 7));
+            const __m512i b = rounded(_mm512_srli_epi16(x, 1));
+            const __m512i w = _mm512_ternarylogic_epi32(even, a, _mm512_slli_epi16(b, 8), 0xca);
+            _mm512_store_si512(code[i], _mm512_add_epi8(w, _mm512_set1_epi8(char(kBias))));
+        }
     }
     static void finish(const Product &p, int64_t b, int64_t tile, const float *sum) {
         finish16(p, b, tile * kTileRows, _mm512_load_ps(sum));

@@ -260,6 +260,7 @@ void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t
 
 template <class V>
 struct FieldsEngine : V {
+    static constexpr int64_t kSuperBytes = 8 << 20;
     template <int D>
     using Panel = std::conditional_t<V::kLevelSuperblocks, LevelPanel<D>, SuperPanel>;
 
@@ -267,6 +268,10 @@ struct FieldsEngine : V {
     static void unpack(const Product &p, const typename V::Steps &steps, int64_t tile,
                        int64_t block, int count, uint8_t (*code)[kUnit], float (*step)[kTileRows]) {
         unpack_blocks<V, D>(p, steps, tile, block, count, code, step);
+    }
+    template <int D>
+    static void round(uint8_t (*code)[kUnit], const float *step, const float *factor) {
+        round_group<D, V::kBias>(code, step, factor);
     }
     template <class Panel>
     static void multiply(Panel &panel, int tiles, const Activations &a, int64_t first, int64_t rows,

@@ -21,7 +21,7 @@ struct AvxVnniProducts : Avx2Products {
     // Of superblocks: weights are unsigned, w + 128.
     static constexpr bool kLevelSuperblocks = false;
     static constexpr int kBias = 128, kSuperTiles = 1, kSuperRows = 6;
-    static Ints dot(Ints sum, Bytes w, Bytes x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+    static Ints dot(Ints sum, Bytes w, Bytes x) { return now(_mm256_dpbusd_avx_epi32(sum, w, x)); }
 };
 
 }  // namespace

@@ -28,7 +28,7 @@
 namespace {
 
 constexpr int kPanelSupers = 3;
-constexpr int64_t kSuperBytes = 384 << 10;  // of activations, to stay in the second-level cache
+constexpr int kSuperBatch = 384;  // batch rows, at most, for which a panel is unpacked and rounded
 constexpr int kSuperSteps = kSuperBlocks * kBlockSteps;
 constexpr int kSuperGroups = kSuperBlocks * kBlockGroups;
 
@@ -67,34 +67,39 @@ inline void largest_steps(const float (*step)[kTileRows], float *top) {
 struct SuperPanel {
     alignas(64) uint8_t weight[2][kPanelSupers * kSuperSteps][kUnit];
     alignas(64) float scale[2][kPanelSupers][kTileRows];
-    alignas(64) float sum[2][kPanelBatch][kTileRows];
+    alignas(64) float sum[2][kSuperBatch][kTileRows];
 };
+
+// The multipliers m of a group's steps, and with them its codes -> w + bias, in place.
+template <int D, int Bias>
+inline void round_group(uint8_t (*code)[kUnit], const float *step, const float *factor) {
+    int16_t multiplier[kUnit];
+    for (int r = 0; r < kTileRows; r++) {
+        const auto m = int16_t(round_to_int(step[r] * factor[r]));
+        for (int c = 0; c < 4; c++) multiplier[4 * r + c] = m;
+    }
+    for (int i = 0; i < kGroupSteps; i++)
+        for (int j = 0; j < kUnit; j++) {
+            const auto level = int16_t(code[i][j] - kMaxLevel[D]);
+            const auto rounded = int16_t(level * multiplier[j] + 128);
+            code[i][j] = uint8_t((rounded >> 8) + Bias);
+        }
+}
 
 // Codes (level + L) of superblock n of tile t and its steps -> w + bias in place, and their scales.
 template <class Engine, int D>
 void round_superblock(SuperPanel &panel, int t, int64_t n, const float (*step)[kTileRows]) {
     auto code = panel.weight[t] + n * kSuperSteps;
     float *const scale = panel.scale[t][n];
-    float top[kTileRows], factor[kTileRows];
+    alignas(64) float top[kTileRows], factor[kTileRows];
     largest_steps(step, top);
     for (int r = 0; r < kTileRows; r++) {
         const float span = float(kMaxLevel[D]) * top[r];
         factor[r] = span > 0 ? 32512.0f / span : 0.0f;
         scale[r] = span / 127.0f;
     }
-    for (int g = 0; g < kSuperGroups; g++, code += kGroupSteps) {
-        int16_t multiplier[kUnit];
-        for (int r = 0; r < kTileRows; r++) {
-            const auto m = int16_t(round_to_int(step[g][r] * factor[r]));
-            for (int c = 0; c < 4; c++) multiplier[4 * r + c] = m;
-        }
-        for (int i = 0; i < kGroupSteps; i++)
-            for (int j = 0; j < kUnit; j++) {
-                const auto level = int16_t(code[i][j] - kMaxLevel[D]);
-                const auto rounded = int16_t(level * multiplier[j] + 128);
-                code[i][j] = uint8_t((rounded >> 8) + Engine::kBias);
-            }
-    }
+    for (int g = 0; g < kSuperGroups; g++, code += kGroupSteps)
+        Engine::template round<D>(code, step[g], factor);
 }
 
 // Rows row .. row + M - 1 of the panel's sums, which are batch rows `first` later, by superblocks s ..
@@ -105,8 +110,10 @@ void multiply_superblocks(SuperPanel &panel, int t, const Activations &a, int64_
     constexpr int kVectors = T * kTileRows / V::kRows;
     const auto tile = [&](int i) { return t + i * V::kRows / kTileRows; };
     const auto lane = [&](int i) { return i * V::kRows % kTileRows; };
-    const int8_t *q[M];
-    for (int m = 0; m < M; m++) q[m] = superblock_row(a, first + row + m) + s * kSuperColumns;
+    // Of every third row: an address can add the two rows after it, and all stay in registers.
+    const int8_t *third[(M + 2) / 3];
+    for (int m = 0; m < M; m += 3)
+        third[m / 3] = superblock_row(a, first + row + m) + s * kSuperColumns;
     for (int64_t n = 0; n < count; n++) {
         typename V::Ints dot[M][kVectors];
         for (int m = 0; m < M; m++)
@@ -117,12 +124,12 @@ void multiply_superblocks(SuperPanel &panel, int t, const Activations &a, int64_
             for (int i = 0; i < kVectors; i++)
                 w[i] = V::load(panel.weight[tile(i)][n * kSuperSteps + step] + 4 * lane(i));
             for (int m = 0; m < M; m++) {
-                const auto x = V::four(q[m] + 4 * step);
+                const auto x = V::four(third[m / 3] + m % 3 * a.row_bytes);
                 for (int i = 0; i < kVectors; i++) dot[m][i] = V::dot(dot[m][i], w[i], x);
             }
+            for (auto &q : third) q += 4;
         }
         for (int m = 0; m < M; m++) {
-            q[m] += kSuperColumns;
             const auto activation = V::set(superblock_scale(a, first + row + m)[s + n]);
             for (int i = 0; i < kVectors; i++)
                 add_scaled<V>(panel.sum[tile(i)][row + m] + lane(i), dot[m][i], activation,
@@ -160,19 +167,21 @@ void multiply_super_panel(SuperPanel &panel, int tiles, const Activations &a, in
 }
 
 // Engine: a V whose multiply takes any number of batch rows of its Panel<D>, unpack<D> the codes and
-// steps of up to a superblock's blocks, and finish sixteen results.
+// steps of up to a superblock's blocks, round<D> does what round_group does, and finish sixteen
+// results; kSuperBytes of activations are in a cache that is near enough.
 template <class Engine, int D>
 void superblocks_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     typename Engine::template Panel<D> panel;
     alignas(64) float step[kSuperGroups][kTileRows];
     const typename Engine::Steps steps(p.steps);
-    const int64_t most = panel_rows(p.blocks, kSuperBytes, 48);
+    const int64_t most = panel_rows(p.blocks, Engine::kSuperBytes, 48, kSuperBatch);
     const int64_t supers = supers_of(p.blocks);
     for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
         const int64_t rows = std::min(most, a.batch - first_row);
         for (int64_t tile = begin; tile < end; tile += 2) {
             const int tiles = int(std::min<int64_t>(2, end - tile));
-            std::memset(panel.sum, 0, sizeof panel.sum);
+            for (int t = 0; t < tiles; t++)
+                std::memset(panel.sum[t], 0, size_t(rows) * sizeof panel.sum[t][0]);
             if (tiles == 1) std::memset(panel.weight[1], 0, sizeof panel.weight[1]);
             for (int64_t s = 0; s < supers; s += kPanelSupers) {
                 const int64_t count = std::min<int64_t>(kPanelSupers, supers - s);
