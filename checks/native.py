@@ -55,10 +55,15 @@ def build(name: str, *options: str) -> Path:
     return folder
 
 
-def has_avx512() -> bool:
-    """Whether the program that emulates AMX, which is compiled for AVX-512, can run here."""
+def has(flag: str) -> bool:
+    """Whether the processor has a feature, by the name that Linux has for it."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "avx512_vnni" in cpuinfo.read_text(encoding="utf-8")
+    return cpuinfo.exists() and flag in cpuinfo.read_text(encoding="utf-8").split()
+
+
+def has_avx512() -> bool:
+    """Whether the program that emulates AMX, which is compiled for AVX-512 VNNI, can run here."""
+    return has("avx512_vnni")
 
 
 def run_tests(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -135,8 +140,10 @@ def check_plain() -> str:
 def _sanitized() -> tuple[Path, str]:
     sanitizers = has_sanitizers()
     # Sanitizers watch what runs. Sets that cannot run here would take minutes to compile for it.
-    idle = "" if has_avx512() else "avxvnni;avx512;amx"
-    options = (f"-DTRITLLM_SANITIZE={sanitizers}", f"-DTRITLLM_LEAVE_OUT={idle}")
+    idle = [] if has_avx512() else ["avx512vnni", "amx"]
+    idle += [] if has("avx512_vbmi") else ["avx512"]
+    idle += [] if has("avx_vnni") else ["avxvnni"]
+    options = (f"-DTRITLLM_SANITIZE={sanitizers}", f"-DTRITLLM_LEAVE_OUT={';'.join(idle)}")
     # With -O1 gcc takes six times as long for the arrays of products_scalar.cpp.
     folder = build("sanitized", *options, "-DCMAKE_CXX_FLAGS_RELEASE=-Og -DNDEBUG")
     missing = "" if "address" in sanitizers else "; AddressSanitizer NOT run: zig has none"

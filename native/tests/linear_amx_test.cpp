@@ -7,12 +7,13 @@
 
 #define TRITLLM_EMULATE_TILES
 #define products_amx emulated_kernels_amx
+#define products_avx512 products_avx512vnni  // the same to the bit, and on more machines
 #include "../src/products/products_amx.cpp"
 #include "plain_trits.h"
 
 int main() {
     int avx512 = 0;
-    while (std::strcmp(tritllm_isa_name(avx512), "avx512")) avx512++;
+    while (std::strcmp(tritllm_isa_name(avx512), "avx512vnni")) avx512++;
     if (tritllm_isa_serving(avx512, TRITLLM_PRODUCTS) < 0) return 77;
     std::mt19937 rng(1);
     const int64_t rows = 70, columns = 700, groups = 44;
@@ -68,7 +69,7 @@ int main() {
                     const auto *h = static_cast<const ActivationsHeader *>(activations);
                     const Activations a = {reinterpret_cast<const uint8_t *>(h + 1), h->row_bytes,
                                            batch, product.blocks};
-                    const ProductKernels &k = i ? emulated_kernels_amx : products_avx512;
+                    const ProductKernels &k = i ? emulated_kernels_amx : products_avx512vnni;
                     (arithmetic == TRITLLM_GROUPS ? k.compute : k.compute_superblocks)(
                         product, a, 0, tiles_of(rows));
                 }

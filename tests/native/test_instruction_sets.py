@@ -9,7 +9,7 @@ from tritllm.native import instruction_sets as choice
 pytestmark = needs_library
 
 FAMILIES = ("codec", "products", "step")
-NAMES = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon")
+NAMES = ("scalar", "avx2", "avxvnni", "avx512vnni", "avx512", "amx", "neon")
 SERVED_BY = {"avxvnni": "avx2", "amx": "avx512"}  # which multiply, and leave the rest to others
 
 
@@ -42,7 +42,7 @@ def test_one_can_be_forced(
 
 def test_another_set_serves_a_family_that_a_set_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As AMX leaves the codec to AVX-512, on a machine that need not have either."""
-    runs = {"codec": {0: 0, 3: 3, 4: 3}, "products": {0: 0, 3: 3, 4: 4}}
+    runs = {"codec": {0: 0, 4: 4, 5: 4}, "products": {0: 0, 4: 4, 5: 5}}
     monkeypatch.setattr(choice, "_serving", lambda number, family: runs[family].get(number, -1))
     assert native.isas("codec") == ["avx512", "scalar"]
     assert native.isas("products") == ["amx", "avx512", "scalar"]
@@ -57,8 +57,8 @@ def test_another_set_serves_a_family_that_a_set_leaves_out(monkeypatch: pytest.M
 def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", "altivec")
     says = (
-        "TRITLLM_ISA=altivec: unknown instruction set, not one of scalar, avx2, avxvnni, avx512, "
-        "amx, neon"
+        "TRITLLM_ISA=altivec: unknown instruction set, not one of scalar, avx2, avxvnni, avx512vnni, "
+        "avx512, amx, neon"
     )
     with pytest.raises(TritError, match=says):
         native.isa()

@@ -123,6 +123,6 @@ def test_the_memory_says_what_it_is(isa):
         assert library().tritllm_linear_describe(memory, size, ctypes.byref(found)) == 0
         expected = not planes_apart and kernels.planes_together(3, isa)
         assert bool(found.planes_together) == prepared.planes_together == expected
-    assert kernels.planes_together(3, isa) == (isa not in ("avx512", "amx"))
+    assert kernels.planes_together(3, isa) == (isa not in ("avx512vnni", "avx512", "amx"))
     assert not kernels.planes_together(1, isa)
     assert not kernels.prepare(random_weights(1, 20, 64, 1).tensor, isa=isa).planes_together

@@ -1,19 +1,3 @@
-#include "calibrated.h"
-#include "cpu/lanes_avx512.h"
-#include "dequantize.h"
-#include "fit_errors.h"
-#include "measure.h"
-#include "write.h"
+#include "avx512_codec.h"
 
-extern const CodecKernels codec_avx512 = {
-    {trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint16_t>, trit_peak<Avx512, uint32_t>},
-    {trit_measure<Avx512, Half>, trit_measure<Avx512, Bfloat>, trit_measure<Avx512, float>},
-    {trit_write<Avx512, Half>, trit_write<Avx512, Bfloat>, trit_write<Avx512, float>},
-    {trit_gather<Avx512, Half>, trit_gather<Avx512, Bfloat>, trit_gather<Avx512, float>},
-    trit_least_errors<Avx512>,
-    {trit_dequantize<Avx512, Half>, trit_dequantize<Avx512, Bfloat>,
-     trit_dequantize<Avx512, float>},
-    trit_feed_back<Avx512>,
-    trit_descend<Avx512>,
-    trit_step_products<Avx512>,
-};
+extern const CodecKernels codec_avx512 = avx512_codec;

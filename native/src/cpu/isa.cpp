@@ -74,8 +74,12 @@ bool runs_avxvnni(int) {  // VNNI of 256 bits
     return found[kEax] >> 4 & 1;
 }
 
-bool runs_avx512(int) {  // F, DQ, BW, VL; VBMI, VNNI
-    return runs_avx2(0) && has(7, kEbx, {16, 17, 30, 31}) && has(7, kEcx, {1, 11}) && keeps(0xe6);
+bool runs_avx512vnni(int) {  // F, DQ, BW, VL; VNNI
+    return runs_avx2(0) && has(7, kEbx, {16, 17, 30, 31}) && has(7, kEcx, {11}) && keeps(0xe6);
+}
+
+bool runs_avx512(int) {  // and VBMI
+    return runs_avx512vnni(0) && has(7, kEcx, {1});
 }
 
 // AMX needs its tiles, their int8 products, and the system's permission: Linux gives it when asked.
@@ -93,6 +97,7 @@ bool runs_amx(int) {
 
 bool runs_avx2(int) { return false; }
 bool runs_avxvnni(int) { return false; }
+bool runs_avx512vnni(int) { return false; }
 bool runs_avx512(int) { return false; }
 bool runs_amx(int) { return false; }
 
@@ -124,6 +129,7 @@ bool runs_neon(int family) {
 TRITLLM_DECLARE(scalar)
 TRITLLM_DECLARE(avx2)
 TRITLLM_DECLARE(avxvnni)
+TRITLLM_DECLARE(avx512vnni)
 TRITLLM_DECLARE(avx512)
 TRITLLM_DECLARE(amx)
 TRITLLM_DECLARE(neon)
@@ -162,6 +168,9 @@ const InstructionSet kTable[] = {
      TRITLLM_OWN(TRITLLM_BUILDS_AVX2, products_avx2), TRITLLM_OWN(TRITLLM_BUILDS_AVX2, step_avx2)},
     {"avxvnni", runs_avxvnni, nullptr, TRITLLM_OWN(TRITLLM_BUILDS_AVXVNNI, products_avxvnni),
      nullptr},
+    {"avx512vnni", runs_avx512vnni, TRITLLM_OWN(TRITLLM_BUILDS_AVX512VNNI, codec_avx512vnni),
+     TRITLLM_OWN(TRITLLM_BUILDS_AVX512VNNI, products_avx512vnni),
+     TRITLLM_OWN(TRITLLM_BUILDS_AVX512VNNI, step_avx512vnni)},
     {"avx512", runs_avx512, TRITLLM_OWN(TRITLLM_BUILDS_AVX512, codec_avx512),
      TRITLLM_OWN(TRITLLM_BUILDS_AVX512, products_avx512),
      TRITLLM_OWN(TRITLLM_BUILDS_AVX512, step_avx512)},

@@ -1,19 +1,25 @@
-// Sixteen lanes: AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later). See
-// lanes_scalar.h.
+// Sixteen lanes: AVX-512 F, BW, DQ, VL and VNNI (Cascade Lake and later), and with TRITLLM_VBMI also
+// VBMI (Ice Lake, Zen 4 and later). See lanes_scalar.h.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "avx512_digits.h"
 #include "elements.h"
+#if defined(TRITLLM_VBMI)
+#include "avx512_digits.h"
+#else
+#include "trits.h"
+#endif
 
 namespace {
 
 // Index vectors of the permutations below.
 struct Avx512Index {
     uint8_t by_plane[64] = {};
+    uint8_t by_plane_of_four[16] = {};
+    uint32_t by_four[16] = {};
     uint16_t pairs[32] = {};
     uint32_t quads[2][16] = {};
     uint64_t eights[2][8] = {};
@@ -22,6 +28,10 @@ struct Avx512Index {
     constexpr Avx512Index() {
         for (int q = 0; q < 4; q++)
             for (int i = 0; i < 16; i++) by_plane[16 * q + i] = uint8_t(4 * i + q);
+        for (int i = 0; i < 16; i++) {  // in two steps: within four words, then of those
+            by_plane_of_four[i] = uint8_t(i % 4 * 4 + i / 4);
+            by_four[i] = uint32_t(i % 4 * 4 + i / 4);
+        }
         for (int i = 0; i < 32; i++) pairs[i] = uint16_t(i % 2 * 16 + i / 2);
         for (int h = 0; h < 2; h++) {
             for (int i = 0; i < 16; i++) quads[h][i] = uint32_t(i % 2 * 16 + h * 8 + i / 2);
@@ -32,6 +42,17 @@ struct Avx512Index {
         }
     }
 };
+
+#if !defined(TRITLLM_VBMI)
+struct Avx512Digits {
+    template <class T>
+    static constexpr bool looks_up = false;
+
+    static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
+        return ::add_planes(plane, planes, digits);
+    }
+};
+#endif
 
 struct Avx512 : Avx512Digits {
     static constexpr int W = 16;
@@ -180,9 +201,7 @@ struct Avx512 : Avx512Digits {
         __m512i row[16];
         for (int i = 0; i < 16; i++) row[i] = x[i];
         transpose(row);
-        const __m512i by_plane = _mm512_loadu_si512(&index.by_plane);
-        for (int i = 0; i < 16; i++)
-            _mm512_storeu_si512(bytes[i], _mm512_permutexvar_epi8(by_plane, row[i]));
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(bytes[i], bytes_by_plane(row[i]));
     }
 
     static void store_group(const uint8_t *digits, float middle, float step, float *out) {
@@ -207,6 +226,18 @@ struct Avx512 : Avx512Digits {
 
  private:
     static constexpr Avx512Index index{};
+
+    // The first bytes of sixteen words, then their second bytes, ...
+    static __m512i bytes_by_plane(__m512i words) {
+#if defined(TRITLLM_VBMI)
+        return _mm512_permutexvar_epi8(_mm512_loadu_si512(&index.by_plane), words);
+#else
+        const __m128i of_four = _mm_loadu_si128((const __m128i *)&index.by_plane_of_four);
+        return _mm512_permutexvar_epi32(
+            _mm512_loadu_si512(&index.by_four),
+            _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(of_four)));
+#endif
+    }
 
     static F scaled(const uint8_t *digits, float middle, float step) {
         F k = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)digits)));

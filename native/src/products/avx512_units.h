@@ -1,4 +1,4 @@
-// AVX-512 VBMI: the codes of the layout kFives (fives.h) -> units of sixteen rows x four bytes.
+// AVX-512: the codes of the layout kFives (fives.h) -> units of sixteen rows x four bytes.
 #pragma once
 
 #include <immintrin.h>
@@ -28,7 +28,7 @@ constexpr CodeTables kCodeTables;
 
 inline __m512i load_unit(const uint8_t *p) { return _mm512_loadu_si512(p); }
 
-// Code k of eight as an index of vpermb: bits 0-4, above them anything. The shifts are of 16-bit
+// Code k of eight as an index of a table: bits 0-4, above them anything. The shifts are of 16-bit
 // words; what they carry in from the byte above lands in bits that nobody looks at.
 template <int K>
 inline __m512i code_of_eight(const uint8_t *units) {
@@ -52,9 +52,22 @@ inline __m512i code_of_eight(const uint8_t *units) {
     }
 }
 
+#if defined(TRITLLM_VBMI)
 inline __m512i lookup_code(const uint8_t *table, __m512i code) {
     return _mm512_permutexvar_epi8(code, _mm512_load_si512(table));
 }
+#else
+inline __m512i sixteen_entries(const uint8_t *table) {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i *>(table)));
+}
+// vpshufb looks at bits 0-3, and at bit 7, where it would give zero.
+inline __m512i lookup_code(const uint8_t *table, __m512i code) {
+    const __m512i index = _mm512_and_si512(code, _mm512_set1_epi8(31));
+    const __mmask64 upper = _mm512_test_epi8_mask(code, _mm512_set1_epi8(16));
+    return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(sixteen_entries(table), index), upper,
+                                    sixteen_entries(table + 16), index);
+}
+#endif
 
 #if defined(_MSC_VER)
 #define TRITLLM_INLINE __forceinline

@@ -1,0 +1,206 @@
+// y = x W^T with AVX-512 VNNI. Lanes are rows of the weights: vpdpbusd multiplies four
+// bytes of sixteen rows by the same four activations, broadcast from memory, so that a group of 16
+// columns is four of them, and its scales are one vector.
+//
+// vpdpbusd takes unsigned bytes times signed ones. Weights are the unsigned side, as codes level +
+// L; the sum starts at -L * (sum of the group's activations), which the activations bring along, so
+// it ends as the dot product of the levels.
+#pragma once
+
+#include "avx512_elements.h"
+#include "avx512_panel.h"
+#include "avx512_rows.h"
+#include "avx512_superblocks.h"
+#include "cpu/lanes_avx512.h"
+#include "decode_prepared.h"
+
+namespace {
+
+// --- Decode: M batch rows (few), weights go from memory to registers --------------------------
+
+template <int D, int M>
+void decode_tile(const Product &p, const Activations &a, int64_t tile) {
+    const StepRegisters table(p.steps);
+    FivesTile<D> at(p, tile);
+    const int8_t *q[M];
+    const int32_t *offset[M];
+    const float *scale[M];
+    __m512 sum[M];
+    for (int m = 0; m < M; m++) {
+        q[m] = quantized_row(a, m);
+        offset[m] = offset_row(a, m, D);
+        scale[m] = scale_row(a, m);
+        sum[m] = _mm512_setzero_ps();
+    }
+    for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
+        const __m512i index = load_unit(at.index);
+        repeat<kBlockGroups>([&](auto group) {
+            constexpr int g = group.value;
+            if constexpr (g < plane_units(kFives))
+                for (int i = 0; i < D; i++)
+                    _mm_prefetch(
+                        (const char *)at.plane[i] + plane_bytes(kFives, kPrefetch, 1) + g * kUnit,
+                        _MM_HINT_T1);
+            else
+                _mm_prefetch((const char *)at.index + index_bytes(false, 1, kPrefetch),
+                             _MM_HINT_T1);
+            __m512i dot[M];
+            for (int m = 0; m < M; m++) dot[m] = _mm512_set1_epi32(offset[m][g]);
+            repeat<kGroupSteps>([&](auto step) {
+                constexpr int s = g * kGroupSteps + step.value;
+                const __m512i w = at.template unit<s>();
+                for (int m = 0; m < M; m++)
+                    dot[m] = _mm512_dpbusd_epi32(dot[m], w, broadcast(q[m] + 4 * s));
+            });
+            const __m512 step = table.of_group<g>(index);
+            for (int m = 0; m < M; m++)
+                sum[m] = _mm512_fmadd_ps(
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(dot[m]), _mm512_set1_ps(scale[m][g])), step,
+                    sum[m]);
+        });
+        for (int m = 0; m < M; m++) {
+            q[m] += kBlockColumns;
+            offset[m] += kBlockGroups;
+            scale[m] += kBlockGroups;
+        }
+    }
+    for (int m = 0; m < M; m++) finish16(p, m, tile * kTileRows, sum[m]);
+}
+
+template <int D, int M>
+void decode(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; tile++) decode_tile<D, M>(p, a, tile);
+}
+
+template <int D>
+void compute_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    switch (a.batch) {
+        case 0: return;
+        case 1: return decode<D, 1>(p, a, begin, end);
+        case 2: return decode<D, 2>(p, a, begin, end);
+        case 3: return decode<D, 3>(p, a, begin, end);
+        case 4: return decode<D, 4>(p, a, begin, end);
+        default: return prefill<D, Vnni>(p, a, begin, end);
+    }
+}
+
+void compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    switch (p.depth) {
+        case 1: return compute_depth<1>(p, a, begin, end);
+        case 2: return compute_depth<2>(p, a, begin, end);
+        case 3: return compute_depth<3>(p, a, begin, end);
+        default: return compute_depth<4>(p, a, begin, end);
+    }
+}
+
+// --- Exact: float32 weights of a block, then fused multiply-adds ------------------------------
+
+template <int D>
+void exact_tile(const Product &p, const Activations &a, int64_t tile) {
+    struct {
+        alignas(64) float weight[kBlockColumns][16];
+        alignas(64) float sum[kPanelBatch][16];
+    } part;
+    const StepRegisters table(p.steps);
+    const __m512i middle = _mm512_set1_epi32(kMaxLevel[D]), byte = _mm512_set1_epi32(255);
+    for (int64_t first_row = 0; first_row < a.batch; first_row += kPanelBatch) {
+        const int64_t rows = std::min<int64_t>(kPanelBatch, a.batch - first_row);
+        std::memset(part.sum, 0, size_t(rows) * sizeof part.sum[0]);
+        FivesTile<D> at(p, tile);
+        for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
+            const __m512i index = load_unit(at.index);
+            repeat<kBlockSteps>([&](auto s) {
+                const __m512 step = table.of_group<s.value / kGroupSteps>(index);
+                const __m512i unit = at.template unit<s.value>();
+                repeat<4>([&](auto c) {
+                    const __m512i code =
+                        _mm512_and_si512(_mm512_srli_epi32(unit, 8 * c.value), byte);
+                    const __m512 level = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, middle));
+                    _mm512_store_ps(part.weight[4 * s.value + c.value], _mm512_mul_ps(level, step));
+                });
+            });
+            for (int64_t b = 0; b < rows; b++) {
+                const float *x = exact_row(a, first_row + b) + n * kBlockColumns;
+                __m512 sum = _mm512_load_ps(part.sum[b]);
+                for (int k = 0; k < kBlockColumns; k++)
+                    sum =
+                        _mm512_fmadd_ps(_mm512_set1_ps(x[k]), _mm512_load_ps(part.weight[k]), sum);
+                _mm512_store_ps(part.sum[b], sum);
+            }
+        }
+        for (int64_t b = 0; b < rows; b++)
+            finish16(p, first_row + b, tile * kTileRows, _mm512_load_ps(part.sum[b]));
+    }
+}
+
+void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; tile++) switch (p.depth) {
+            case 1: exact_tile<1>(p, a, tile); break;
+            case 2: exact_tile<2>(p, a, tile); break;
+            case 3: exact_tile<3>(p, a, tile); break;
+            default: exact_tile<4>(p, a, tile);
+        }
+}
+
+// --- Superblocks ------------------------------------------------------------------------------
+
+struct Avx512Superblocks : Avx512Engine {
+    static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
+                         int64_t rows, int64_t s, int64_t count) {
+        multiply_super_panel<Avx512Vnni>(panel, tiles, a, first, rows, s, count);
+    }
+};
+
+// --- Preparation ------------------------------------------------------------------------------
+
+// Sixteen rows of sixteen 32-bit words at a time: words of two rows are interleaved, then of four,
+// and quarters of vectors last.
+struct Avx512Reader {
+    static void prefetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
+    static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
+        return Avx512::add_planes(plane, planes, digits);
+    }
+    static void units(const SpanRows &rows, int plane, Span *span) {
+        for (int c = 0; c < kSpanUnits; c += 16) {
+            __m512i x[16], y[16];
+            for (int r = 0; r < 16; r++) x[r] = _mm512_load_si512(&rows.trit[plane][r][4 * c]);
+            for (int r = 0; r < 16; r += 2) {
+                y[r] = _mm512_unpacklo_epi32(x[r], x[r + 1]);
+                y[r + 1] = _mm512_unpackhi_epi32(x[r], x[r + 1]);
+            }
+            for (int r = 0; r < 16; r += 4) {
+                x[r] = _mm512_unpacklo_epi64(y[r], y[r + 2]);
+                x[r + 1] = _mm512_unpackhi_epi64(y[r], y[r + 2]);
+                x[r + 2] = _mm512_unpacklo_epi64(y[r + 1], y[r + 3]);
+                x[r + 3] = _mm512_unpackhi_epi64(y[r + 1], y[r + 3]);
+            }
+            // x[4r + i]: rows 4r .. 4r + 3 of units i, 4 + i, 8 + i, 12 + i
+            for (int i = 0; i < 4; i++) {
+                const __m512i a = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x44);
+                const __m512i b = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xee);
+                const __m512i d = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x44);
+                const __m512i e = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xee);
+                uint8_t (*unit)[kUnit] = span->unit[plane] + c + i;
+                _mm512_store_si512(unit[0], _mm512_shuffle_i32x4(a, d, 0x88));
+                _mm512_store_si512(unit[4], _mm512_shuffle_i32x4(a, d, 0xdd));
+                _mm512_store_si512(unit[8], _mm512_shuffle_i32x4(b, e, 0x88));
+                _mm512_store_si512(unit[12], _mm512_shuffle_i32x4(b, e, 0xdd));
+            }
+        }
+    }
+};
+
+constexpr ProductKernels avx512_products = {
+    kFives,
+    prepare_tiles<Fives, Avx512Reader>,
+    avx512_rows,
+    compute,
+    compute_exact,
+    superblocks_compute<Avx512Superblocks>,
+    compute_rows_avx512,
+    decode_prepared<Avx512Engine, Avx512>,
+    kSuperblockRows,
+    false,
+};
+
+}  // namespace
