@@ -140,6 +140,16 @@ def test_superblocks_agree_with_the_reference(isa, depth, columns, batch):
     assert_close(y, expected, 2 * reference.bound(*w.at(depth), x))
 
 
+def test_superblocks_of_more_rows_than_a_panel_serves(isa):
+    """Nor do more tiles take turns on one thread: the bits are those of fewer of both."""
+    w, x = random_weights(3, 150, 700, 3), activations(5, 270, 700, np.float32)
+    prepared = kernels.prepare(w.tensor, isa=isa)
+    y = kernels.linear(prepared, x, arithmetic=kernels.SUPERBLOCKS)
+    for rows in (slice(0, 90), slice(90, 180), slice(180, 270)):
+        part = kernels.linear(prepared, x[rows], threads=4, arithmetic=kernels.SUPERBLOCKS)
+        assert part.tobytes() == y[rows].tobytes()
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_superblocks_do_not_overflow(isa, depth):
     """The largest levels at the largest step times the largest activations, of all signs."""

@@ -16,6 +16,7 @@ struct Avx512Vnni {
     using Ints = __m512i;
     using Floats = __m512;
 
+    static void prefetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
     static Bytes load(const uint8_t *p) { return _mm512_load_si512(p); }
     static Bytes four(const int8_t *x) { return broadcast(x); }
     static Ints set(int32_t x) { return _mm512_set1_epi32(x); }
@@ -32,7 +33,6 @@ struct Avx512Vnni {
 struct Avx512Engine {
     static constexpr int kBias = Avx512Vnni::kBias;
     using Steps = StepRegisters;
-    static constexpr int64_t kSuperBytes = 8 << 20;
     template <int D>
     using Panel = SuperPanel;
 

@@ -260,7 +260,6 @@ void fields_exact(const Product &p, const Activations &a, int64_t begin, int64_t
 
 template <class V>
 struct FieldsEngine : V {
-    static constexpr int64_t kSuperBytes = 8 << 20;
     template <int D>
     using Panel = std::conditional_t<V::kLevelSuperblocks, LevelPanel<D>, SuperPanel>;
 

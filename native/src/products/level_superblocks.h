@@ -31,7 +31,7 @@ struct LevelPanel {
     alignas(64) int32_t multiplier[2][kPanelSupers * kSuperGroups][kTileRows];
     alignas(64) int32_t start[2][kPanelSupers][kTileRows];
     alignas(64) float scale[2][kPanelSupers][kTileRows];
-    alignas(64) float sum[2][kSuperBatch][kTileRows];
+    float (*sum)[kSuperBatch][kTileRows];
 };
 
 // Codes (level + L) of superblock n of tile t and its steps -> levels in place, multipliers, scales.

@@ -61,10 +61,9 @@ constexpr int kLeastPanelBatch = 48;  // and at least, where there are more
 
 // Batch rows for which a panel is used: those whose activations fit in so many bytes, in multiples
 // of `at_a_time` where that is neither the least nor the most.
-inline int64_t panel_rows(int64_t blocks, int64_t bytes, int at_a_time,
-                          int64_t most = kPanelBatch) {
+inline int64_t panel_rows(int64_t blocks, int64_t bytes, int at_a_time) {
     const int64_t fit = bytes / (blocks * kBlockColumns) / at_a_time * at_a_time;
-    return std::min<int64_t>(most, std::max<int64_t>(kLeastPanelBatch, fit));
+    return std::min<int64_t>(kPanelBatch, std::max<int64_t>(kLeastPanelBatch, fit));
 }
 
 // One scale a row, as groups that share it.

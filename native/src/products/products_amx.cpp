@@ -118,7 +118,6 @@ struct alignas(64) FullTiles {
 
 struct AmxSuperblocks : Avx512Engine {
     static constexpr int kRows = 16;
-    static constexpr int64_t kSuperBytes = 384 << 10;  // the second level, for 16 times the speed
 
     static void multiply(SuperPanel &panel, int tiles, const Activations &a, int64_t first,
                          int64_t rows, int64_t s, int64_t count) {

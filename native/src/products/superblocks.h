@@ -27,9 +27,12 @@
 
 namespace {
 
-constexpr int kPanelSupers = 3;
-constexpr int kSuperBatch = 384;  // batch rows, at most, for which a panel is unpacked and rounded
+constexpr int kPanelSupers = 2;
+// Batch rows, at most, for which a panel is unpacked and rounded; and tiles that take turns, so that
+// what a panel multiplies of activations, 98 KB, is in the second-level cache for all but the first.
+constexpr int kSuperBatch = 256, kSuperTogether = 8;
 constexpr int kSuperSteps = kSuperBlocks * kBlockSteps;
+constexpr int kFetched = kSuperSteps / 4;  // rows, of each of which a superblock is in four lines
 constexpr int kSuperGroups = kSuperBlocks * kBlockGroups;
 
 template <class T>
@@ -67,7 +70,7 @@ inline void largest_steps(const float (*step)[kTileRows], float *top) {
 struct SuperPanel {
     alignas(64) uint8_t weight[2][kPanelSupers * kSuperSteps][kUnit];
     alignas(64) float scale[2][kPanelSupers][kTileRows];
-    alignas(64) float sum[2][kSuperBatch][kTileRows];
+    float (*sum)[kSuperBatch][kTileRows];
 };
 
 // The multipliers m of a group's steps, and with them its codes -> w + bias, in place.
@@ -119,15 +122,26 @@ void multiply_superblocks(SuperPanel &panel, int t, const Activations &a, int64_
         for (int m = 0; m < M; m++)
             for (int i = 0; i < kVectors; i++)
                 dot[m][i] = V::set(V::kBias ? superblock_offset(a, first + row + m)[s + n] : 0);
-        for (int step = 0; step < kSuperSteps; step++) {
-            typename V::Bytes w[kVectors];
-            for (int i = 0; i < kVectors; i++)
-                w[i] = V::load(panel.weight[tile(i)][n * kSuperSteps + step] + 4 * lane(i));
-            for (int m = 0; m < M; m++) {
-                const auto x = V::four(third[m / 3] + m % 3 * a.row_bytes);
-                for (int i = 0; i < kVectors; i++) dot[m][i] = V::dot(dot[m][i], w[i], x);
+        // The rows that come next are fetched meanwhile, a line of one of them a step.
+        const int8_t *next = superblock_row(a, first + row + M) + (s + n) * kSuperColumns;
+        const uint8_t *weight[kVectors];
+        for (int i = 0; i < kVectors; i++)
+            weight[i] = panel.weight[tile(i)][n * kSuperSteps] + 4 * lane(i);
+        for (int line = 0; line < kSuperSteps / kFetched; line++) {
+            const int8_t *ahead = next + 64 * line;
+            for (int step = 0; step < kFetched; step++, ahead += a.row_bytes) {
+                V::prefetch(reinterpret_cast<const uint8_t *>(ahead));
+                typename V::Bytes w[kVectors];
+                for (int i = 0; i < kVectors; i++) {
+                    w[i] = V::load(weight[i]);
+                    weight[i] += kUnit;
+                }
+                for (int m = 0; m < M; m++) {
+                    const auto x = V::four(third[m / 3] + m % 3 * a.row_bytes);
+                    for (int i = 0; i < kVectors; i++) dot[m][i] = V::dot(dot[m][i], w[i], x);
+                }
+                for (auto &q : third) q += 4;
             }
-            for (auto &q : third) q += 4;
         }
         for (int m = 0; m < M; m++) {
             const auto activation = V::set(superblock_scale(a, first + row + m)[s + n]);
@@ -166,45 +180,56 @@ void multiply_super_panel(SuperPanel &panel, int tiles, const Activations &a, in
     }
 }
 
+// Superblock `super` of a tile to superblock n of tile t of the panel.
+template <class Engine, int D, class Panel>
+void unpack_superblock(const Product &p, const typename Engine::Steps &steps, int64_t tile,
+                       int64_t super, Panel &panel, int t, int64_t n, float (*step)[kTileRows]) {
+    auto code = panel.weight[t] + n * kSuperSteps;
+    const int64_t block = super * kSuperBlocks;
+    const int held = int(std::min<int64_t>(kSuperBlocks, p.blocks - block));
+    Engine::template unpack<D>(p, steps, tile, block, held, code, step);
+    if (held < kSuperBlocks) {  // level 0 at step 0
+        std::memset(code[held * kBlockSteps], kMaxLevel[D],
+                    size_t(kSuperBlocks - held) * kBlockSteps * kUnit);
+        std::memset(step[held * kBlockGroups], 0,
+                    size_t(kSuperBlocks - held) * kBlockGroups * sizeof step[0]);
+    }
+    round_superblock<Engine, D>(panel, t, n, step);
+}
+
 // Engine: a V whose multiply takes any number of batch rows of its Panel<D>, unpack<D> the codes and
 // steps of up to a superblock's blocks, round<D> does what round_group does, and finish sixteen
-// results; kSuperBytes of activations are in a cache that is near enough.
+// results.
 template <class Engine, int D>
 void superblocks_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    alignas(64) float sum[kSuperTogether][kSuperBatch][kTileRows];
     typename Engine::template Panel<D> panel;
     alignas(64) float step[kSuperGroups][kTileRows];
     const typename Engine::Steps steps(p.steps);
-    const int64_t most = panel_rows(p.blocks, Engine::kSuperBytes, 48, kSuperBatch);
     const int64_t supers = supers_of(p.blocks);
-    for (int64_t first_row = 0; first_row < a.batch; first_row += most) {
-        const int64_t rows = std::min(most, a.batch - first_row);
-        for (int64_t tile = begin; tile < end; tile += 2) {
-            const int tiles = int(std::min<int64_t>(2, end - tile));
-            for (int t = 0; t < tiles; t++)
-                std::memset(panel.sum[t], 0, size_t(rows) * sizeof panel.sum[t][0]);
-            if (tiles == 1) std::memset(panel.weight[1], 0, sizeof panel.weight[1]);
+    for (int64_t first_row = 0; first_row < a.batch; first_row += kSuperBatch) {
+        const int64_t rows = std::min<int64_t>(kSuperBatch, a.batch - first_row);
+        for (int64_t from = begin; from < end; from += kSuperTogether) {
+            const int64_t to = std::min(from + kSuperTogether, end);
+            for (int64_t tile = from; tile < to; tile++)
+                std::memset(sum[tile - from], 0, size_t(rows) * sizeof sum[0][0]);
             for (int64_t s = 0; s < supers; s += kPanelSupers) {
                 const int64_t count = std::min<int64_t>(kPanelSupers, supers - s);
-                for (int t = 0; t < tiles; t++)
-                    for (int64_t n = 0; n < count; n++) {
-                        auto code = panel.weight[t] + n * kSuperSteps;
-                        const int64_t block = (s + n) * kSuperBlocks;
-                        const int held = int(std::min<int64_t>(kSuperBlocks, p.blocks - block));
-                        Engine::template unpack<D>(p, steps, tile + t, block, held, code, step);
-                        if (held < kSuperBlocks) {  // level 0 at step 0
-                            std::memset(code[held * kBlockSteps], kMaxLevel[D],
-                                        size_t(kSuperBlocks - held) * kBlockSteps * kUnit);
-                            std::memset(
-                                step[held * kBlockGroups], 0,
-                                size_t(kSuperBlocks - held) * kBlockGroups * sizeof step[0]);
-                        }
-                        round_superblock<Engine, D>(panel, t, n, step);
-                    }
-                Engine::multiply(panel, tiles, a, first_row, rows, s, count);
+                for (int64_t tile = from; tile < to; tile += 2) {
+                    const int tiles = int(std::min<int64_t>(2, to - tile));
+                    panel.sum = sum + (tile - from);
+                    if (tiles == 1) std::memset(panel.weight[1], 0, sizeof panel.weight[1]);
+                    for (int t = 0; t < tiles; t++)
+                        for (int64_t n = 0; n < count; n++)
+                            unpack_superblock<Engine, D>(p, steps, tile + t, s + n, panel, t, n,
+                                                         step);
+                    Engine::multiply(panel, tiles, a, first_row, rows, s, count);
+                }
             }
-            for (int t = 0; t < tiles; t++)
-                for (int64_t b = 0; b < rows; b++)
-                    Engine::finish(p, first_row + b, tile + t, panel.sum[t][b]);
+            // Row by row: what is written one after the other then lies together.
+            for (int64_t b = 0; b < rows; b++)
+                for (int64_t tile = from; tile < to; tile++)
+                    Engine::finish(p, first_row + b, tile, sum[tile - from][b]);
         }
     }
 }
