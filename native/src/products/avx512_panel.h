@@ -40,20 +40,28 @@ struct Panel {
     alignas(64) float sum[kPanelBatch][kPanelTiles][16];
 };
 
-template <int D>
-void unpack_block(const StepRegisters &table, const FivesTile<D> &at,
-                  uint8_t (*__restrict unit)[kUnit], float (*__restrict step)[16]) {
+template <class Tile>
+void unpack_block(const StepRegisters &table, const Tile &at, uint8_t (*__restrict unit)[kUnit],
+                  float (*__restrict step)[16]) {
     // What the next panel will read comes while this one is multiplied.
-    for (int i = 0; i < D; i++)
-        for (int line = 0; line < plane_units(kFives); line++)
-            _mm_prefetch(
-                (const char *)at.plane[i] + plane_bytes(kFives, kPanelBlocks, 1) + line * kUnit,
-                _MM_HINT_T1);
+    for (int i = 0; i < Tile::kLines; i++)
+        _mm_prefetch((const char *)at.line(i, kPanelBlocks), _MM_HINT_T1);
     repeat<kBlockSteps>(
         [&](auto s) { _mm512_store_si512(unit[s.value], at.template unit<s.value>()); });
     const __m512i index = load_unit(at.index);
     repeat<kBlockGroups>(
         [&](auto g) { _mm512_store_ps(step[g.value], table.of_group<g.value>(index)); });
+}
+
+// `count` blocks from block n on of a tile.
+template <int D>
+void unpack_blocks(const StepRegisters &table, const Product &p, int64_t tile, int64_t n,
+                   int64_t count, uint8_t (*unit)[kUnit], float (*step)[16]) {
+    with_tile<D>(p, tile, [&](auto at) {
+        at.advance(n);
+        for (int64_t i = 0; i < count; i++, at.advance(1))
+            unpack_block(table, at, unit + i * kBlockSteps, step + i * kBlockGroups);
+    });
 }
 
 // Batch rows b .. b + M - 1 on T tiles of the panel from t0 on, and `count` blocks from block n on.
@@ -129,13 +137,8 @@ void prefill(const Product &p, const Activations &a, int64_t begin, int64_t end)
             std::memset(panel.sum, 0, size_t(rows) * sizeof panel.sum[0]);
             for (int64_t n = 0; n < p.blocks; n += kPanelBlocks) {
                 const int64_t count = std::min<int64_t>(kPanelBlocks, p.blocks - n);
-                for (int t = 0; t < tiles; t++) {
-                    FivesTile<D> at(p, tile + t);
-                    at.advance(n);
-                    for (int64_t i = 0; i < count; i++, at.advance(1))
-                        unpack_block<D>(table, at, panel.unit[t] + i * kBlockSteps,
-                                        panel.step[t] + i * kBlockGroups);
-                }
+                for (int t = 0; t < tiles; t++)
+                    unpack_blocks<D>(table, p, tile + t, n, count, panel.unit[t], panel.step[t]);
                 for (int64_t b = 0; b < rows; b += Engine::kRows) {
                     const int m = int(std::min<int64_t>(Engine::kRows, rows - b));
                     int t = 0;

@@ -18,17 +18,17 @@ namespace {
 
 // --- Decode: M batch rows (few), weights go from memory to registers --------------------------
 
-template <int D, int M>
+template <class Tile, int M>
 void decode_tile(const Product &p, const Activations &a, int64_t tile) {
     const StepRegisters table(p.steps);
-    FivesTile<D> at(p, tile);
+    Tile at(p, tile);
     const int8_t *q[M];
     const int32_t *offset[M];
     const float *scale[M];
     __m512 sum[M];
     for (int m = 0; m < M; m++) {
         q[m] = quantized_row(a, m);
-        offset[m] = offset_row(a, m, D);
+        offset[m] = offset_row(a, m, Tile::kDepth);
         scale[m] = scale_row(a, m);
         sum[m] = _mm512_setzero_ps();
     }
@@ -36,12 +36,10 @@ void decode_tile(const Product &p, const Activations &a, int64_t tile) {
         const __m512i index = load_unit(at.index);
         repeat<kBlockGroups>([&](auto group) {
             constexpr int g = group.value;
-            if constexpr (g < plane_units(kFives))
-                for (int i = 0; i < D; i++)
-                    _mm_prefetch(
-                        (const char *)at.plane[i] + plane_bytes(kFives, kPrefetch, 1) + g * kUnit,
-                        _MM_HINT_T1);
-            else
+            constexpr int from = g * Tile::kLines / kBlockGroups;
+            for (int i = from; i < (g + 1) * Tile::kLines / kBlockGroups; i++)
+                _mm_prefetch((const char *)at.line(i, kPrefetch), _MM_HINT_T1);
+            if constexpr (g == 0)
                 _mm_prefetch((const char *)at.index + index_bytes(false, 1, kPrefetch),
                              _MM_HINT_T1);
             __m512i dot[M];
@@ -67,21 +65,28 @@ void decode_tile(const Product &p, const Activations &a, int64_t tile) {
     for (int m = 0; m < M; m++) finish16(p, m, tile * kTileRows, sum[m]);
 }
 
-template <int D, int M>
+template <class Tile, int M>
 void decode(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++) decode_tile<D, M>(p, a, tile);
+    for (int64_t tile = begin; tile < end; tile++) decode_tile<Tile, M>(p, a, tile);
+}
+
+template <class Tile>
+void decode_few(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    switch (a.batch) {
+        case 0: return;
+        case 1: return decode<Tile, 1>(p, a, begin, end);
+        case 2: return decode<Tile, 2>(p, a, begin, end);
+        case 3: return decode<Tile, 3>(p, a, begin, end);
+        default: return decode<Tile, 4>(p, a, begin, end);
+    }
 }
 
 template <int D>
 void compute_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    switch (a.batch) {
-        case 0: return;
-        case 1: return decode<D, 1>(p, a, begin, end);
-        case 2: return decode<D, 2>(p, a, begin, end);
-        case 3: return decode<D, 3>(p, a, begin, end);
-        case 4: return decode<D, 4>(p, a, begin, end);
-        default: return prefill<D, Vnni>(p, a, begin, end);
-    }
+    if (a.batch > 4) return prefill<D, Vnni>(p, a, begin, end);
+    if constexpr (kMayBeTogether<D>)
+        if (p.planes_together) return decode_few<CodesTile<D>>(p, a, begin, end);
+    decode_few<FivesTile<D>>(p, a, begin, end);
 }
 
 void compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
@@ -95,18 +100,19 @@ void compute(const Product &p, const Activations &a, int64_t begin, int64_t end)
 
 // --- Exact: float32 weights of a block, then fused multiply-adds ------------------------------
 
-template <int D>
+template <class Tile>
 void exact_tile(const Product &p, const Activations &a, int64_t tile) {
     struct {
         alignas(64) float weight[kBlockColumns][16];
         alignas(64) float sum[kPanelBatch][16];
     } part;
     const StepRegisters table(p.steps);
-    const __m512i middle = _mm512_set1_epi32(kMaxLevel[D]), byte = _mm512_set1_epi32(255);
+    const __m512i middle = _mm512_set1_epi32(kMaxLevel[Tile::kDepth]),
+                  byte = _mm512_set1_epi32(255);
     for (int64_t first_row = 0; first_row < a.batch; first_row += kPanelBatch) {
         const int64_t rows = std::min<int64_t>(kPanelBatch, a.batch - first_row);
         std::memset(part.sum, 0, size_t(rows) * sizeof part.sum[0]);
-        FivesTile<D> at(p, tile);
+        Tile at(p, tile);
         for (int64_t n = 0; n < p.blocks; n++, at.advance(1)) {
             const __m512i index = load_unit(at.index);
             repeat<kBlockSteps>([&](auto s) {
@@ -133,13 +139,19 @@ void exact_tile(const Product &p, const Activations &a, int64_t tile) {
     }
 }
 
+template <int D>
+void exact_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; tile++)
+        with_tile<D>(p, tile, [&](auto at) { exact_tile<decltype(at)>(p, a, tile); });
+}
+
 void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++) switch (p.depth) {
-            case 1: exact_tile<1>(p, a, tile); break;
-            case 2: exact_tile<2>(p, a, tile); break;
-            case 3: exact_tile<3>(p, a, tile); break;
-            default: exact_tile<4>(p, a, tile);
-        }
+    switch (p.depth) {
+        case 1: return exact_depth<1>(p, a, begin, end);
+        case 2: return exact_depth<2>(p, a, begin, end);
+        case 3: return exact_depth<3>(p, a, begin, end);
+        default: return exact_depth<4>(p, a, begin, end);
+    }
 }
 
 // --- Superblocks ------------------------------------------------------------------------------
@@ -192,7 +204,7 @@ struct Avx512Reader {
 
 constexpr ProductKernels avx512_products = {
     kFives,
-    prepare_tiles<Fives, Avx512Reader>,
+    prepare_tiles<FivesOrTogether, Avx512Reader>,
     avx512_rows,
     compute,
     compute_exact,
@@ -200,7 +212,7 @@ constexpr ProductKernels avx512_products = {
     compute_rows_avx512,
     decode_prepared<Avx512Engine, Avx512>,
     kSuperblockRows,
-    false,
+    kTogetherFrom,
 };
 
 }  // namespace

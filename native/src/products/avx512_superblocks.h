@@ -39,10 +39,7 @@ struct Avx512Engine {
     template <int D>
     static void unpack(const Product &p, const Steps &steps, int64_t tile, int64_t block, int count,
                        uint8_t (*code)[kUnit], float (*step)[kTileRows]) {
-        FivesTile<D> at(p, tile);
-        at.advance(block);
-        for (int i = 0; i < count; i++, at.advance(1))
-            unpack_block<D>(steps, at, code + i * kBlockSteps, step + i * kBlockGroups);
+        unpack_blocks<D>(steps, p, tile, block, count, code, step);
     }
     // Bytes 0 and 2 of a row's four, then 1 and 3, as words; vpmulhrsw of 128 times a level by m is
     // (level * m + 128) >> 8.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "fields.h"
 #include "fives.h"
 #include "product_kernels.h"
 
@@ -87,7 +88,15 @@ TRITLLM_INLINE void repeat(F &&f) {
 
 template <int D>
 struct FivesTile : TileStreams<kFives, D> {
+    static constexpr int kDepth = D;
     using TileStreams<kFives, D>::TileStreams;
+
+    // The lines of a block, those of so many blocks later.
+    static constexpr int kLines = D * plane_units(kFives);
+    const uint8_t *line(int i, int64_t blocks) const {
+        return this->plane[i / plane_units(kFives)] + plane_bytes(kFives, blocks, 1) +
+               i % plane_units(kFives) * kUnit;
+    }
 
     // Step S (0..23) of a block: 16 rows x 4 columns, level + L in each byte. Steps that share a
     // code come one after the other, so that the compiler extracts it once.
@@ -108,6 +117,79 @@ struct FivesTile : TileStreams<kFives, D> {
                            code_of_eight<S / 3>(this->plane[I]));
     }
 };
+
+// Without byte permutations three or four planes take less to unpack as codes of the layout kFields
+// (fields.h), which have as many bits, or a third of one more.
+#if defined(TRITLLM_VBMI)
+constexpr int kTogetherFrom = 0;
+#else
+constexpr int kTogetherFrom = 3;
+#endif
+template <int D>
+constexpr bool kMayBeTogether = kTogetherFrom && D >= kTogetherFrom;
+
+struct FivesOrTogether : Fives {
+    static constexpr bool kPlanesTogether = kTogetherFrom != 0;
+
+    static void pack_together(const uint8_t (*const *plane)[kUnit], int first, int depth,
+                              uint8_t *out) {
+        Fields::pack_together(plane, first, depth, out);
+    }
+};
+
+template <int D>
+struct CodesTile : TogetherStreams<D> {
+    static_assert(D == 3 || D == 4);
+    static constexpr int kDepth = D;
+    using TogetherStreams<D>::TogetherStreams;
+
+    static constexpr int kLines = kTogetherStreams * TogetherStreams<D>::kUnits;
+    const uint8_t *line(int i, int64_t blocks) const {
+        return this->units[i / this->kUnits] + together_bytes(D, blocks, 1) +
+               i % this->kUnits * kUnit;
+    }
+
+    template <int S>
+    __m512i unit() const {
+        constexpr int K = S % kTogetherSteps;
+        const uint8_t *shared = this->units[S / kTogetherSteps];
+        const auto load = [&](int k) { return load_unit(shared + k * kUnit); };
+        const auto of = [](__m512i x, int bits) {
+            return _mm512_and_si512(x, _mm512_set1_epi8(char(bits)));
+        };
+        const auto select = [](int bits, __m512i where_set, __m512i elsewhere) {
+            return _mm512_ternarylogic_epi64(_mm512_set1_epi8(char(bits)), where_set, elsewhere,
+                                             0xca);
+        };
+        if constexpr (K < kPlain) {
+            return of(load(K), D == 3 ? 31 : 127);
+        } else if constexpr (D == 4) {
+            // The average of bytes shifts their sum, which is even here, by one.
+            __m512i w = _mm512_srli_epi16(of(load(0), 128), 1);
+            repeat<6>([&](auto k) { w = _mm512_avg_epu8(w, of(load(k.value + 1), 128)); });
+            return w;
+        } else if constexpr (K < 7) {  // 5: units 0 and 1, 6: units 2 and 3
+            const __m512i high = _mm512_srli_epi16(load(2 * (K - 5)), 3);
+            const __m512i low = _mm512_srli_epi16(load(2 * (K - 5) + 1), 6);
+            return of(select(0x1c, high, low), 31);
+        } else {
+            const __m512i low =
+                select(2, _mm512_srli_epi16(load(1), 4), _mm512_srli_epi16(load(3), 5));
+            return of(select(0x1c, _mm512_srli_epi16(load(4), 3), low), 31);
+        }
+    }
+
+ private:
+    static constexpr int kPlain = D == 3 ? 5 : 7;
+};
+
+// Calls take(tile) with the tile as it lies in memory.
+template <int D, class Take>
+TRITLLM_INLINE void with_tile(const Product &p, int64_t tile, Take take) {
+    if constexpr (kMayBeTogether<D>)
+        if (p.planes_together) return take(CodesTile<D>(p, tile));
+    take(FivesTile<D>(p, tile));
+}
 
 // The steps (scales) of 16 rows for group G of a block: vpermi2ps looks at the low five bits alone.
 struct StepRegisters {

@@ -12,7 +12,7 @@ constexpr ProductKernels fields_kernels(int64_t superblock_rows = 0) {
             V::rows,         fields_compute<V>,
             fields_exact<V>, superblocks_compute<FieldsEngine<V>>,
             fields_rows<V>,  decode_prepared<FieldsEngine<V>, typename V::Lanes>,
-            superblock_rows, true};
+            superblock_rows, 2};
 }
 
 }  // namespace

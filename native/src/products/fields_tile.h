@@ -46,33 +46,19 @@ struct ApartTile : TileStreams<kFields, D> {
 
 // A tile whose D planes are together, in three streams.
 template <class V, int D>
-class TogetherTile {
- public:
+struct TogetherTile : TogetherStreams<D> {
     static constexpr int kDepth = D, kShared = kTogetherSteps / kGroupSteps;
-    const uint8_t *index;
+    using TogetherStreams<D>::TogetherStreams;
 
-    TogetherTile(const Product &p, int64_t tile)
-        : index(p.index + index_bytes(false, tile, p.blocks)) {
-        for (int i = 0; i < kTogetherStreams; i++)
-            units_[i] = p.plane[0] + together_bytes(D, tiles_of(p.rows), p.blocks) * i +
-                        together_bytes(D, tile, p.blocks);
-    }
-    void advance(int64_t blocks) {
-        index += blocks * kUnit;
-        for (auto &units : units_) units += together_bytes(D, blocks, 1);
-    }
     void prefetch(int g) const {
         if (g % kShared) return;
         for (int k = 0; k < together_units(D); k++)
-            V::prefetch(units_[g / kShared] + kFieldsPrefetch + k * kUnit);
+            V::prefetch(this->units[g / kShared] + kFieldsPrefetch + k * kUnit);
     }
     template <int H>
     void unpack(int g, int64_t at, typename V::Bytes *w) const {
-        V::template codes<D, H>(units_[g / kShared] + at, w);
+        V::template codes<D, H>(this->units[g / kShared] + at, w);
     }
-
- private:
-    const uint8_t *units_[kTogetherStreams];
 };
 
 // Calls take(g, H) for the groups of a block, with H, which `unpack` asks for, as a constant.

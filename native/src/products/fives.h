@@ -1,5 +1,6 @@
 // The layout kFives: a code is the trits of three steps (a step: 4 columns), 27 of the 32 values of
-// five bits. A byte permutation of a table of 27 entries unpacks it, once a step.
+// five bits. A byte permutation of a table of 27 entries unpacks it, once a step, or where there is
+// none two shuffles.
 //
 // Of a plane, a block's 24 steps are eight codes a byte position, in five units of 64 bytes: the low
 // bits of a byte are codes 0..4 as they are, and the three high bits are the other codes,

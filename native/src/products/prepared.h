@@ -9,7 +9,8 @@
 // five or six, which hold codes of trits (0, 1, 2) of 16 rows x 96 columns. Columns past K and rows
 // past N have trits of level 0 and index 0. What a code is depends on the layout:
 //
-//   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512 VBMI. See fives.h.
+//   kFives   three trits in five bits: 5/3 bits a trit, for AVX-512. See fives.h. Without VBMI depths 3
+//            and 4 also with planes together, as those of kFields.
 //   kFields  two bits a trit: unpacked by shifts, masks and tables of 16 entries, for everything
 //            else. See fields.h. Of depth 2 and more also with planes together: one number a weight,
 //            in 4, 5 or 7 bits, which take fewer bytes and less unpacking, but are read all or none.

@@ -51,7 +51,7 @@ struct ProductKernels {
     // Rows [begin, end) of the weights in p.dtype, the first at `out`, p.stride elements a row.
     void (*decode)(const Product &p, int64_t columns, int64_t begin, int64_t end, void *out);
     int64_t superblock_rows;  // from so many batch rows on superblocks are the faster; 0: never
-    bool planes_together;     // whether memory may have the planes of a weight together
+    int planes_together;      // depth from which memory may have them together; 0: never
 };
 
 namespace {
@@ -104,6 +104,24 @@ struct TileStreams {
     void advance(int64_t blocks) {
         index += blocks * a_block;
         for (auto &bytes : plane) bytes += plane_bytes(Layout, blocks, 1);
+    }
+};
+
+// Where the streams of a tile are whose D planes lie together.
+template <int D>
+struct TogetherStreams {
+    static constexpr int kUnits = together_units(D);
+    const uint8_t *index, *units[kTogetherStreams];
+
+    TogetherStreams(const Product &p, int64_t tile)
+        : index(p.index + index_bytes(false, tile, p.blocks)) {
+        for (int i = 0; i < kTogetherStreams; i++)
+            units[i] = p.plane[0] + together_bytes(D, tiles_of(p.rows), p.blocks) * i +
+                       together_bytes(D, tile, p.blocks);
+    }
+    void advance(int64_t blocks) {
+        index += blocks * kUnit;
+        for (auto &bytes : units) bytes += together_bytes(D, blocks, 1);
     }
 };
 

@@ -190,7 +190,7 @@ int tritllm_linear_row_scales(const tritllm_portable *portable) {
 
 int tritllm_linear_planes_together(int isa, int depth) {
     const ProductKernels *k = product_kernels(isa);
-    return k && k->planes_together && depth > 1 && depth <= 4;
+    return k && k->planes_together && depth >= k->planes_together && depth <= 4;
 }
 
 int64_t tritllm_linear_size(int isa, int64_t rows, int64_t columns, int depth, int row_scales,
@@ -249,7 +249,7 @@ int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared
     const int status = open_prepared(prepared, size, &h, &k);
     if (status == TRITLLM_OK)
         *out = {h->rows,  h->columns,    h->size,           int32_t(h->isa), int32_t(h->layout),
-                h->depth, h->row_scales, h->planes_together};
+                h->depth, h->row_scales, h->planes_together, 0};
     return status;
 }
 

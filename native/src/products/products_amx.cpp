@@ -199,5 +199,5 @@ extern const ProductKernels products_amx = {
     kFives,       prepare,       avx512_rows,
     compute,      compute_exact, superblocks_compute<AmxSuperblocks>,
     compute_rows, decode,        kSuperblockRows,
-    false,
+    0,
 };
