@@ -248,8 +248,9 @@ int tritllm_linear_describe(const void *prepared, int64_t size, tritllm_prepared
     const ProductKernels *k;
     const int status = open_prepared(prepared, size, &h, &k);
     if (status == TRITLLM_OK)
-        *out = {h->rows,  h->columns,    h->size,           int32_t(h->isa), int32_t(h->layout),
-                h->depth, h->row_scales, h->planes_together, 0};
+        *out = {h->rows,         h->columns,         h->size,
+                int32_t(h->isa), int32_t(h->layout), h->depth,
+                h->row_scales,   h->planes_together, 0};
     return status;
 }
 

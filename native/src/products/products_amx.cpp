@@ -196,8 +196,9 @@ void decode(const Product &p, int64_t columns, int64_t begin, int64_t end, void 
 }  // namespace
 
 extern const ProductKernels products_amx = {
-    kFives,       prepare,       avx512_rows,
-    compute,      compute_exact, superblocks_compute<AmxSuperblocks>,
-    compute_rows, decode,        kSuperblockRows,
-    0,
+    kFives,          prepare,
+    avx512_rows,     compute,
+    compute_exact,   superblocks_compute<AmxSuperblocks>,
+    compute_rows,    decode,
+    kSuperblockRows, 0,
 };
