@@ -26,6 +26,11 @@ from tritllm.integrations.transformers.experts import TritExperts
 from tritllm.integrations.transformers.int8_cache import Int8Cache
 from tritllm.integrations.transformers.kv_cache import check_kv_cache
 from tritllm.integrations.transformers.layers import layers_of_planes
+from tritllm.integrations.transformers.native_step.causal import NativeLogits, has_plain_logits
+from tritllm.integrations.transformers.native_step.decode_inputs import (
+    next_arguments,
+    next_inputs,
+)
 from tritllm.integrations.transformers.native_step.watch import subclass
 from tritllm.ops.planes import read_planes, reading_planes
 from tritllm.ops.trit_linear import TritLinear
@@ -170,11 +175,24 @@ class PackedGenerator(PackedModel):
         """As transformers defines it, but for the first forward of assisted generation: that is
         given the whole sequence, also where a cache from an earlier call holds its beginning.
         """
+        inputs = None if args else next_inputs(input_ids, kwargs)
+        if inputs is not None:
+            return inputs
         if kwargs.pop(_WHOLE, False) and kwargs.get("is_first_iteration"):
             held = kwargs["past_key_values"].get_seq_length()
             if held:
                 kwargs["next_sequence_length"] = input_ids.shape[1] - held
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """transformers' seam for what the model is given for the tokens after new ones."""
+        one = not args and kwargs.get("num_new_tokens", 1) == 1
+        updated = next_arguments(self, outputs, model_kwargs) if one else None
+        if updated is not None:
+            return updated
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def _get_candidate_generator(self, *, assistant_model: Any = None, **kwargs: Any) -> Any:
         """transformers' seam for drafts; a `Draft` passes through generate as the assistant."""
@@ -185,6 +203,10 @@ class PackedGenerator(PackedModel):
         return super()._get_candidate_generator(assistant_model=assistant_model, **kwargs)
 
 
+class PackedCausalModel(PackedGenerator, NativeLogits):
+    """A packed model that generates text, and whose forward is known."""
+
+
 def use_packed_model(model: nn.Module) -> None:
     """Give a model with packed layers these methods."""
     if not isinstance(model, PackedModel):
@@ -192,6 +214,8 @@ def use_packed_model(model: nn.Module) -> None:
 
 
 def _packed_class(kind: type) -> type:
+    if has_plain_logits(kind):
+        return subclass(kind, PackedCausalModel)
     return subclass(kind, PackedGenerator if issubclass(kind, GenerationMixin) else PackedModel)
 
 

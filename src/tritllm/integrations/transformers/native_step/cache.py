@@ -39,7 +39,6 @@ class PreallocatedCache:
         keys = rooms[0].keys
         self._batch, self.tokens = keys.shape[0], rooms[0].tokens
         self.capacity = min(room.keys.shape[2] for room in rooms)
-        self._stride = keys.stride()[:3]
         pointers = ctypes.c_void_p * len(rooms)
         self._keys = pointers(*(room.keys.data_ptr() for room in rooms))
         self._values = pointers(*(room.values.data_ptr() for room in rooms))
@@ -47,6 +46,15 @@ class PreallocatedCache:
             pointers(*(scale.data_ptr() for scale in scales))
             for scales in zip(*(_scales_of(room) for room in rooms), strict=True)
         ]
+        # What is the same in each call; made once, for a structure costs more than its changes.
+        self._call = block_step.Step(
+            batch=self._batch,
+            key=ctypes.addressof(self._keys),
+            value=ctypes.addressof(self._values),
+            key_stride=keys.stride()[:3],
+        )
+        if self._scales:
+            self._call.key_scale, self._call.value_scale = map(ctypes.addressof, self._scales)
         self._scratch: dict[int, int] = {}  # bytes for so many new tokens
 
     def belongs_to(self, past: DynamicCache, new: int) -> bool:
@@ -100,16 +108,13 @@ class PreallocatedCache:
             size = block_step.scratch_size(blocks, batch, new, self.capacity)
             self._scratch[new] = size
         scratch = scratch_memory(size)
-        cos = rotary[0][0]
-        call = block_step.Step(
-            batch, new, tokens, hidden.data_ptr(),
-            tuple(table[0].data_ptr() for table in rotary),
-            tuple(table[1].data_ptr() for table in rotary),
-            cos.stride(0) if cos.shape[0] > 1 else 0,
-            ctypes.addressof(self._keys), ctypes.addressof(self._values), self._stride,
-            None if seen is None else seen.data_ptr(), tokens,
-            *final_norm, *map(ctypes.addressof, self._scales),
-        )  # fmt: skip
+        cos, call = rotary[0][0], self._call
+        call.new_tokens, call.tokens, call.hidden = new, tokens, hidden.data_ptr()
+        for i, table in enumerate(rotary):
+            call.cos[i], call.sin[i] = table[0].data_ptr(), table[1].data_ptr()
+        call.rotary_stride = cos.stride(0) if cos.shape[0] > 1 else 0
+        call.mask, call.mask_stride = None if seen is None else seen.data_ptr(), tokens
+        call.final_norm, call.final_epsilon = final_norm
         block_step.llama_step(torch.get_num_threads(), blocks, call, scratch.data_ptr())
         for room in self._rooms:
             room.tokens = tokens

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
-from transformers.cache_utils import DynamicCache
 
+from tritllm.integrations.transformers.compat import output_of
 from tritllm.integrations.transformers.native_step.cache import (
     CACHES,
     MOST_NEW_TOKENS,
@@ -63,14 +63,13 @@ class NativeStepModel(WatchedModule):
         **kwargs: Any,
     ) -> Any:
         """As transformers defines it."""
-        if not torch.compiler.is_compiling() and type(past_key_values) in CACHES:
-            hidden = self._native(
-                input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-                kwargs,
-            )  # fmt: skip
-            if hidden is not None:
-                output = self.__dict__[_PARTS].family.output
-                return output(last_hidden_state=hidden, past_key_values=past_key_values)
+        hidden = self.states_of_step(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+            kwargs,
+        )  # fmt: skip
+        if hidden is not None:
+            kind = self.__dict__[_PARTS].family.output
+            return output_of(kind, last_hidden_state=hidden, past_key_values=past_key_values)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -81,17 +80,22 @@ class NativeStepModel(WatchedModule):
             **kwargs,
         )
 
-    def _native(
+    def states_of_step(
         self,
         input_ids: torch.Tensor | None,
         mask: Any,
         position_ids: torch.Tensor | None,
-        past: DynamicCache,
+        past: Any,
         embeds: torch.Tensor | None,
         use_cache: bool | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor | None:
-        """Hidden states [B, T, H] after the final norm; None where the call is not a step."""
+        """Hidden states [B, T, H] after the final norm; None where the call is not a step.
+
+        The arguments are those of forward, and its others by their names.
+        """
+        if torch.compiler.is_compiling() or type(past) not in CACHES:
+            return None
         tokens = input_ids if embeds is None else embeds
         if tokens is None or (input_ids is None) == (embeds is None):
             return None
@@ -101,9 +105,7 @@ class NativeStepModel(WatchedModule):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if not use_cache or torch.is_autocast_enabled("cpu") or _global_hooks():
             return None
-        if any(kwargs.get(name) is not None for name in _UNUSUAL):
-            return None
-        if kwargs.get("output_router_logits"):
+        if kwargs and _is_unusual(kwargs):
             return None
         parts = self.__dict__.get(_PARTS)
         if parts is None or not parts.unchanged():
@@ -114,7 +116,7 @@ class NativeStepModel(WatchedModule):
         cache = preallocated(past, blocks, parts.dtype, new)
         if cache is None or not _fits(mask, batch, cache.tokens + new):
             return None
-        hidden = self.embed_tokens(input_ids) if embeds is None else embeds.clone()
+        hidden = parts.embed(input_ids) if embeds is None else embeds.clone()
         if type(hidden) is not torch.Tensor or hidden.requires_grad or not cache.accepts(hidden):
             return None
         if position_ids is None:
@@ -130,6 +132,13 @@ class NativeStepModel(WatchedModule):
         """Of the stock class, without addresses."""
         made_by, arguments, state = super().__reduce_ex__(protocol)
         return made_by, arguments, {n: v for n, v in state.items() if n != _PARTS}
+
+
+def _is_unusual(asked: dict[str, Any]) -> bool:
+    """Whether forward's other arguments ask for what only transformers' own gives."""
+    return bool(
+        any(asked.get(name) is not None for name in _UNUSUAL) or asked.get("output_router_logits")
+    )
 
 
 def _global_hooks() -> bool:

@@ -7,6 +7,7 @@ import ctypes
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from tritllm.integrations.transformers.compat import attention_of
@@ -77,6 +78,10 @@ class Parts:
         if not can_be_native(model, blocks, self.family) or not self._find_rotary(model, blocks):
             return
         self.dtype = model.norm.weight.dtype
+        self._embedding = model.embed_tokens
+        self._reads_rows = kind_of(self._embedding) is nn.Embedding and (
+            self._embedding.max_norm is None
+        )
         self._modules = blocks
         self._linears = [linear.__dict__ for block in blocks for linear in block.linears()]
         self._find_blocks()
@@ -123,6 +128,13 @@ class Parts:
                 self._modules, self.family, self.dtype, self._tables, self.turned
             )
         self._blocks = self._of_planes[key]
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the model's embeddings make of ids int [B, T]: hidden states [B, T, H]."""
+        if self._reads_rows:  # what the module does, and then what torch's function looks at
+            return torch.embedding(self._embedding.weight, ids)
+        hidden: torch.Tensor = self._embedding(ids)
+        return hidden
 
     def may_be_bypassed(self) -> bool:
         """Whether nobody listens to the modules, and nothing is asked that a step has not."""

@@ -14,11 +14,14 @@ _CHANGING = ("dynamic", "longrope")
 
 
 class _Table(NamedTuple):
-    """Rows [1, 80, D] of the positions from a multiple of 64 on, and what they were made with."""
+    """Rows [1, 80, D] of the positions from a multiple of 64 on, what they were made with, and the
+    rows one by one, [1, 1, D].
+    """
 
     frequencies: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
+    each: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class RotaryTables:
@@ -55,6 +58,8 @@ class RotaryTables:
                 table = self._tables.get(number)
                 if table is None or not self._is_current(table, hidden):
                     table = self._make(hidden, positions, number, at)
+                if table is not None and count == 1:
+                    return table.each[at]
                 if table is not None:
                     return table.cos.narrow(1, at, count), table.sin.narrow(1, at, count)
         return self._ask(hidden, positions)
@@ -81,9 +86,10 @@ class RotaryTables:
         """The table of a number; None, from now on, where it is not what the module says."""
         first = number * _APART
         cos, sin = self._ask(hidden, torch.arange(first, first + _ROWS)[None])
-        frequencies = self.frequencies.clone()
-        table = _Table(frequencies, cos.contiguous(), sin.contiguous())
-        for ours, theirs in zip(table[1:], self._ask(hidden, positions[:1]), strict=True):
+        cos, sin = cos.contiguous(), sin.contiguous()
+        each = tuple(zip(cos.split(1, dim=1), sin.split(1, dim=1), strict=True))
+        table = _Table(self.frequencies.clone(), cos, sin, each)
+        for ours, theirs in zip((cos, sin), self._ask(hidden, positions[:1]), strict=True):
             if not torch.equal(ours[:, at : at + positions.shape[1]], theirs):
                 self._usable = False
                 return None
