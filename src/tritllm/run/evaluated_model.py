@@ -52,6 +52,8 @@ class EvaluatedModel:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from tritllm.integrations.transformers.widened_linear import widen_linears
+
         if self.kind == "packed":
             model = load(self.path, planes=self.planes, dtype=dtype)
             _set_mode(model, mode)
@@ -64,6 +66,7 @@ class EvaluatedModel:
             lost = sorted([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
             if lost:  # transformers would fill them with random numbers
                 raise TritError(f"{self.path}: {len(lost)} tensors missing, such as {lost[0]}")
+            widen_linears(model)
         with one_line(self.path):
             return model.to(device).eval() if device != "cpu" else model.eval()
 

@@ -161,6 +161,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         from tritllm.integrations.transformers.native_step import use_native_step
         from tritllm.integrations.transformers.output_layer import pack_output_layer
         from tritllm.integrations.transformers.packed_model import use_packed_model
+        from tritllm.integrations.transformers.widened_linear import widen_linears
 
         if self._faults:
             raise SourceError(f"{model.config.name_or_path}: {self._faults[0]}; fix the source")
@@ -183,6 +184,7 @@ class TritQuantizer(HfQuantizer):  # type: ignore[misc]
         describe_loaded(config, layers)
         if not self._attention_asked:
             use_attention(model)
+        widen_linears(model)
         use_native_step(model)
         use_packed_model(model)
         tell_loaded(model)

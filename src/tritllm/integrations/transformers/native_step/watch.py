@@ -55,7 +55,8 @@ def watch(module: nn.Module) -> None:
         if type(held) is dict:  # others, such as a module's that is compiled, stay
             module.__dict__[name] = _WatchedDict(held)
     if not isinstance(module, WatchedModule):
-        module.__class__ = subclass(kind_of(module), WatchedModule)
+        own: type = type(module)  # not `kind_of` it, which has another's forward
+        module.__class__ = subclass(own, WatchedModule)
 
 
 @cache
