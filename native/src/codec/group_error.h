@@ -48,8 +48,9 @@ typename V::F group_error(const typename V::F *a, const Steps<V> &s) {
 // A magnitude less its level, at a step that is in no table.
 template <class V, int L, Clip kClip>
 typename V::F deviation(typename V::F a, typename V::F step, typename V::F inverse) {
-    const typename V::F k = level<V, L, kClip>(a, inverse);
-    return V::sub(a, L == 1 ? V::select(V::lt(V::set(0), k), step, V::set(0)) : V::mul(k, step));
+    if (L == 1)  // a product of 1/2 rounds to 0
+        return V::select(V::lt(V::set(0.5f), V::mul(a, inverse)), V::sub(a, step), a);
+    return V::sub(a, V::mul(level<V, L, kClip>(a, inverse), step));
 }
 
 template <class V, int L, Clip kClip = kClips>
