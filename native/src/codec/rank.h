@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "codebook.h"
 #include "group_error.h"
@@ -23,40 +24,69 @@ constexpr int kPointBits = L == 4    ? 13
                            : L == 13 ? 12
                                      : 10;
 
-// The largest magnitudes of a group, which are the first to be clipped, are followed in floats.
-template <int L>
-constexpr int kFollowed = L == 4 ? 2 : 1;
-
 // How a bound relates to the error; see search_ranked.
 template <int L>
 constexpr float kSlope = L == 4    ? 0x1p-10f
                          : L == 13 ? 0x1p-9f
                                    : 0x1p-7f;
 
-// What makes a bound of a sum, by entry. A load that spreads one of them over a vector is free.
+// What makes a bound of a sum, by entry, in every lane: AVX2 has no operand that spreads a float.
+template <class V>
 struct RankTable {
-    float inverse[TRITLLM_ENTRIES], step[TRITLLM_ENTRIES], half[TRITLLM_ENTRIES];
-    float factor[TRITLLM_ENTRIES], constant[TRITLLM_ENTRIES];
-    int32_t number[TRITLLM_ENTRIES];
+    alignas(64) float inverse[TRITLLM_ENTRIES][V::W];
+    float step[TRITLLM_ENTRIES][V::W];    // at depth 1; at the others its square
+    float number[TRITLLM_ENTRIES][V::W];  // as an integer's bits
 };
 
 template <class V, int L>
-void fill_ranks(const StepTable &table, RankTable *rank) {
-    if constexpr (V::has_pairs) {
-        const double unit = std::ldexp(1.0, 1 - kPointBits<L>);
-        const double slack = (1 + 1 / double(kSlope<L>)) * 16 * unit * unit * (1 + 0x1p-8);
-        for (int j = 0; j < TRITLLM_ENTRIES; j++) {
-            const double step = double(table.step[j]), square = step * step;
-            rank->number[j] = j;
-            rank->inverse[j] = table.inverse[j];
-            rank->step[j] = table.step[j];
-            rank->half[j] = table.step[j] / 2;
-            rank->factor[j] = float(L == 1 ? -step : square / double(V::kSquareUnit));
-            rank->constant[j] =
-                float(L == 1 ? -16.5 * step : square * (double(V::kSquareOrigin) - slack));
-        }
-    }
+void fill_ranks(const StepTable &table, RankTable<V> *rank) {
+    if constexpr (V::has_pairs)
+        for (int j = 0; j < TRITLLM_ENTRIES; j++)
+            for (int i = 0; i < V::W; i++) {
+                const float step = table.step[j];
+                rank->inverse[j][i] = table.inverse[j];
+                rank->step[j][i] = L == 1 ? step : step * step;
+                std::memcpy(&rank->number[j][i], &j, 4);
+            }
 }
+
+// The magnitudes of a tile's group, and what the search shares at depths 2 to 4.
+template <class V, bool kPairs = V::has_pairs>
+struct Magnitudes {
+    typename V::F a[kGroup], largest;
+};
+
+template <class V>
+struct Magnitudes<V, true> {
+    typename V::F a[kGroup], largest;
+    typename V::F second;            // the largest but for one
+    typename V::P pair[kGroup / 2];  // rint(65535 * a / largest), and 0 of the largest itself
+
+    void fill_pairs() {
+        using F = typename V::F;
+        F top[4], next[4];  // of every fourth: they do not wait for each other
+        for (int i = 0; i < 4; i++) {
+            top[i] = V::greatest(a[i], a[i + 4]);
+            next[i] = V::least(a[i], a[i + 4]);
+            for (int j = i + 8; j < kGroup; j += 4) {
+                next[i] = V::greatest(next[i], V::least(top[i], a[j]));
+                top[i] = V::greatest(top[i], a[j]);
+            }
+        }
+        for (int n = 2; n > 0; n /= 2)
+            for (int i = 0; i < n; i++) {
+                const F lesser = V::least(top[i], top[i + n]);
+                next[i] = V::greatest(V::greatest(next[i], next[i + n]), lesser);
+                top[i] = V::greatest(top[i], top[i + n]);
+            }
+        largest = top[0];
+        second = next[0];
+        const F scale = V::div(V::set(65535), largest);
+        for (int i = 0; i < kGroup / 2; i++)
+            pair[i] = V::pairs(V::product_if(V::lt(a[2 * i], largest), a[2 * i], scale),
+                               V::product_if(V::lt(a[2 * i + 1], largest), a[2 * i + 1], scale));
+    }
+};
 
 // Takes the entry where its error is less, or the same and its index smaller.
 template <class V, int L>
@@ -77,8 +107,8 @@ struct Least {
     F bound[TRITLLM_ENTRIES];
     F first = V::set(INFINITY), second = first, third = first;
 
-    void add(const RankTable &rank, int j, F value) {
-        const F x = bound[j] = V::from_bits(V::tagged(value, V::set_int(rank.number[j])));
+    void add(const RankTable<V> &rank, int j, F value) {
+        const F x = bound[j] = V::from_bits(V::tagged(value, V::bits(V::load(rank.number[j]))));
         const F above_first = V::max(first, x), above_second = V::max(second, above_first);
         first = V::min(first, x);
         second = V::min(second, above_first);
@@ -110,71 +140,67 @@ Choice<V> choose(const typename V::F *a, typename V::F largest, const StepTable 
     return best;
 }
 
-// Depths 2 to 4. With t = a / s let f be the distance of t to the nearest integer. Unless t is
-// followed, its fixed-point value is floor(A * I / 2**16) with A = rint(65535 * a / rest), I =
-// rint(2**bits * 65536 / 65535 * rest / s), where A and I are off by less than 0.52 and at most
-// 65535; so t is off by less than h = 2 / 2**bits and so is f, which is the value's low bits taken
-// as signed. Sums of f**2 may saturate, which makes them less. So, of norms over the group,
+// Depths 2 to 4. With t = a / s let f be the distance of t to the nearest integer. Unless a is the
+// largest, its fixed-point value is floor(A * I / 2**16) with A = rint(65535 * a / largest), I =
+// rint(2**bits * 65536 / 65535 * largest / s), where A and I are off by less than 0.52 and at most
+// 65535; so t is off by less than 1.02 * h with h = 2 / 2**bits and so is f, which is the value's
+// low bits taken as signed. What the lanes make of sums of f**2 may be less. So, of norms over the
+// group,
 //
-//     sqrt(bound / s**2 before `constant`) <= (1 + 2**-20) * sqrt(sum(f**2)) + 3.9 * h
+//     sqrt(bound / s**2 before kSlack) <= (1 + 2**-20) * sqrt(sum(f**2)) + 3.95 * h
 //
-// where f of what is followed is taken as clipped, exact but for 2**-20 of itself and 2**-22 *
-// (2L + 1), less than h / 16. The exact error E is that of levels that were rounded from a product
-// with 1 / s, and is rounded itself; its root is at least (1 - 2**-20) * sqrt(sum(f**2)) * s -
-// 2**-19.4 * min(largest, (2L + 1) * s), the last less than 0.09 * h * s.
-// As (x + y)**2 <= (1 + slope) * x**2 + (1 + 1 / slope) * y**2,
+// where f of the largest, the first to be clipped, is computed in floats and taken as clipped, exact
+// but for 2**-20 of itself and 2**-22 * (2L + 1), less than h / 16. At depth 2 the second is clipped
+// often, too: where its t is by x above L + 1/2, (t - L)**2 is x**2 + x + 1/4, of which f**2 is the
+// last at most, and x**2 + x is added. The exact error E is that of levels that were rounded from a
+// product with 1 / s, and is rounded itself; its root is at least (1 - 2**-20) * sqrt(sum(f**2)) * s
+// - 2**-19.4 * min(largest, (2L + 1) * s), the last less than 0.09 * h * s. As (x + y)**2 <=
+// (1 + slope) * x**2 + (1 + 1 / slope) * y**2,
 //
-//     bound <= (1 + slope) * (1 + 2**-17) * E + (1 + 1 / slope) * (4 * h)**2 * s**2,
+//     bound <= (1 + slope) * (1 + 2**-17) * E + (1 + 1 / slope) * 16.4 * h**2 * s**2,
 //
-// and the last term, with a margin for rounding, is what `constant` takes away. Where `rest` is so
+// and the last term, with a margin for rounding, is what kSlack takes away. Where `largest` is so
 // large that I exceeds 65535, the sum of the others counts as 0. A tag adds at most 2**-18. So a
 // bound above (1 + slope) * (1 + 2**-15) times some entry's E is that of a greater error.
 template <class V, int L>
-Choice<V> search_ranked(const typename V::F *a, const StepTable &table, const RankTable &rank) {
+Choice<V> search_ranked(const Magnitudes<V> &m, const StepTable &table, const RankTable<V> &rank) {
     using F = typename V::F;
-    F top[2] = {V::set(0), V::set(0)};
-    for (int i = 0; i < kGroup; i++) {
-        if (kFollowed<L> == 2) top[1] = V::least(V::greatest(top[1], a[i]), top[0]);
-        top[0] = V::greatest(top[0], a[i]);
-    }
-    const F rest = top[kFollowed<L> - 1], scale = V::div(V::set(65535), rest);
-    typename V::P pair[kGroup / 2];
-    for (int i = 0; i < kGroup / 2; i++)
-        pair[i] = V::pairs(V::product_if(V::lt(a[2 * i], rest), a[2 * i], scale),
-                           V::product_if(V::lt(a[2 * i + 1], rest), a[2 * i + 1], scale));
-    const F gain = V::mul(rest, V::set(float(65536.0 / 65535 * (1 << kPointBits<L>))));
-
+    constexpr double kH = 2.0 / (1 << kPointBits<L>);
+    constexpr double kSlack = (1 + 1 / double(kSlope<L>)) * 16.5 * kH * kH * (1 + 0x1p-8);
+    const F to_word = V::set(float(65536.0 / 65535 * (1 << kPointBits<L>)));
     Least<V> least;
     bool overflows = true;
     for (int j = 0; j < TRITLLM_ENTRIES; j += 3) {
-        F multiplier[3], squares[3], value[3];
+        F t[3], multiplier[3], squares[3];
         typename V::P word[3];
         for (int e = 0; e < 3; e++) {
-            multiplier[e] = V::mul(gain, V::set(rank.inverse[j + e]));
+            t[e] = V::mul(m.largest, V::load(rank.inverse[j + e]));
+            multiplier[e] = V::mul(t[e], to_word);
             word[e] = V::twice(multiplier[e]);
         }
-        V::template fraction_squares<kPointBits<L>>(pair, word, squares);
+        V::template fraction_squares<kPointBits<L>>(m.pair, word, squares);
         if (overflows) {
             const F none = V::set(-V::kSquareOrigin * V::kSquareUnit);
             for (int e = 0; e < 3; e++)
                 squares[e] = V::select(V::lt(V::set(65535), multiplier[e]), none, squares[e]);
             overflows = V::any(V::lt(V::set(65535), multiplier[2]));
         }
-        for (int i = 0; i < kFollowed<L>; i++)
-            for (int e = 0; e < 3; e++) {
-                const F t = V::mul(top[i], V::set(rank.inverse[j + e]));
-                const F k = V::min(V::rint(t), V::set(L));
-                const F f = V::minus_product(top[i], k, V::set(rank.step[j + e]));
-                if (i == 0)
-                    value[e] = V::fma(squares[e], V::set(rank.factor[j + e]),
-                                      V::set(rank.constant[j + e]));
-                value[e] = V::fma(f, f, value[e]);
+        for (int e = 0; e < 3; e++) {
+            const F f = V::sub(t[e], V::min(V::rint(t[e]), V::set(L)));
+            F value = V::fma(squares[e], V::set(1 / V::kSquareUnit),
+                             V::set(float(double(V::kSquareOrigin) - kSlack)));
+            value = V::fma(f, f, value);
+            if (L == 4) {
+                const F next = V::mul(m.second, V::load(rank.inverse[j + e]));
+                const F x = V::max(V::sub(next, V::set(L + 0.5f)), V::set(0));
+                value = V::add(value, V::fma(x, x, x));
             }
-        for (int e = 0; e < 3; e++) least.add(rank, j + e, value[e]);
+            least.add(rank, j + e, V::mul(value, V::load(rank.step[j + e])));
+        }
     }
-    Choice<V> best = exact<V, L>(a, table, least);
+    Choice<V> best = exact<V, L>(m.a, table, least);
     const F limit = V::mul(best.error, V::set((1 + kSlope<L>)*(1 + 0x1p-15f)));
-    return choose<V, L>(a, top[0], table, least, limit, best);
+    return choose<V, L>(m.a, m.largest, table, least, limit, best);
 }
 
 // Depth 1. A weight above s / 2 becomes s, so that the error is sum(a**2) - 2 * s * S with S the
@@ -185,7 +211,7 @@ Choice<V> search_ranked(const typename V::F *a, const StepTable &table, const Ra
 // of squares, which s * S is at most half of. Hence the 2**-15 of both.
 template <class V>
 Choice<V> search_trits(const typename V::F *a, typename V::F largest, const StepTable &table,
-                       const RankTable &rank) {
+                       const RankTable<V> &rank) {
     using F = typename V::F;
     const typename V::M present = V::lt(V::set(0), largest);
     const F scale = V::select(present, V::div(V::set(32767), largest), V::set(0));
@@ -202,13 +228,13 @@ Choice<V> search_trits(const typename V::F *a, typename V::F largest, const Step
         F sum[3];
         typename V::P word[3];
         for (int e = 0; e < 3; e++) {
-            const F half = V::mul(V::set(rank.half[j + e]), scale);
+            const F half = V::mul(V::load(rank.step[j + e]), half_scale);
             word[e] = V::twice(V::least(half, V::set(32768)));
         }
         V::excess_sum(pair, word, sum);
         for (int e = 0; e < 3; e++) {
-            const F constant = V::add(all, V::set(rank.constant[j + e]));
-            least.add(rank, j + e, V::fma(sum[e], V::set(rank.factor[j + e]), constant));
+            const F above = V::add(sum[e], V::set(16.5f));
+            least.add(rank, j + e, V::minus_product(all, above, V::load(rank.step[j + e])));
         }
     }
     Choice<V> best = exact<V, 1>(a, table, least);

@@ -157,19 +157,19 @@ Choice<V> search_levels(const typename V::F *a, typename V::F largest, const Ste
 }
 
 template <class V, int L>
-Choice<V> search(const typename V::F *a, typename V::F largest, const StepTable &table,
-                 const RankTable &rank) {
+Choice<V> search(const Magnitudes<V> &m, const StepTable &table, const RankTable<V> &rank) {
     // Margins hold above underflow; zero is no matter.
-    const typename V::M tiny = V::both(V::lt(V::set(0), largest), V::lt(largest, V::set(0x1p-40f)));
-    if (!table.ascending || V::any(tiny)) return search_all<V, L>(a, table);
+    const typename V::M tiny =
+        V::both(V::lt(V::set(0), m.largest), V::lt(m.largest, V::set(0x1p-40f)));
+    if (!table.ascending || V::any(tiny)) return search_all<V, L>(m.a, table);
     if constexpr (V::has_pairs && L > 1)
-        return search_ranked<V, L>(a, table, rank);
+        return search_ranked<V, L>(m, table, rank);
     else if constexpr (V::has_pairs)
-        return search_trits<V>(a, largest, table, rank);
+        return search_trits<V>(m.a, m.largest, table, rank);
     else if constexpr (L > 1)
-        return search_levels<V, L>(a, largest, table);
+        return search_levels<V, L>(m.a, m.largest, table);
     else
-        return search_all<V, L>(a, table);
+        return search_all<V, L>(m.a, table);
 }
 
 // The number of midpoints below the scale.

@@ -14,12 +14,13 @@ namespace {
 constexpr int kSpan = 5;  // groups handled together: 80 weights, 16 bytes a plane
 constexpr int kColumns = kSpan * kGroup;
 
+template <class V>
 struct TargetTables {  // a target and its tables
     const tritllm_target *target;
     StepTable steps;
     StepTable published_steps;
     MidpointTable midpoints;
-    RankTable ranks;
+    RankTable<V> ranks;
 };
 
 template <class V>
@@ -51,20 +52,31 @@ struct SpanDigits {
     typename V::F low[kColumns], high[kColumns];
 };
 
+template <class V>
+struct Group {
+    typename V::F x[kGroup];
+    Magnitudes<V> magnitudes;
+
+    void fill(bool searched) {
+        Magnitudes<V> &m = magnitudes;
+        for (int i = 0; i < kGroup; i++) m.a[i] = V::abs(x[i]);
+        if constexpr (V::has_pairs) {
+            if (searched) return m.fill_pairs();
+        }
+        m.largest = V::set(0);
+        for (int i = 0; i < kGroup; i++) m.largest = V::max(m.largest, m.a[i]);
+    }
+};
+
 template <class V, int kDepth>
-typename V::I encode_group(const typename V::F *x, const TargetTables &p, int64_t at,
+typename V::I encode_group(const Group<V> &group, const TargetTables<V> &p, int64_t at,
                            RowSums<V> &sums, SpanDigits<V> &digits, int first) {
     using F = typename V::F;
     constexpr int L = kMaxLevel[kDepth];
-    F a[kGroup];
-    F largest = V::set(0);
-    for (int i = 0; i < kGroup; i++) {
-        a[i] = V::abs(x[i]);
-        largest = V::max(largest, a[i]);
-    }
+    const F *const a = group.magnitudes.a;
     Choice<V> choice;
     if (p.target->search) {
-        choice = search<V, L>(a, largest, p.steps, p.ranks);
+        choice = search<V, L>(group.magnitudes, p.steps, p.ranks);
     } else {
         choice.index = nearest<V>(V::load(p.target->scales + at), p.midpoints);
         choice.error = group_error<V, L>(a, Steps<V>::template at<L>(p.steps, choice.index));
@@ -80,13 +92,14 @@ typename V::I encode_group(const typename V::F *x, const TargetTables &p, int64_
     const F inverse = V::lookup(p.steps.inverse, choice.index);
     F dot[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
     F norm[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
+    const F round = V::set(0x1.8p23f);  // what is added to it is rounded to an integer
     for (int i = 0; i < kGroup; i++) {
         // top[m]: the level without its m least significant trits. k / 3**m is never half way
         // between integers, so a product with the reciprocal rounds to the same one.
         F top[4] = {level<V, L, kClips>(a[i], inverse), V::set(0), V::set(0), V::set(0)};
         for (int m = 1; m < kDepth; m++) {
             constexpr float reciprocal[] = {1, 1 / 3.0f, 1 / 9.0f, 1 / 27.0f};
-            top[m] = V::rint(V::mul(top[0], V::set(reciprocal[m])));
+            top[m] = V::sub(V::fma(top[0], V::set(reciprocal[m]), round), round);
             dot[m] = V::add(dot[m], V::mul(a[i], top[m]));
             norm[m] = V::fma(top[m], top[m], norm[m]);
         }
@@ -97,8 +110,8 @@ typename V::I encode_group(const typename V::F *x, const TargetTables &p, int64_
             high = top[2];
         }
         if (kDepth > 3) high = V::fma(top[3], V::set(253), high);
-        digits.low[first + i] = V::times_sign_of(low, x[i]);
-        if (kDepth > 2) digits.high[first + i] = V::times_sign_of(high, x[i]);
+        digits.low[first + i] = V::times_sign_of(low, group.x[i]);
+        if (kDepth > 2) digits.high[first + i] = V::times_sign_of(high, group.x[i]);
     }
     const typename V::D wide_step = V::wide(step);
     for (int m = 1; m < kDepth; m++) {
@@ -167,13 +180,13 @@ void write_indices(const typename V::I *index, const tritllm_target &target, int
 }
 
 template <class V, int kDepth>
-void encode_span(const typename V::F (*x)[kGroup], int n_groups, const TargetTables &p,
+void encode_span(const Group<V> *group, int n_groups, const TargetTables<V> &p,
                  const tritllm_matrix &m, int64_t row, int64_t span, int64_t groups,
                  RowSums<V> &sums) {
     SpanDigits<V> digits;
     typename V::I index[kSpan];
     for (int g = 0; g < n_groups; g++)
-        index[g] = encode_group<V, kDepth>(x[g], p, tiled(row, span * kSpan + g, groups), sums,
+        index[g] = encode_group<V, kDepth>(group[g], p, tiled(row, span * kSpan + g, groups), sums,
                                            digits, g * kGroup);
     for (int g = n_groups; g < kSpan; g++) {  // trits that are missing are 0
         index[g] = V::set_int(13);
@@ -187,9 +200,11 @@ void encode_span(const typename V::F (*x)[kGroup], int n_groups, const TargetTab
 template <class V, class T>
 void trit_write(const tritllm_matrix &m, int64_t begin, int64_t end, int n_targets,
                 const tritllm_target *targets) {
-    TargetTables tables[4];
+    TargetTables<V> tables[4];
+    bool searched = false;  // at a depth whose search takes pairs
     for (int t = 0; t < n_targets; t++) {
-        TargetTables &p = tables[t];
+        TargetTables<V> &p = tables[t];
+        searched |= targets[t].search && targets[t].depth > 1;
         p.target = targets + t;
         fill_steps(targets[t].codebook, m.exponent, targets[t].depth, &p.steps);
         const float *published = targets[t].published ? targets[t].published : targets[t].codebook;
@@ -211,17 +226,26 @@ void trit_write(const tritllm_matrix &m, int64_t begin, int64_t end, int n_targe
             for (int i = 0; i < 4; i++) s.dot[i] = s.norm[i] = V::wide_set(0);
         }
         for (int64_t span = 0; span * kSpan < groups; span++) {
-            typename V::F x[kSpan][kGroup];
+            Group<V> group[kSpan];
             const int64_t left = groups - span * kSpan;
             const int n_groups = left < kSpan ? int(left) : kSpan;
-            for (int g = 0; g < n_groups; g++) load(row, span * kSpan + g, x[g]);
+            for (int g = 0; g < n_groups; g++) {
+                load(row, span * kSpan + g, group[g].x);
+                group[g].fill(searched);
+            }
             for (int t = 0; t < n_targets; t++) {
-                const TargetTables &p = tables[t];
+                const TargetTables<V> &p = tables[t];
                 switch (p.target->depth) {
-                    case 1: encode_span<V, 1>(x, n_groups, p, m, row, span, groups, sums[t]); break;
-                    case 2: encode_span<V, 2>(x, n_groups, p, m, row, span, groups, sums[t]); break;
-                    case 3: encode_span<V, 3>(x, n_groups, p, m, row, span, groups, sums[t]); break;
-                    default: encode_span<V, 4>(x, n_groups, p, m, row, span, groups, sums[t]);
+                    case 1:
+                        encode_span<V, 1>(group, n_groups, p, m, row, span, groups, sums[t]);
+                        break;
+                    case 2:
+                        encode_span<V, 2>(group, n_groups, p, m, row, span, groups, sums[t]);
+                        break;
+                    case 3:
+                        encode_span<V, 3>(group, n_groups, p, m, row, span, groups, sums[t]);
+                        break;
+                    default: encode_span<V, 4>(group, n_groups, p, m, row, span, groups, sums[t]);
                 }
             }
         }

@@ -95,8 +95,9 @@ struct Avx2 {
                                _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16));
     }
     static P twice(F x) {
-        const __m256i i = _mm256_cvtps_epi32(x);
-        return _mm256_blend_epi16(i, _mm256_slli_epi32(i, 16), 0xaa);
+        return _mm256_shuffle_epi8(_mm256_cvtps_epi32(x),
+                                   _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                       0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13)));
     }
     static F product_if(M m, F x, F y) { return _mm256_and_ps(m, mul(x, y)); }
     static F least(F x, F y) { return min(x, y); }
@@ -105,18 +106,22 @@ struct Avx2 {
     static I and_(I x, I y) { return _mm256_and_si256(x, y); }
     static I tagged(F x, I j) { return or_(and_(bits(x), set_int(~31)), j); }
 
-    // See Avx512; f in units of 2**-14, which holds all of its bits, so that no sum overflows.
-    static constexpr float kSquareUnit = 0x1p28f, kSquareOrigin = 0;
+    // See Avx512. Squares are rounded down; four of the largest of them overflow, which makes their
+    // sum less, and the mean of two such sums is rounded up.
+    static constexpr float kSquareUnit = 0x1p15f, kSquareOrigin = -0x1p-15f;
     template <int kBits>
     static void fraction_squares(const P *pair, const P (&inverse)[3], F *squares) {
-        __m256i sum[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-        for (int i = 0; i < 8; i++)
-            for (int e = 0; e < 3; e++) {
+        for (int e = 0; e < 3; e++) {  // in turn: all registers together are too few for three
+            __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+            for (int i = 0; i < 8; i++) {
                 const __m256i t = _mm256_mulhi_epu16(pair[i], inverse[e]);
-                const __m256i f = _mm256_srai_epi16(_mm256_slli_epi16(t, 16 - kBits), 2);
-                sum[e] = add(sum[e], _mm256_madd_epi16(f, f));
+                const __m256i f = _mm256_slli_epi16(t, 16 - kBits);
+                sum[i / 4] = _mm256_add_epi16(sum[i / 4], _mm256_mulhi_epi16(f, f));
             }
-        for (int e = 0; e < 3; e++) squares[e] = to_float(sum[e]);
+            const __m256i both = _mm256_avg_epu16(sum[0], sum[1]);
+            squares[e] = to_float(
+                add(_mm256_srli_epi32(both, 16), _mm256_blend_epi16(both, set_int(0), 0xaa)));
+        }
     }
 
     static void excess_sum(const P *pair, const P (&least)[3], F *excess) {
