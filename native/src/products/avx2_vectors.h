@@ -126,7 +126,7 @@ struct Avx2Products {
         return now(_mm256_add_epi16(sum, _mm256_maddubs_epi16(x, w)));
     }
     static Ints scaled(Ints dot, Sums sum, Ints m) {
-        return _mm256_add_epi32(dot, _mm256_madd_epi16(sum, m));
+        return now(_mm256_add_epi32(dot, _mm256_madd_epi16(sum, m)));
     }
     static Ints set(int32_t x) { return _mm256_set1_epi32(x); }
 
