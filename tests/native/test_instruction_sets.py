@@ -57,8 +57,8 @@ def test_another_set_serves_a_family_that_a_set_leaves_out(monkeypatch: pytest.M
 def test_an_unknown_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITLLM_ISA", "altivec")
     says = (
-        "TRITLLM_ISA=altivec: unknown instruction set, not one of scalar, avx2, avxvnni, avx512vnni, "
-        "avx512, amx, neon"
+        "TRITLLM_ISA=altivec: unknown instruction set, not one of scalar, avx2, avxvnni, "
+        "avx512vnni, avx512, amx, neon"
     )
     with pytest.raises(TritError, match=says):
         native.isa()
