@@ -1,5 +1,5 @@
-/* tritllm: decoder blocks on packed weights, for a few new tokens a sequence: those of the Llama
- * family, and with some parts more those of Phi-3, Gemma 2 and 3, BitNet and mixtures of experts.
+/* tritllm: decoder blocks on packed weights, for a few new tokens a sequence or for a part of a
+ * prompt: those of the Llama family, and with some parts more those of Phi-3, Gemma 2 and 3, BitNet and mixtures of experts.
  *
  *   h = h + O(attention(rope(norm_q(Q x)), keys, values))     x = rms_norm(h, input_norm)
  *   h = h + Down(act(Gate z) * Up z)                          z = rms_norm(h, post_norm)
@@ -13,8 +13,9 @@
  *
  * Hidden states between the blocks, queries, keys and values have the blocks' dtype; everything
  * else is float32. Products are those of tritllm_linear.h, on prepared weights. Results do not
- * depend on the number of threads, nor a token's on what else is in the step: several new tokens
- * get the bits that they get one by one. hidden and intermediate are multiples of TRITLLM_WIDTH_MULTIPLE,
+ * depend on the number of threads, nor a token's on what else is in the step: up to
+ * TRITLLM_STEP_TOKENS new tokens of a sequence get the bits that they get one by one. More are a
+ * prompt, whose attention is summed in another order. hidden and intermediate are multiples of TRITLLM_WIDTH_MULTIPLE,
  * head_dim is one of TRITLLM_HEAD_MULTIPLE and at most TRITLLM_MOST_HEAD_DIM. Memory is the
  * caller's; scratch is aligned to TRITLLM_ALIGNMENT. Return values are those of tritllm.h.
  */
@@ -31,6 +32,7 @@ extern "C" {
 #define TRITLLM_HEAD_MULTIPLE 32
 #define TRITLLM_MOST_HEAD_DIM 256
 #define TRITLLM_CACHE_GROUP 32
+#define TRITLLM_STEP_TOKENS 16
 
 typedef struct {
     const void *data; /* NULL: there is none */

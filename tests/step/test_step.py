@@ -375,6 +375,36 @@ def test_other_families(isa, name, dtype):
             assert error(mine, reference_) < 2 * BOUND[dtype]
 
 
+# Of a prompt: queries beyond one widening of keys, rows that no product takes whole, keys before.
+PROMPTS = {
+    "one head of keys": (LLAMA, 6, 1, 128, 1, 140, 70, False),
+    "padded": (LLAMA, 3, 3, 32, 3, 17, 0, True),
+    "wide heads": (LLAMA, 2, 1, 256, 1, 65, 0, False),
+    "a head of keys a query": (LLAMA, 2, 2, 96, 2, 33, 300, True),
+    "gemma2": (FAMILIES["gemma2"], 4, 2, 64, 2, 90, 50, True),
+    "qwen3_moe": (FAMILIES["qwen3_moe"], 4, 2, 64, 2, 30, 9, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts(isa, name):
+    parts, heads, kv_heads, head_dim, batch, new, before, masked = PROMPTS[name]
+    dtype = "bfloat16" if before == 9 else "float32"
+    model = random_decoder(isa, 31, 2, 48, 112, heads, kv_heads, head_dim, dtype=dtype, parts=parts)
+    call = random_call(model, 31, batch, before + new, masked, new)
+    theirs, their_keys, their_values = expected(model, call)
+    for part in (call.keys, call.values) if masked else ():
+        for x in part:  # what is hidden may be anything
+            x[:, :, :before][~np.repeat(call.mask[:, None, :before], kv_heads, 1)] = np.nan
+    ours, keys, values = run(model, call, threads=2, room=3)
+    assert run(model, call)[0].tobytes() == ours.tobytes()
+    visible = np.ones((batch, new), bool) if not masked else call.mask[:, before:]
+    assert error(ours[visible], theirs[visible]) < 2 * BOUND[dtype]
+    for mine, reference_ in zip((*keys, *values), (*their_keys, *their_values)):
+        seen = np.s_[:, :, before:]
+        assert error(mine[seen], reference_[seen]) < 2 * BOUND[dtype]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_token_of_another_family_gets_the_bits_that_it_gets_alone(isa, name):
     model = random_decoder(isa, 23, dtype="bfloat16", head_dim=64, parts=FAMILIES[name])

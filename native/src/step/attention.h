@@ -20,6 +20,7 @@ class Attention : StepThread {
         phases.run(call.rows * block.kv_heads, [&](int64_t part) {
             rotate(block, number, part / block.kv_heads, int(part % block.kv_heads));
         });
+        if (is_prompt(step.new_tokens)) return run_prompt(block, number);
         const int64_t before = splits_before(block), splits = splits_of(step.tokens) - before;
         phases.run(step.batch * block.kv_heads * splits, [&](int64_t part) {
             const int64_t sequence = part / splits / block.kv_heads;
@@ -94,12 +95,46 @@ class Attention : StepThread {
         return block.window ? std::max<int64_t>(seen - block.window, 0) / kKeysAPart : 0;
     }
 
+    // Parts are as many queries as share a widening of keys; the last of a sequence, which see the
+    // most keys, come first.
+    void run_prompt(const tritllm_block &block, int64_t number) {
+        const int share = block.heads / block.kv_heads;
+        const int64_t together = std::max<int64_t>(kBlockQueries / share, 1);
+        const int64_t runs = (step.new_tokens + together - 1) / together;
+        const int64_t heads = step.batch * block.kv_heads;
+        phases.run(runs * heads, [&](int64_t part) {
+            const int64_t first = (runs - 1 - part / heads) * together;
+            const int64_t sequence = part % heads / block.kv_heads;
+            const int head = int(part % block.kv_heads);
+            const int64_t row = sequence * step.new_tokens + first;
+            AttentionPart work = part_of(block, number, sequence, head, 0, step.tokens);
+            work.q += first * shape.queries;
+            work.seen += first;
+            work.new_tokens = std::min(together, step.new_tokens - first);
+            work.out = scratch.rows + row * shape.queries + head * share * block.head_dim;
+            work.out_stride = shape.queries;
+            kernel.attend_prompt(work);
+        });
+    }
+
     void attend_part(const tritllm_block &block, int64_t number, int64_t sequence, int head,
                      int64_t split) {
         const int share = block.heads / block.kv_heads;
-        const int64_t first = split * kKeysAPart, *stride = step.key_stride;
-        const int64_t at = sequence * stride[0] + head * stride[1] + first * stride[2];
         const int64_t row = sequence * step.new_tokens, size = partial_size(block.head_dim);
+        const int64_t first = split * kKeysAPart;
+        AttentionPart work = part_of(block, number, sequence, head, first,
+                                     std::min(kKeysAPart, step.tokens - first));
+        work.out = scratch.parts + ((split * call.rows + row) * block.heads + head * share) * size;
+        work.out_stride = block.heads * size;
+        kernel.attend(work);
+    }
+
+    // Of all new tokens of a sequence and `tokens` keys from `first` on; `out` is not set.
+    AttentionPart part_of(const tritllm_block &block, int64_t number, int64_t sequence, int head,
+                          int64_t first, int64_t tokens) const {
+        const int share = block.heads / block.kv_heads;
+        const int64_t row = sequence * step.new_tokens, *stride = step.key_stride;
+        const int64_t at = sequence * stride[0] + head * stride[1] + first * stride[2];
         AttentionPart work;
         work.q = scratch.q + row * shape.queries + head * share * block.head_dim;
         work.q_stride = shape.queries;
@@ -115,7 +150,7 @@ class Attention : StepThread {
         }
         work.stride = stride[2];
         work.mask = step.mask ? step.mask + sequence * step.mask_stride + first : nullptr;
-        work.tokens = std::min(kKeysAPart, step.tokens - first);
+        work.tokens = tokens;
         work.seen = step.tokens - step.new_tokens + 1 - first;
         work.window = block.window;
         work.softcap = block.softcap;
@@ -123,9 +158,7 @@ class Attention : StepThread {
         work.heads = share;
         work.head_dim = block.head_dim;
         work.dtype = block.dtype;
-        work.out = scratch.parts + ((split * call.rows + row) * block.heads + head * share) * size;
-        work.out_stride = block.heads * size;
-        kernel.attend(work);
+        return work;
     }
 
     // Of a row, the heads that share keys.

@@ -20,7 +20,7 @@ int64_t tritllm_llama_step_scratch(const tritllm_block *blocks, int64_t n_blocks
     if (!valid_blocks(blocks, n_blocks) || batch < 1 || new_tokens < 1 || tokens < new_tokens)
         return -1;
     const Shape shape(blocks, n_blocks);
-    return Scratch(blocks[0], shape, batch * new_tokens, tokens, nullptr).bytes;
+    return Scratch(blocks[0], shape, batch, new_tokens, tokens, nullptr).bytes;
 }
 
 int tritllm_llama_step(int threads, const tritllm_block *blocks, int64_t n_blocks,

@@ -42,7 +42,7 @@ class RowProducts : StepThread {
     // The products that are open, whose matrices have so many rows.
     template <class... Rows>
     void multiply(const void *activations, Rows... rows) {
-        const TileParts parts((tiles_of(rows) + ...), call.threads);
+        const TileParts parts((tiles_of(rows) + ...), call.threads, is_prompt(step.new_tokens));
         phases.run(parts.count(), [&](int64_t part) {
             multiply_tiles(call.products, activations, parts.begin(part), parts.begin(part + 1));
         });
@@ -52,7 +52,7 @@ class RowProducts : StepThread {
     void multiply_gates(const tritllm_block &block) {
         static_assert(TRITLLM_WIDTH_MULTIPLE % kTileRows == 0, "up begins with a tile");
         const int64_t wide = block.intermediate, tiles = tiles_of(wide);
-        const TileParts parts(tiles, call.threads);
+        const TileParts parts(tiles, call.threads, is_prompt(step.new_tokens));
         phases.run(parts.count(), [&](int64_t part) {
             const int64_t begin = parts.begin(part), end = parts.begin(part + 1);
             if (part == 0) begin_wide(wide);

@@ -33,15 +33,17 @@ struct Shape {
     }
 };
 
+inline bool is_prompt(int64_t new_tokens) { return new_tokens > TRITLLM_STEP_TOKENS; }
+
 inline int64_t splits_of(int64_t tokens) { return (tokens + kKeysAPart - 1) / kKeysAPart; }
 
 // Where in scratch memory everything lies; without memory, how much it takes.
 struct Scratch {
-    float *rows;      // [rows][the widest]: what activations are made of
-    float *result;    // [rows][as many]: products, one after the other
-    float *residual;  // [rows][hidden]
-    float *q;         // [rows][heads][head_dim], times the scores' scaling
-    float *parts;     // [splits][rows][heads][partial_size]
+    float *rows;             // [rows][the widest]: what activations are made of
+    float *result;           // [rows][as many]: products, one after the other
+    float *residual;         // [rows][hidden]
+    float *q;                // [rows][heads][head_dim], times the scores' scaling
+    float *parts = nullptr;  // [splits][rows][heads][partial_size], not of a prompt
     uint8_t *of_hidden, *of_queries, *of_wide;  // activations of so many columns
     float *logits;          // [rows][experts + 1]: the router's, and the shared gate's
     float *expert_gates;    // [places][expert]
@@ -53,7 +55,9 @@ struct Scratch {
     ExpertGroups groups = {};
     int64_t bytes = 0;
 
-    Scratch(const tritllm_block &b, const Shape &s, int64_t n, int64_t tokens, void *memory) {
+    Scratch(const tritllm_block &b, const Shape &s, int64_t batch, int64_t new_tokens,
+            int64_t tokens, void *memory) {
+        const int64_t n = batch * new_tokens;
         auto take = [&](int64_t size) {
             uint8_t *at = memory ? static_cast<uint8_t *>(memory) + bytes : nullptr;
             bytes += (size + 63) / 64 * 64;
@@ -71,7 +75,8 @@ struct Scratch {
         result = floats(n * std::max({s.projected, s.hidden, 2 * s.wide}));
         residual = floats(n * s.hidden);
         q = floats(n * s.queries);
-        parts = floats(splits_of(tokens) * n * b.heads * partial_size(b.head_dim));
+        if (!is_prompt(new_tokens))
+            parts = floats(splits_of(tokens) * n * b.heads * partial_size(b.head_dim));
         of_hidden = activations(s.hidden);
         of_queries = activations(s.queries);
         of_wide = s.wide ? activations(s.wide) : nullptr;

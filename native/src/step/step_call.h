@@ -34,7 +34,7 @@ struct StepCall {
           threads(std::max(n, 1)),
           rows(s.batch * s.new_tokens),
           shape(b, count),
-          scratch(b[0], shape, rows, s.tokens, memory),
+          scratch(b[0], shape, s.batch, s.new_tokens, s.tokens, memory),
           groups(scratch.groups) {}
 
     // Which instruction set's functions run between the products: that of the first one.

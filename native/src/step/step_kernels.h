@@ -21,7 +21,7 @@ struct AttentionPart {
     int64_t new_tokens;
     int32_t heads, head_dim, dtype;
     float softcap;  // c of c tanh(score / c), or 0
-    float *out;     // [new_tokens][heads][partial_size(head_dim)], a token's at
+    float *out;  // [new_tokens][heads][partial_size(head_dim)], of a prompt head_dim; a token's at
     int64_t out_stride;
 };
 
@@ -29,6 +29,9 @@ struct AttentionPart {
 // sum of the weights, which are exp(score - largest score).
 constexpr int kMostHeadDim = TRITLLM_MOST_HEAD_DIM;
 constexpr int64_t partial_size(int head_dim) { return head_dim + 16; }
+
+// attend_prompt widens keys and values once for so many queries.
+constexpr int kBlockQueries = 384;
 
 struct StepKernels {
     // out = x / sqrt(mean(x**2) + epsilon) * (weight + offset)
@@ -43,6 +46,8 @@ struct StepKernels {
     void (*add)(const float *x, const tritllm_vector &y, int64_t n, float *out);
     void (*narrow)(const float *x, int64_t n, int dtype, void *out);
     void (*attend)(const AttentionPart &part);
+    // Of many queries and all keys: what the heads attend to.
+    void (*attend_prompt)(const AttentionPart &part);
     // One head from its parts, `stride` floats apart, which are changed.
     void (*combine)(float *parts, int64_t count, int64_t stride, int head_dim, float *out);
     // x = x * by

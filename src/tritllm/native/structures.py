@@ -17,6 +17,7 @@ PRODUCTS_AT_ONCE = 64  # of one call
 WIDTH_MULTIPLE = 16  # hidden and intermediate sizes of a block
 HEAD_MULTIPLE, MOST_HEAD_DIM = 32, 256
 CACHE_GROUP = 32  # elements of int8 keys and values that share a scale
+STEP_TOKENS = 16  # new tokens of a sequence, more of which are a prompt
 SILU, GELU_TANH, RELU_SQUARED = range(3)
 GROUPS, EXACT, SUPERBLOCKS, PER_TOKEN = range(4)  # what activations become, and how products add up
 MOST_CHOSEN = 32
@@ -290,6 +291,7 @@ FACTS = {
     "TRITLLM_HEAD_MULTIPLE": HEAD_MULTIPLE,
     "TRITLLM_MOST_HEAD_DIM": MOST_HEAD_DIM,
     "TRITLLM_CACHE_GROUP": CACHE_GROUP,
+    "TRITLLM_STEP_TOKENS": STEP_TOKENS,
     "TRITLLM_SILU": SILU,
     "TRITLLM_GELU_TANH": GELU_TANH,
     "TRITLLM_RELU_SQUARED": RELU_SQUARED,

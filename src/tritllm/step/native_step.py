@@ -1,4 +1,4 @@
-"""Decoder blocks for a few new tokens a sequence, by address.
+"""Decoder blocks for a few new tokens a sequence, or for a part of a prompt, by address.
 
 native/include/tritllm_step.h says what is computed; `step.reference` is the same in NumPy. Prepared
 memory is checked against its header and its size; all other addresses are
@@ -18,6 +18,7 @@ from tritllm.native.structures import (
     MOST_HEAD_DIM,
     RELU_SQUARED,
     SILU,
+    STEP_TOKENS,
     WIDTH_MULTIPLE,
     Block,
     Expert,
@@ -34,6 +35,7 @@ __all__ = [
     "MOST_HEAD_DIM",
     "RELU_SQUARED",
     "SILU",
+    "STEP_TOKENS",
     "WIDTH_MULTIPLE",
     "Block",
     "Expert",

@@ -12,7 +12,6 @@ from tritllm.integrations.transformers.experts import TritExperts
 from tritllm.integrations.transformers.native_step.families import Block, Family, Mixture, Unit
 from tritllm.integrations.transformers.native_step.watch import kind_of
 from tritllm.ops.dtypes import NUMBER_OF_TORCH
-from tritllm.ops.mode import ARITHMETIC
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
 
@@ -137,12 +136,18 @@ def vectors_of(block: Block) -> list[torch.Tensor]:
 
 
 def native_blocks(
-    blocks: list[Block], family: Family, dtype: torch.dtype, tables: list[str | None], turned: int
+    blocks: list[Block],
+    family: Family,
+    dtype: torch.dtype,
+    tables: list[str | None],
+    turned: int,
+    arithmetic: int,
 ) -> ctypes.Array[block_step.Block]:
     """The blocks by address; valid as long as the tensors stay where they are.
 
     dtype: of the model's activations and cache. tables: kinds of layers, as many as there are
-    tables of cosines, or [None]. turned: the elements of a head that are rotated.
+    tables of cosines, or [None]. turned: the elements of a head that are rotated. arithmetic: of
+    the products.
     """
     found = []
     for block in blocks:
@@ -157,7 +162,7 @@ def native_blocks(
                 head_dim=head_dim,
                 rotary_dim=turned,
                 dtype=NUMBER_OF_TORCH[dtype],
-                arithmetic=ARITHMETIC[block.q.mode],
+                arithmetic=arithmetic,
                 epsilon=epsilon_of(block.norms.input),
                 norm_offset=family.norm_offset,
                 scaling=block.attention.scaling,

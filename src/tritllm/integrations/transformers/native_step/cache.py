@@ -6,7 +6,7 @@ import ctypes
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tritllm.integrations.transformers.int8_cache import Int8Cache, Int8Room
 from tritllm.integrations.transformers.native_step.lazy_layer import (
@@ -18,8 +18,8 @@ from tritllm.integrations.transformers.native_step.lazy_layer import (
 from tritllm.ops.backends.cpu import scratch_memory
 from tritllm.step import native_step as block_step
 
-MOST_NEW_TOKENS = 16  # of a sequence in one step: more are a prompt, for transformers' own forward
-_LEAST_ROOM = 64  # tokens, at least as many as above
+_LEAST_ROOM = 64  # tokens
+_PROMPT_ROWS = 512  # of all sequences at a time, so that memory stays bounded
 _CAPACITY_MULTIPLE = 16  # tokens
 CACHES = (DynamicCache, Int8Cache)  # whose memory the native step can use
 
@@ -55,7 +55,7 @@ class PreallocatedCache:
         )
         if self._scales:
             self._call.key_scale, self._call.value_scale = map(ctypes.addressof, self._scales)
-        self._scratch: dict[int, int] = {}  # bytes for so many new tokens
+        self._scratch: dict[tuple[int, int], int] = {}  # bytes, by new tokens and arithmetic
 
     def belongs_to(self, past: DynamicCache, new: int) -> bool:
         """Whether the cache's layers are in this memory, and there is room for `new` tokens.
@@ -103,10 +103,11 @@ class PreallocatedCache:
         tokens, seen = self.tokens + new, None
         if mask is not None:
             seen = mask.ne(0).contiguous()
-        size = self._scratch.get(new)
+        key = new, blocks[0].arithmetic
+        size = self._scratch.get(key)
         if size is None:
             size = block_step.scratch_size(blocks, batch, new, self.capacity)
-            self._scratch[new] = size
+            self._scratch[key] = size
         scratch = scratch_memory(size)
         cos, call = rotary[0][0], self._call
         call.new_tokens, call.tokens, call.hidden = new, tokens, hidden.data_ptr()
@@ -120,33 +121,98 @@ class PreallocatedCache:
             room.tokens = tokens
 
 
+    def prompt(
+        self,
+        blocks: ctypes.Array[block_step.Block],
+        final_norm: tuple[block_step.Vector, float],
+        hidden: torch.Tensor,
+        rotary: list[tuple[torch.Tensor, torch.Tensor]],
+        mask: torch.Tensor | None,
+    ) -> None:
+        """As `step`, for any number of new tokens: some after the others, of about equal number."""
+        batch, new = hidden.shape[:2]
+        together = -(-new // -(-batch * new // _PROMPT_ROWS))
+        for begin in range(0, new, together):
+            count = min(together, new - begin)
+            part = hidden.narrow(1, begin, count)
+            run = part.contiguous()
+            tables = [
+                (cos.narrow(1, begin, count), sin.narrow(1, begin, count)) for cos, sin in rotary
+            ]
+            seen = None if mask is None else mask[:, : self.tokens + count]
+            self.step(blocks, final_norm, run, tables, seen)
+            self.tokens += count
+            if run is not part:
+                part.copy_(run)
+
+
 _preallocated: WeakKeyDictionary[DynamicCache, PreallocatedCache] = WeakKeyDictionary()
 
 
 def preallocated(
-    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype, new: int
+    past: DynamicCache,
+    blocks: ctypes.Array[block_step.Block],
+    dtype: torch.dtype,
+    batch: int,
+    new: int,
 ) -> PreallocatedCache | None:
-    """The memory of a cache, with room for `new` tokens, MOST_NEW_TOKENS at most, made if need be;
-    None for a cache with other layers, or an empty one.
+    """The memory of a cache, with room for `new` tokens of `batch` sequences, made if need be.
+
+    None for a cache with other layers, and for an empty one that is not to get a prompt.
     """
     memory = _preallocated.get(past)
     if memory is not None and memory.belongs_to(past, new):
         return memory
-    if past.offloading or len(past.layers) != len(blocks):
+    if past.offloading:
         return None
     rooms: list[Room] | list[Int8Room] | None
-    if type(past) is Int8Cache:
+    if new > block_step.STEP_TOKENS and not past.get_seq_length():
+        rooms = _new_rooms(past, blocks, dtype, batch, new)
+    elif len(past.layers) != len(blocks):
+        return None
+    elif type(past) is Int8Cache:
         rooms = _int8_rooms(past, dtype, new)
     else:
-        rooms = _growing_rooms(past, blocks, dtype)
+        rooms = _growing_rooms(past, blocks, dtype, new)
     if rooms is None:
         return None
     memory = _preallocated[past] = PreallocatedCache(rooms, dtype)
     return memory
 
 
+def _capacity(tokens: int, new: int) -> int:
+    """Tokens for which there is to be room when `new` come behind others."""
+    wanted = tokens + new + max(_LEAST_ROOM, (tokens + new) // 4)
+    return -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+
+
+def _new_rooms(
+    past: DynamicCache,
+    blocks: ctypes.Array[block_step.Block],
+    dtype: torch.dtype,
+    batch: int,
+    new: int,
+) -> list[Room] | None:
+    """Memory for a prompt, in the layers of a cache that has seen none."""
+    if not past.layers and past.layer_class_to_replicate is DynamicLayer:
+        past.layers.extend(DynamicLayer() for _ in blocks)
+    if len(past.layers) != len(blocks):
+        return None
+    for layer, block in zip(past.layers, blocks, strict=True):
+        if not _is_growing(layer, block.window) or layer.is_initialized:
+            return None
+    rooms = []
+    for layer, block in zip(past.layers, blocks, strict=True):
+        shape = (2, batch, block.kv_heads, _capacity(0, new), block.head_dim)
+        memory = torch.empty(shape, dtype=dtype)
+        layer.lazy_initialization(memory[0, :, :, :0], memory[1, :, :, :0])
+        rooms.append(Room(memory[0], memory[1], 0, 0))
+        become_lazy(layer, rooms[-1])
+    return rooms
+
+
 def _growing_rooms(
-    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype
+    past: DynamicCache, blocks: ctypes.Array[block_step.Block], dtype: torch.dtype, new: int
 ) -> list[Room] | None:
     """Memory with room for more, into which the layers' tensors are copied."""
     first = past.layers[0]
@@ -167,8 +233,7 @@ def _growing_rooms(
             if type(x) is not torch.Tensor or x.dtype is not dtype or x.device.type != "cpu":
                 return None
     batch, heads, _, width = first.keys.shape
-    wanted = tokens + max(_LEAST_ROOM, tokens // 4)
-    capacity = -(-wanted // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+    capacity = _capacity(tokens, new)
     rooms = []
     for layer in past.layers:  # one at a time, so that the old memory can go
         memory = layer.keys.new_empty((2, batch, heads, capacity, width))

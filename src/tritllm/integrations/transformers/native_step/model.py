@@ -3,8 +3,9 @@
 For every token a block runs some thirty small torch operators around its packed products.
 `use_native_step` gives such a model a forward that lets native code do the whole stack of blocks,
 when a few tokens a sequence come (one, or a draft to verify), on a CPU, with prepared weights and
-transformers' usual growing cache. Everything else (prefill, gradients, torch.compile, hooks, other
-caches) takes transformers' own forward.
+transformers' usual growing cache; so it does some hundred tokens of a prompt at a time, where that
+is faster (`prompts`). Everything else (gradients, torch.compile, hooks, other caches) takes
+transformers' own forward.
 
 Numbers: inside a block everything is float32, where transformers rounds to the model's dtype after
 every operator.
@@ -18,14 +19,12 @@ import torch
 from torch.nn.modules import module as torch_module
 
 from tritllm.integrations.transformers.compat import output_of
-from tritllm.integrations.transformers.native_step.cache import (
-    CACHES,
-    MOST_NEW_TOKENS,
-    preallocated,
-)
+from tritllm.integrations.transformers.native_step import prompts
+from tritllm.integrations.transformers.native_step.cache import CACHES, preallocated
 from tritllm.integrations.transformers.native_step.families import family_of
 from tritllm.integrations.transformers.native_step.parts import Parts
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, subclass
+from tritllm.native.structures import STEP_TOKENS
 from tritllm.ops.trit_linear import TritLinear
 
 _PARTS = "_tritllm_native_step"
@@ -100,7 +99,8 @@ class NativeStepModel(WatchedModule):
         if tokens is None or (input_ids is None) == (embeds is None):
             return None
         batch, new = tokens.shape[:2]
-        if not 1 <= new <= MOST_NEW_TOKENS:
+        is_prompt = new > STEP_TOKENS
+        if new < 1 or (is_prompt and not prompts.pays()):
             return None
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if not use_cache or torch.is_autocast_enabled("cpu") or _global_hooks():
@@ -110,10 +110,12 @@ class NativeStepModel(WatchedModule):
         parts = self.__dict__.get(_PARTS)
         if parts is None or not parts.unchanged():
             parts = self.__dict__[_PARTS] = Parts(self)
-        blocks = parts.blocks
+        blocks = parts.prompt_blocks(batch * new) if is_prompt else parts.blocks
         if blocks is None or not parts.may_be_bypassed():
             return None
-        cache = preallocated(past, blocks, parts.dtype, new)
+        if is_prompt and not prompts.fits(self, past, blocks, new):
+            return None
+        cache = preallocated(past, blocks, parts.dtype, batch, new)
         if cache is None or not _fits(mask, batch, cache.tokens + new):
             return None
         hidden = parts.embed(input_ids) if embeds is None else embeds.clone()
@@ -125,7 +127,8 @@ class NativeStepModel(WatchedModule):
         if not _rotary_fits(rotary, hidden, parts.turned):
             return None
         hidden = hidden.contiguous()
-        cache.step(blocks, parts.final_norm, hidden, rotary, mask)
+        run = cache.prompt if is_prompt else cache.step
+        run(blocks, parts.final_norm, hidden, rotary, mask)
         return hidden
 
     def __reduce_ex__(self, protocol: Any) -> Any:

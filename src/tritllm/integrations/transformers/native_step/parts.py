@@ -27,7 +27,10 @@ from tritllm.integrations.transformers.native_step.families import (
 )
 from tritllm.integrations.transformers.native_step.rotary import RotaryTables
 from tritllm.integrations.transformers.native_step.watch import WatchedModule, kind_of, watch
+from tritllm.native import structures
 from tritllm.ops import changes
+from tritllm.ops.backends.cpu import superblock_rows
+from tritllm.ops.mode import ARITHMETIC
 from tritllm.ops.planes import MOST
 from tritllm.ops.trit_linear import TritLinear
 from tritllm.step import native_step as block_step
@@ -57,7 +60,7 @@ class Parts:
         self.turned, self.dtype = 0, torch.float32
         self._modules: list[Block] = []  # none where the model is not native now
         self._linears: list[dict[str, Any]] = []
-        self._of_planes: dict[tuple[int, ...], ctypes.Array[block_step.Block]] = {}
+        self._made: dict[tuple[int, ...], ctypes.Array[block_step.Block]] = {}
         modules = list(model.modules())
         news = [m for m in modules if _is_known(m) and not isinstance(m, WatchedModule)]
         for module in modules:
@@ -120,14 +123,31 @@ class Parts:
             self._find_blocks()
         return self._blocks
 
+    def prompt_blocks(self, rows: int) -> ctypes.Array[block_step.Block] | None:
+        """The same for a prompt of so many rows; None for a mixture, whose experts get few of them
+        each: those transformers' own forward multiplies by what suits their number.
+        """
+        if not self._modules or any(block.mixture is not None for block in self._modules):
+            return None
+        arithmetic = self._arithmetic()
+        if arithmetic == structures.GROUPS and rows >= superblock_rows():
+            arithmetic = structures.SUPERBLOCKS
+        return self._blocks_of(arithmetic)
+
     def _find_blocks(self) -> None:
         self._planes = changes.planes_count()
-        key = tuple(linear[MOST] for linear in self._linears)
-        if key not in self._of_planes:
-            self._of_planes[key] = native_blocks(
-                self._modules, self.family, self.dtype, self._tables, self.turned
+        self._blocks = self._blocks_of(self._arithmetic())
+
+    def _arithmetic(self) -> int:
+        return ARITHMETIC[self._modules[0].q.mode]
+
+    def _blocks_of(self, arithmetic: int) -> ctypes.Array[block_step.Block]:
+        key = (arithmetic, *(linear[MOST] for linear in self._linears))
+        if key not in self._made:
+            self._made[key] = native_blocks(
+                self._modules, self.family, self.dtype, self._tables, self.turned, arithmetic
             )
-        self._blocks = self._of_planes[key]
+        return self._made[key]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """What the model's embeddings make of ids int [B, T]: hidden states [B, T, H]."""
