@@ -72,9 +72,11 @@ class BlockLoop : StepThread {
         if (block.experts) experts_.route(block);
         if (has_own_unit(block)) {
             products_.multiply_gates(block);
-            products_.make_rows(
-                wide, scratch.of_wide, {{block.down, shape.hidden}},
-                [&](int64_t row) { sub_norm(block, row, wide, block.unit_sub_norm); });
+            products_.make_rows(wide, scratch.of_wide, {{block.down, shape.hidden}},
+                                [&](int64_t row) {
+                                    products_.gate_row(block, row);
+                                    sub_norm(block, row, wide, block.unit_sub_norm);
+                                });
             products_.multiply(scratch.of_wide, shape.hidden);
         }
         if (block.experts) experts_.run(block);

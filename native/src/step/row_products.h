@@ -42,17 +42,19 @@ class RowProducts : StepThread {
     // The products that are open, whose matrices have so many rows.
     template <class... Rows>
     void multiply(const void *activations, Rows... rows) {
-        const TileParts parts((tiles_of(rows) + ...), call.threads, is_prompt(step.new_tokens));
+        const TileParts parts((tiles_of(rows) + ...), call.threads);
         phases.run(parts.count(), [&](int64_t part) {
             multiply_tiles(call.products, activations, parts.begin(part), parts.begin(part + 1));
         });
     }
 
-    // Of both, the same rows, and then act(gate) * up of these.
+    // Of both, the same rows, and then act(gate) * up of these; of a prompt, whose rows are in no
+    // near cache any more then, gate_row makes them one by one.
     void multiply_gates(const tritllm_block &block) {
+        if (is_prompt(step.new_tokens)) return multiply_both(block.intermediate);
         static_assert(TRITLLM_WIDTH_MULTIPLE % kTileRows == 0, "up begins with a tile");
         const int64_t wide = block.intermediate, tiles = tiles_of(wide);
-        const TileParts parts(tiles, call.threads, is_prompt(step.new_tokens));
+        const TileParts parts(tiles, call.threads);
         phases.run(parts.count(), [&](int64_t part) {
             const int64_t begin = parts.begin(part), end = parts.begin(part + 1);
             if (part == 0) begin_wide(wide);
@@ -67,7 +69,24 @@ class RowProducts : StepThread {
         });
     }
 
+    // What multiply_gates has left to do of a row.
+    void gate_row(const tritllm_block &block, int64_t row) const {
+        if (!is_prompt(step.new_tokens)) return;
+        const int64_t wide = block.intermediate;
+        const float *gate = scratch.result + 2 * row * wide;
+        kernel.gate(gate, gate + wide, wide, block.activation, scratch.rows + row * wide);
+    }
+
  private:
+    void multiply_both(int64_t wide) {
+        const TileParts parts(2 * tiles_of(wide), call.threads);
+        phases.run(parts.count(), [&](int64_t part) {
+            if (part == 0) begin_wide(wide);
+            multiply_tiles(call.products, scratch.of_hidden, parts.begin(part),
+                           parts.begin(part + 1));
+        });
+    }
+
     // Of blocks whose units differ in width; call.begin makes the others.
     void begin_wide(int64_t wide) {
         const int status = call.begin_activations(call.input(wide), scratch.of_wide);

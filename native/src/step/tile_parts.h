@@ -7,19 +7,13 @@
 namespace {
 
 // Half of the tiles in a large part for each thread, so that memory is read in long runs, the others
-// in small ones, so that all are done at about the same time. By a prompt's rows all parts are small:
-// then their results are in a near cache still when something more is made of them.
+// in small ones, so that all are done at about the same time.
 struct TileParts {
     static constexpr int64_t kTogether = 4;  // tiles that some kernels take at a time
 
     int64_t tiles, large, n_large, small;
 
-    TileParts(int64_t all, int threads, bool prompt) : tiles(all) {
-        if (prompt) {
-            large = n_large = 0;
-            small = kTogether;
-            return;
-        }
+    TileParts(int64_t all, int threads) : tiles(all) {
         large = threads > 1 ? all / (2 * threads) / kTogether * kTogether : all;
         n_large = large ? threads : 0;
         small = (all / (32 * threads) + kTogether) / kTogether * kTogether;
