@@ -120,7 +120,6 @@ class PreallocatedCache:
         for room in self._rooms:
             room.tokens = tokens
 
-
     def prompt(
         self,
         blocks: ctypes.Array[block_step.Block],

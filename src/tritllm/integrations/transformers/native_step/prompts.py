@@ -14,14 +14,19 @@ from tritllm.step import native_step as block_step
 
 @cache
 def pays() -> bool:
-    """Whether native attention and norms are the faster ones for a prompt's many tokens.
+    """Whether the native blocks are the faster ones for a prompt; asked once a process."""
+    return is_slow_in_torch()
 
-    They are float32, measured where torch has no instructions for bfloat16 (x86 without AVX512-BF16
-    and AMX). Where it has them, its attention multiplies at several times float32's rate.
+
+def is_slow_in_torch() -> bool:
+    """Whether torch has no instructions for bfloat16: on x86 without AVX512-BF16 and AMX.
+
+    Where it has them, its attention multiplies faster than float32's, which native blocks compute
+    with. That was not measured, nor were other processors.
     """
     has_avx2 = getattr(torch.cpu, "_is_avx2_supported", None)
     has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    if has_avx2 is None or has_bfloat16 is None:  # an older torch: it cannot be told
+    if has_avx2 is None or has_bfloat16 is None:  # a torch that does not tell
         return False
     return bool(has_avx2() and not has_bfloat16())
 
