@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr int kBlockKeys = 64;     // that are widened together
+constexpr int kBlockKeys = 128;                // that are widened together, at most
+constexpr int kBlockSize = 64 * kMostHeadDim;  // elements of theirs, at most
 constexpr int kGroupQueries = 48;  // whose scores are held: a multiple of V's rows in a product
 
 // Keys or values in panels of two vectors' columns, one behind the other, so that a panel stays in
@@ -72,13 +73,13 @@ float largest_lane(typename V::F x) {
     return lane[0];
 }
 
-// A query's scores of a block, at most `bound`, become weights. largest, sum: of the blocks before,
-// then with this one; the result is what the sums before are to be multiplied by.
+// A query's scores of a block's keys, at most `bound`, become weights. largest, sum: of the blocks
+// before, then with this one; the result is what the sums before are to be multiplied by.
 template <class V>
-float weigh(float *score, const float *bound, float *largest, float *sum) {
+float weigh(float *score, const float *bound, int keys, float *largest, float *sum) {
     using F = typename V::F;
     F most = V::set(*largest);
-    for (int n = 0; n < kBlockKeys; n += V::W) {
+    for (int n = 0; n < keys; n += V::W) {
         const F s = V::min(V::load(bound + n), V::load(score + n));
         V::store(score + n, s);
         most = V::max(s, most);
@@ -86,7 +87,7 @@ float weigh(float *score, const float *bound, float *largest, float *sum) {
     const float now = largest_lane<V>(most);
     most = V::set(now);
     F total = V::set(0);
-    for (int n = 0; n < kBlockKeys; n += V::W) {
+    for (int n = 0; n < keys; n += V::W) {
         const F s = V::load(score + n);
         const F weight = exponential<V>(V::sub(s, most));
         const F seen = V::select(V::le(s, V::set(kNone)), V::set(0), weight);
@@ -104,7 +105,9 @@ template <class V, class X>
 class PromptAttention {
  public:
     PromptAttention(const AttentionPart &part, int64_t row, int64_t end)
-        : part_(part), rows_(int(end - row)) {
+        : part_(part),
+          rows_(int(end - row)),
+          keys_(std::min(kBlockKeys, kBlockSize / part.head_dim / 64 * 64)) {
         const auto bounded = [&](int64_t key) {
             return std::min(std::max<int64_t>(key, 0), part.tokens);
         };
@@ -124,8 +127,8 @@ class PromptAttention {
         const int width = part_.head_dim;
         for (int r = 0; r < rows_; r++) std::fill_n(out_[r], width, 0.0f);
         const int64_t end = end_[rows_ - 1];
-        for (int64_t key = begin_[0] / kBlockKeys * kBlockKeys; key < end; key += kBlockKeys) {
-            widen(key, int(std::min<int64_t>(kBlockKeys, end - key)));
+        for (int64_t key = begin_[0] / keys_ * keys_; key < end; key += keys_) {
+            widen(key, int(std::min<int64_t>(keys_, end - key)));
             for (int r = 0; r < rows_; r += kGroupQueries)
                 attend(key, r, std::min(rows_, r + kGroupQueries));
         }
@@ -142,7 +145,7 @@ class PromptAttention {
         const int width = part_.head_dim;
         constexpr int P = kPanel<V>;
         alignas(64) float row[kMostHeadDim];
-        for (int n = 0; n < kBlockKeys; n++) {
+        for (int n = 0; n < keys_; n++) {
             const bool seen = n < count && (!part_.mask || part_.mask[first + n]);
             bound_[n] = seen ? FLT_MAX : kNone;
             const int64_t at = (first + n) * part_.stride;
@@ -153,8 +156,7 @@ class PromptAttention {
             float *key = key_ + n / P * width * P + n % P;
             for (int i = 0; i < width; i++) key[i * P] = row[i];
             if (seen) load(X::from(part_.value, part_.value_scale, at), row);
-            for (int i = 0; i < width; i += P)
-                std::copy_n(row + i, P, value_ + i * kBlockKeys + n * P);
+            for (int i = 0; i < width; i += P) std::copy_n(row + i, P, value_ + i * keys_ + n * P);
         }
     }
 
@@ -164,10 +166,10 @@ class PromptAttention {
 
     // Queries [r, end) and the block of keys that begins at `first`.
     void attend(int64_t first, int r, int end) {
-        const int seen = int(std::min<int64_t>(kBlockKeys, end_[end - 1] - first));
-        if (seen <= 0 || begin_[r] >= first + kBlockKeys) return;
+        const int seen = int(std::min<int64_t>(keys_, end_[end - 1] - first));
+        if (seen <= 0 || begin_[r] >= first + keys_) return;
         constexpr int P = kPanel<V>;
-        const int width = part_.head_dim, rows = end - r;
+        const int width = part_.head_dim, rows = end - r, whole = (seen + P - 1) / P * P;
         float *score[kGroupQueries], fade[kGroupQueries];
         for (int i = 0; i < rows; i++) score[i] = score_[i];
         for (int n = 0; n < seen; n += P)
@@ -177,28 +179,28 @@ class PromptAttention {
                 for (int n = 0; n < seen; n += V::W)
                     V::store(score[i] + n, capped<V>(V::load(score[i] + n), part_.softcap));
             hide(score[i], begin_[r + i] - first, end_[r + i] - first);
-            fade[i] = weigh<V>(score[i], bound_, &largest_[r + i], &sum_[r + i]);
+            fade[i] = weigh<V>(score[i], bound_, whole, &largest_[r + i], &sum_[r + i]);
         }
         for (int i = 0; i < width; i += P)
-            multiply_panel_rows<V>(score, rows, seen, value_ + i * kBlockKeys, fade, out_ + r, i);
+            multiply_panel_rows<V>(score, rows, seen, value_ + i * keys_, fade, out_ + r, i);
     }
 
     // All scores but those of keys [begin, end) of a block, numbers that may be outside of it.
-    static void hide(float *score, int64_t begin, int64_t end) {
-        const auto inside = [](int64_t n) {
-            return std::min<int64_t>(std::max<int64_t>(n, 0), kBlockKeys);
+    void hide(float *score, int64_t begin, int64_t end) const {
+        const auto inside = [&](int64_t n) {
+            return std::min<int64_t>(std::max<int64_t>(n, 0), keys_);
         };
         std::fill(score, score + inside(begin), kNone);
-        std::fill(score + inside(end), score + kBlockKeys, kNone);
+        std::fill(score + inside(end), score + keys_, kNone);
     }
 
     const AttentionPart &part_;
-    const int rows_;
+    const int rows_, keys_;
     const float *q_[kBlockQueries];
     float *out_[kBlockQueries];
-    int64_t begin_[kBlockQueries], end_[kBlockQueries];   // keys that a query sees
-    alignas(64) float key_[kBlockKeys * kMostHeadDim];    // [panels of keys][head_dim][kPanel]
-    alignas(64) float value_[kBlockKeys * kMostHeadDim];  // [panels of head_dim][keys][kPanel]
+    int64_t begin_[kBlockQueries], end_[kBlockQueries];  // keys that a query sees
+    alignas(64) float key_[kBlockSize];                  // [panels of keys][head_dim][kPanel]
+    alignas(64) float value_[kBlockSize];                // [panels of head_dim][keys][kPanel]
     alignas(64) float score_[kGroupQueries][kBlockKeys];
     alignas(64) float bound_[kBlockKeys];
     float largest_[kBlockQueries], sum_[kBlockQueries];
