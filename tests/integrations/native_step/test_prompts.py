@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from tritllm import quantize
 from tritllm.integrations.transformers import Int8Cache, load_model
-from tritllm.integrations.transformers.native_step import cache, prompts
+from tritllm.integrations.transformers.native_step import cache
 from tritllm.native import structures
 
 pytestmark = pytest.mark.usefixtures("exact", "prompts_pay")
@@ -191,13 +191,3 @@ def test_gradients(load, steps):
     model(ids(1, 20), past_key_values=past, use_cache=True).logits.sum().backward()
     assert not steps
     assert weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("bfloat16", "avx2", "expected"),
-    [(True, True, False), (False, True, True), (False, False, False)],
-)
-def test_where_torch_has_no_bfloat16(monkeypatch, bfloat16, avx2, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2, raising=False)
-    assert prompts.is_slow_in_torch() is expected

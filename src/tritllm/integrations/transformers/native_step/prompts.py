@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
+from tritllm.integrations.transformers.widened_linear import has_bfloat16_products
 from tritllm.step import native_step as block_step
 
 
-@cache
 def pays() -> bool:
-    """Whether the native blocks are the faster ones for a prompt; asked once a process."""
-    return is_slow_in_torch()
+    """Whether the native blocks, which compute in float32, are the faster ones for a prompt.
 
-
-def is_slow_in_torch() -> bool:
-    """Whether torch has no instructions for bfloat16: on x86 without AVX512-BF16 and AMX.
-
-    Where it has them, its attention multiplies faster than float32's, which native blocks compute
-    with. That was not measured, nor were other processors.
+    Where torch has instructions for bfloat16 its attention multiplies faster than float32's.
     """
-    has_avx2 = getattr(torch.cpu, "_is_avx2_supported", None)
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    if has_avx2 is None or has_bfloat16 is None:  # a torch that does not tell
-        return False
-    return bool(has_avx2() and not has_bfloat16())
+    return not has_bfloat16_products()
 
 
 def fits(model: Any, past: Any, blocks: ctypes.Array[block_step.Block], new: int) -> bool:
