@@ -66,6 +66,13 @@ def has_avx512() -> bool:
     return has("avx512_vnni")
 
 
+def idle_sets() -> str:
+    """The instruction sets that cannot run here, which would take minutes to compile."""
+    needs = {"avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni", "avx512": "avx512vbmi"}
+    needs["amx"] = "amx_int8"
+    return ";".join(isa for isa, flag in needs.items() if not has(flag))
+
+
 def run_tests(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """Run the tests of a build; what ran, and what did not with the reason."""
     command: list[str | Path] = [
@@ -131,19 +138,14 @@ def installed_library() -> Path:
 def check_plain() -> str:
     """The tests on the library as users compile it."""
     # What emulates AMX compiles the core once more: only where it can run.
-    idle = "" if has_avx512() else "amx"
     library = installed_library()
-    folder = build("plain", f"-DTRITLLM_INSTALLED={library}", f"-DTRITLLM_LEAVE_OUT={idle}")
+    folder = build("plain", f"-DTRITLLM_INSTALLED={library}", f"-DTRITLLM_LEAVE_OUT={idle_sets()}")
     return run_tests(folder)
 
 
 def _sanitized() -> tuple[Path, str]:
     sanitizers = has_sanitizers()
-    # Sanitizers watch what runs. Sets that cannot run here would take minutes to compile for it.
-    idle = [] if has_avx512() else ["avx512vnni", "amx"]
-    idle += [] if has("avx512_vbmi") else ["avx512"]
-    idle += [] if has("avx_vnni") else ["avxvnni"]
-    options = (f"-DTRITLLM_SANITIZE={sanitizers}", f"-DTRITLLM_LEAVE_OUT={';'.join(idle)}")
+    options = (f"-DTRITLLM_SANITIZE={sanitizers}", f"-DTRITLLM_LEAVE_OUT={idle_sets()}")
     # With -O1 gcc takes six times as long for the arrays of products_scalar.cpp.
     folder = build("sanitized", *options, "-DCMAKE_CXX_FLAGS_RELEASE=-Og -DNDEBUG")
     missing = "" if "address" in sanitizers else "; AddressSanitizer NOT run: zig has none"

@@ -23,6 +23,19 @@ inline __m256 load8(const Bfloat *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
 }
 
+inline void store8(float *p, __m256 x) { _mm256_storeu_ps(p, x); }
+inline void store8(Half *p, __m256 x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store8(Bfloat *p, __m256 x) {
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i r = _mm256_blendv_epi8(Avx2::bfloat_bits(x), _mm256_set1_epi32(0x7fc0), nan);
+    const __m256i packed = _mm256_packus_epi32(r, r);  // in each half of 128 bits
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                     _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+
 inline float largest_of(__m256 x) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));

@@ -147,6 +147,11 @@ struct Avx2Products {
     static Floats fma(Floats x, Floats y, Floats sum) { return _mm256_fmadd_ps(x, y, sum); }
     static Floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
     static void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
+    template <class T>
+    static void store_tile(T *out, const float *y) {
+        store8(out, load_floats(y));
+        store8(out + 8, load_floats(y + 8));
+    }
 
     // A gather of eight steps takes some 20 cycles on Zen 3, two groups of sixteen rows by tables
     // of bytes as many.

@@ -40,13 +40,45 @@ void widen_row(const void *x, int64_t columns, int64_t blocks, uint8_t *row) {
     for (int64_t i = 0; i < blocks * kBlockColumns; i++) out[i] = i < columns ? to_float(in[i]) : 0;
 }
 
+template <class T>
+void add_bias(const void *bias, int64_t row, int64_t count, const float *sum, float *y) {
+    const T *of_rows = static_cast<const T *>(bias) + row;
+    for (int64_t r = 0; r < count; r++) y[r] = sum[r] + to_float(of_rows[r]);
+}
+
+// Sixteen results, of which the first `count` are wanted.
+template <class V, class T>
+void store_rows(const Product &p, int64_t at, int64_t count, const float *y) {
+    T *out = static_cast<T *>(p.y) + at;
+    if (count == kTileRows) return V::store_tile(out, y);
+    for (int64_t r = 0; r < count; r++) round_any(y[r], out + r);
+}
+
 // The results of one tile and batch row.
-inline void finish_tile(const Product &p, int64_t b, int64_t tile, const float *sum) {
-    const int64_t row = tile * kTileRows;
-    for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p.rows - row); r++) {
-        const float bias = p.bias ? element(p.bias, p.bias_dtype, row + r) : 0.0f;
-        set_element(p.y, p.dtype, b * p.stride + row + r, p.bias ? sum[r] + bias : sum[r]);
+template <class V>
+void finish_tile(const Product &p, int64_t b, int64_t tile, const float *sum) {
+    const int64_t row = tile * kTileRows, at = b * p.stride + row;
+    const int64_t count = std::min<int64_t>(kTileRows, p.rows - row);
+    alignas(64) float y[kTileRows];
+    if (p.bias) {
+        switch (p.bias_dtype) {
+            case TRITLLM_FLOAT16: add_bias<Half>(p.bias, row, count, sum, y); break;
+            case TRITLLM_BFLOAT16: add_bias<Bfloat>(p.bias, row, count, sum, y); break;
+            default: add_bias<float>(p.bias, row, count, sum, y);
+        }
+        sum = y;
     }
+    switch (p.dtype) {
+        case TRITLLM_FLOAT16: return store_rows<V, Half>(p, at, count, sum);
+        case TRITLLM_BFLOAT16: return store_rows<V, Bfloat>(p, at, count, sum);
+        default: return store_rows<V, float>(p, at, count, sum);
+    }
+}
+
+// Results of sets that leave elements to the compiler.
+template <class T>
+void store_plain(T *out, const float *y) {
+    for (int r = 0; r < kTileRows; r++) round_any(y[r], out + r);
 }
 
 // --- Few batch rows: weights go from memory to registers ------------------------------------------
@@ -94,7 +126,7 @@ void fields_tile(const Product &p, const typename V::Steps &steps, const Activat
             scale[m] += kBlockGroups;
         }
     }
-    for (int m = 0; m < M; m++) finish_tile(p, b + m, tile, sum[m]);
+    for (int m = 0; m < M; m++) finish_tile<V>(p, b + m, tile, sum[m]);
 }
 
 constexpr int kFewRows = 4;
@@ -193,7 +225,7 @@ void fields_prefill(const Product &p, const Activations &a, int64_t begin, int64
             }
             for (int t = 0; t < tiles; t++)
                 for (int64_t b = 0; b < rows; b++)
-                    finish_tile(p, first_row + b, tile + t, panel.sum[t][b]);
+                    finish_tile<V>(p, first_row + b, tile + t, panel.sum[t][b]);
         }
     }
 }
@@ -241,7 +273,7 @@ void fields_exact_tile(const Product &p, const typename V::Steps &steps, const A
     }
     float result[kTileRows];
     for (int part = 0; part < kParts; part++) V::store(result + part * V::kRows, sum[part]);
-    finish_tile(p, b, tile, result);
+    finish_tile<V>(p, b, tile, result);
 }
 
 template <class V>
@@ -278,7 +310,7 @@ struct FieldsEngine : V {
         multiply_super_panel<V>(panel, tiles, a, first, rows, s, count);
     }
     static void finish(const Product &p, int64_t b, int64_t tile, const float *sum) {
-        finish_tile(p, b, tile, sum);
+        finish_tile<V>(p, b, tile, sum);
     }
 };
 

@@ -25,7 +25,7 @@ void finish_rows(const Product &p, const typename V::Steps &steps, const Activat
     for (int part = 0; part < kParts; part++)
         V::store(result + part * V::kRows,
                  V::mul(V::mul(V::to_floats(dot[part]), scale), step[0][part]));
-    finish_tile(p, b, tile, result);
+    finish_tile<V>(p, b, tile, result);
 }
 
 // --- Few batch rows: weights go from memory to registers ------------------------------------------

@@ -122,6 +122,10 @@ struct NeonProducts {
     static Floats fma(Floats x, Floats y, Floats sum) { return vfmaq_f32(sum, x, y); }
     static Floats load_floats(const float *p) { return vld1q_f32(p); }
     static void store(float *p, Floats x) { vst1q_f32(p, x); }
+    template <class T>
+    static void store_tile(T *out, const float *y) {
+        store_plain(out, y);
+    }
 
     // Sixteen rows at a time.
     class Steps {

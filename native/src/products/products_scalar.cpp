@@ -163,6 +163,10 @@ struct Plain {
         return r;
     }
     static void store(float *p, const Floats &x) { std::memcpy(p, x.v, sizeof x.v); }
+    template <class T>
+    static void store_tile(T *out, const float *y) {
+        store_plain(out, y);
+    }
 
     struct Steps {
         const float *steps;
