@@ -198,9 +198,9 @@ class PromptAttention {
     const int rows_, keys_;
     const float *q_[kBlockQueries];
     float *out_[kBlockQueries];
-    int64_t begin_[kBlockQueries], end_[kBlockQueries];  // keys that a query sees
-    alignas(64) float key_[kBlockSize];                  // [panels of keys][head_dim][kPanel]
-    alignas(64) float value_[kBlockSize];                // [panels of head_dim][keys][kPanel]
+    int64_t begin_[kBlockQueries] = {}, end_[kBlockQueries] = {};  // keys that a query sees
+    alignas(64) float key_[kBlockSize];    // [panels of keys][head_dim][kPanel]
+    alignas(64) float value_[kBlockSize];  // [panels of head_dim][keys][kPanel]
     alignas(64) float score_[kGroupQueries][kBlockKeys];
     alignas(64) float bound_[kBlockKeys];
     float largest_[kBlockQueries], sum_[kBlockQueries];
