@@ -19,7 +19,7 @@ from tritllm.ops.backends.cpu import scratch_memory
 from tritllm.step import native_step as block_step
 
 _LEAST_ROOM = 64  # tokens
-_PROMPT_ROWS = 768  # of all sequences at a time: memory stays bounded; products take 384 of them
+_PROMPT_ROWS = 768  # of all sequences at a time: memory stays bounded; products take 256 of them
 _CAPACITY_MULTIPLE = 16  # tokens
 CACHES = (DynamicCache, Int8Cache)  # whose memory the native step can use
 
