@@ -60,8 +60,11 @@ def start_cluster(folder: str) -> str:
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_failure_threshold": "3",
     }
+    from ray._private.utils import get_ray_address_file
     from ray.cluster_utils import Cluster
 
+    # Of a head with another folder than Ray's own nobody makes that one, where the address goes.
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
     CLUSTER = Cluster(initialize_head=True, head_node_args=head)
     CLUSTER.add_node(num_cpus=1)
