@@ -68,8 +68,12 @@ def has_avx512() -> bool:
 
 def idle_sets() -> str:
     """The instruction sets that cannot run here, which would take minutes to compile."""
-    needs = {"avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni", "avx512": "avx512vbmi"}
-    needs["amx"] = "amx_int8"
+    needs = {
+        "avxvnni": "avx_vnni",
+        "avx512vnni": "avx512_vnni",
+        "avx512": "avx512vbmi",
+        "amx": "amx_int8",
+    }
     return ";".join(isa for isa, flag in needs.items() if not has(flag))
 
 

@@ -224,26 +224,6 @@ struct Avx512 : Avx512Digits {
         return _mm512_add_epi32(_mm512_add_epi32(x, odd), _mm512_set1_epi32(0x7fff));
     }
 
- private:
-    static constexpr Avx512Index index{};
-
-    // The first bytes of sixteen words, then their second bytes, ...
-    static __m512i bytes_by_plane(__m512i words) {
-#if defined(TRITLLM_VBMI)
-        return _mm512_permutexvar_epi8(_mm512_loadu_si512(&index.by_plane), words);
-#else
-        const __m128i of_four = _mm_loadu_si128((const __m128i *)&index.by_plane_of_four);
-        return _mm512_permutexvar_epi32(
-            _mm512_loadu_si512(&index.by_four),
-            _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(of_four)));
-#endif
-    }
-
-    static F scaled(const uint8_t *digits, float middle, float step) {
-        F k = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)digits)));
-        return mul(sub(k, set(middle)), set(step));
-    }
-
     // Rows of sixteen 32-bit words to columns, in place.
     static void transpose(__m512i *x) {
         __m512i y[16];
@@ -270,6 +250,26 @@ struct Avx512 : Avx512Digits {
             x[4 + c] = _mm512_shuffle_i32x4(y[4 + c], y[12 + c], 0x88);
             x[12 + c] = _mm512_shuffle_i32x4(y[4 + c], y[12 + c], 0xdd);
         }
+    }
+
+ private:
+    static constexpr Avx512Index index{};
+
+    // The first bytes of sixteen words, then their second bytes, ...
+    static __m512i bytes_by_plane(__m512i words) {
+#if defined(TRITLLM_VBMI)
+        return _mm512_permutexvar_epi8(_mm512_loadu_si512(&index.by_plane), words);
+#else
+        const __m128i of_four = _mm_loadu_si128((const __m128i *)&index.by_plane_of_four);
+        return _mm512_permutexvar_epi32(
+            _mm512_loadu_si512(&index.by_four),
+            _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(of_four)));
+#endif
+    }
+
+    static F scaled(const uint8_t *digits, float middle, float step) {
+        F k = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)digits)));
+        return mul(sub(k, set(middle)), set(step));
     }
 
     // Sixteen rows of sixteen 16-bit words -> one vector a column. In each 512-bit vector two rows

@@ -57,7 +57,8 @@ void unpack_block(const StepRegisters &table, const Tile &at, uint8_t (*__restri
 template <int D>
 void unpack_blocks(const StepRegisters &table, const Product &p, int64_t tile, int64_t n,
                    int64_t count, uint8_t (*unit)[kUnit], float (*step)[16]) {
-    with_tile<D>(p, tile, [&](auto at) {
+    with_tile<D>(p, [&](auto kind) {
+        typename decltype(kind)::Tile at(p, tile);
         at.advance(n);
         for (int64_t i = 0; i < count; i++, at.advance(1))
             unpack_block(table, at, unit + i * kBlockSteps, step + i * kBlockGroups);

@@ -84,9 +84,8 @@ void decode_few(const Product &p, const Activations &a, int64_t begin, int64_t e
 template <int D>
 void compute_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
     if (a.batch > 4) return prefill<D, Vnni>(p, a, begin, end);
-    if constexpr (kMayBeTogether<D>)
-        if (p.planes_together) return decode_few<CodesTile<D>>(p, a, begin, end);
-    decode_few<FivesTile<D>>(p, a, begin, end);
+    with_tile<D>(p,
+                 [&](auto kind) { decode_few<typename decltype(kind)::Tile>(p, a, begin, end); });
 }
 
 void compute(const Product &p, const Activations &a, int64_t begin, int64_t end) {
@@ -141,8 +140,10 @@ void exact_tile(const Product &p, const Activations &a, int64_t tile) {
 
 template <int D>
 void exact_depth(const Product &p, const Activations &a, int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++)
-        with_tile<D>(p, tile, [&](auto at) { exact_tile<decltype(at)>(p, a, tile); });
+    with_tile<D>(p, [&](auto kind) {
+        for (int64_t tile = begin; tile < end; tile++)
+            exact_tile<typename decltype(kind)::Tile>(p, a, tile);
+    });
 }
 
 void compute_exact(const Product &p, const Activations &a, int64_t begin, int64_t end) {
@@ -165,39 +166,18 @@ struct Avx512Superblocks : Avx512Engine {
 
 // --- Preparation ------------------------------------------------------------------------------
 
-// Sixteen rows of sixteen 32-bit words at a time: words of two rows are interleaved, then of four,
-// and quarters of vectors last.
 struct Avx512Reader {
     static void prefetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
     static bool add_planes(const uint8_t *const *plane, int planes, uint8_t *digits) {
         return Avx512::add_planes(plane, planes, digits);
     }
+    // Sixteen rows of sixteen words of 32 bits at a time.
     static void units(const SpanRows &rows, int plane, Span *span) {
-        for (int c = 0; c < kSpanUnits; c += 16) {
-            __m512i x[16], y[16];
-            for (int r = 0; r < 16; r++) x[r] = _mm512_load_si512(&rows.trit[plane][r][4 * c]);
-            for (int r = 0; r < 16; r += 2) {
-                y[r] = _mm512_unpacklo_epi32(x[r], x[r + 1]);
-                y[r + 1] = _mm512_unpackhi_epi32(x[r], x[r + 1]);
-            }
-            for (int r = 0; r < 16; r += 4) {
-                x[r] = _mm512_unpacklo_epi64(y[r], y[r + 2]);
-                x[r + 1] = _mm512_unpackhi_epi64(y[r], y[r + 2]);
-                x[r + 2] = _mm512_unpacklo_epi64(y[r + 1], y[r + 3]);
-                x[r + 3] = _mm512_unpackhi_epi64(y[r + 1], y[r + 3]);
-            }
-            // x[4r + i]: rows 4r .. 4r + 3 of units i, 4 + i, 8 + i, 12 + i
-            for (int i = 0; i < 4; i++) {
-                const __m512i a = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x44);
-                const __m512i b = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xee);
-                const __m512i d = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x44);
-                const __m512i e = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xee);
-                uint8_t (*unit)[kUnit] = span->unit[plane] + c + i;
-                _mm512_store_si512(unit[0], _mm512_shuffle_i32x4(a, d, 0x88));
-                _mm512_store_si512(unit[4], _mm512_shuffle_i32x4(a, d, 0xdd));
-                _mm512_store_si512(unit[8], _mm512_shuffle_i32x4(b, e, 0x88));
-                _mm512_store_si512(unit[12], _mm512_shuffle_i32x4(b, e, 0xdd));
-            }
+        for (int s = 0; s < kSpanUnits; s += 16) {
+            __m512i word[16];
+            for (int r = 0; r < 16; r++) word[r] = _mm512_load_si512(&rows.trit[plane][r][4 * s]);
+            Avx512::transpose(word);
+            for (int i = 0; i < 16; i++) _mm512_store_si512(span->unit[plane][s + i], word[i]);
         }
     }
 };

@@ -183,12 +183,16 @@ struct CodesTile : TogetherStreams<D> {
     static constexpr int kPlain = D == 3 ? 5 : 7;
 };
 
-// Calls take(tile) with the tile as it lies in memory.
+// Calls take(kind), whose kind's Tile is what the tiles are in memory.
+template <class T>
+struct TileKind {
+    using Tile = T;
+};
 template <int D, class Take>
-TRITLLM_INLINE void with_tile(const Product &p, int64_t tile, Take take) {
+TRITLLM_INLINE void with_tile(const Product &p, Take take) {
     if constexpr (kMayBeTogether<D>)
-        if (p.planes_together) return take(CodesTile<D>(p, tile));
-    take(FivesTile<D>(p, tile));
+        if (p.planes_together) return take(TileKind<CodesTile<D>>());
+    take(TileKind<FivesTile<D>>());
 }
 
 // The steps (scales) of 16 rows for group G of a block: vpermi2ps looks at the low five bits alone.

@@ -12,6 +12,17 @@ namespace {
 constexpr int kKeys = 32;     // whose scores are held at a time
 constexpr int kMostRows = 7;  // queries at a time: so many sums stay in registers
 
+// The keys that a new token sees: from the first to before the end.
+inline int64_t key_of(const AttentionPart &part, int64_t key) {
+    return std::min(std::max<int64_t>(key, 0), part.tokens);
+}
+inline int64_t first_key(const AttentionPart &part, int64_t token) {
+    return part.window ? key_of(part, part.seen + token - part.window) : 0;
+}
+inline int64_t end_key(const AttentionPart &part, int64_t token) {
+    return key_of(part, part.seen + token);
+}
+
 // The queries of an attention, numbered through: `heads` of each new token.
 struct Queries {
     const AttentionPart &part;
@@ -209,13 +220,8 @@ void attend_type(const AttentionPart &part) {
         out[part.head_dim] = kNone;
         out[part.head_dim + 1] = 0;
     }
-    const auto bounded = [&](int64_t key) {
-        return std::min(std::max<int64_t>(key, 0), part.tokens);
-    };
-    const auto begin_of = [&](int64_t token) {
-        return part.window ? bounded(part.seen + token - part.window) : 0;
-    };
-    const auto end_of = [&](int64_t token) { return bounded(part.seen + token); };
+    const auto begin_of = [&](int64_t token) { return first_key(part, token); };
+    const auto end_of = [&](int64_t token) { return end_key(part, token); };
     // Whole pieces of kKeys that all tokens see go by once for all. What is before and after them
     // each token takes for itself, so that its pieces are those that it has alone.
     const int64_t begin = (begin_of(part.new_tokens - 1) + kKeys - 1) / kKeys * kKeys;

@@ -108,16 +108,13 @@ class PromptAttention {
         : part_(part),
           rows_(int(end - row)),
           keys_(std::min(kBlockKeys, kBlockSize / part.head_dim / 64 * 64)) {
-        const auto bounded = [&](int64_t key) {
-            return std::min(std::max<int64_t>(key, 0), part.tokens);
-        };
+        const Queries queries{part};
         for (int r = 0; r < rows_; r++) {
-            const int64_t token = (row + r) / part.heads, seen = part.seen + token;
-            const int64_t at = (row + r) % part.heads * part.head_dim;
-            q_[r] = part.q + token * part.q_stride + at;
-            out_[r] = part.out + token * part.out_stride + at;
-            begin_[r] = part.window ? bounded(seen - part.window) : 0;
-            end_[r] = bounded(seen);
+            const int64_t token = (row + r) / part.heads;
+            q_[r] = queries.q(row + r);
+            out_[r] = part.out + token * part.out_stride + (row + r) % part.heads * part.head_dim;
+            begin_[r] = first_key(part, token);
+            end_[r] = end_key(part, token);
             largest_[r] = kNone;
             sum_[r] = 0;
         }
